@@ -1,0 +1,40 @@
+# Everything makes .venv first and installs what it needs: `make train` and `make test` work on a fresh machine with
+# Python ≥ 3.11 and make.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+# Tests run in two processes of one thread each, so that they do not fight over two cores.
+PYTEST := $(RUN) -m pytest -n 2
+# What `make train` passes on, for example: make train ARGS="seed=3 max_steps=200"
+ARGS ?=
+
+.PHONY: venv train test test-slow lint bench clean
+
+venv: $(VENV)/installed
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: venv
+	$(RUN) train.py $(ARGS)
+
+test: venv
+	$(PYTEST) -m "not slow"
+
+test-slow: venv
+	$(PYTEST) -m slow
+
+lint: venv
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+bench: venv
+	$(RUN) -m benchmarks.callbacks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
