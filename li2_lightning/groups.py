@@ -1,0 +1,329 @@
+"""Finite groups as Cayley tables, validated when they are made.
+
+An element is its index 0 … M−1 and ``table[a, b]`` is the index of the product ab. The constructors state
+which index is which element; nothing else in the library assumes an order, not even that the identity is 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from li2_lightning.errors import InputError
+from li2_lightning.files import read_npz
+
+IntArray = npt.NDArray[np.int64]
+
+MAX_ORDER = 1024
+"""Largest order M: a table is M×M, and a two-operand task has M² rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteGroup:
+    """A finite group given by its Cayley table; two groups are equal when their tables are.
+
+    Args:
+        name: what reports call it.
+        table: (M, M) integers, ``table[a, b]`` = index of ab. Kept as a read-only int64 copy.
+        elements: M labels, for messages and pictures; without them an element is called by its index.
+
+    Raises:
+        InputError: the table is not square, larger than `MAX_ORDER`, or violates an axiom (closure, identity,
+            inverses, associativity); the sentence names the first elements that do.
+    """
+
+    name: str
+    table: IntArray
+    elements: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        table = np.asarray(self.table)
+        if table.ndim != 2 or table.shape[0] != table.shape[1] or not table.size:
+            raise InputError(
+                f"The Cayley table of {self.name} has shape {table.shape}; it needs as many rows as columns, "
+                "at least one."
+            )
+        if len(table) > MAX_ORDER:
+            raise InputError(f"The Cayley table of {self.name} has order {len(table)}; allowed is up to {MAX_ORDER}.")
+        if table.dtype.kind not in "iu":
+            raise InputError(
+                f"The Cayley table of {self.name} holds {table.dtype} entries; it needs integers from 0 to "
+                f"{len(table) - 1}."
+            )
+        if self.elements is not None and len(self.elements) != len(table):
+            raise InputError(f"{self.name} has {len(table)} elements but {len(self.elements)} labels.")
+        if violation := _violated_axiom(table, self.label):
+            raise InputError(f"The Cayley table of {self.name} is no group: {violation}.")
+        table = table.astype(np.int64)
+        table.setflags(write=False)
+        object.__setattr__(self, "table", table)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FiniteGroup) and (self is other or np.array_equal(self.table, other.table))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.table.tobytes())
+
+    @property
+    def order(self) -> int:
+        """Number of elements M."""
+        return len(self.table)
+
+    @cached_property
+    def identity(self) -> int:
+        """Index of the identity."""
+        return int(np.flatnonzero(self.table[0] == 0)[0])
+
+    @cached_property
+    def inverses(self) -> IntArray:
+        """(M,) index of every element's inverse."""
+        return _frozen(np.argmax(self.table == self.identity, axis=1))
+
+    @cached_property
+    def is_abelian(self) -> bool:
+        """Whether ab = ba for all a, b."""
+        return np.array_equal(self.table, self.table.T)
+
+    @cached_property
+    def class_of(self) -> IntArray:
+        """(M,) number of the conjugacy class that holds each element, in the order of `conjugacy_classes`."""
+        conjugates = self.table[self.table, self.inverses[:, None]]  # row g, column x: g x g⁻¹
+        return _frozen(np.unique(conjugates.min(axis=0), return_inverse=True)[1])
+
+    @cached_property
+    def conjugacy_classes(self) -> tuple[IntArray, ...]:
+        """The classes as sorted arrays of elements, ordered by their smallest element."""
+        return tuple(_frozen(np.flatnonzero(self.class_of == k)) for k in range(self.class_of.max() + 1))
+
+    def label(self, element: int) -> str:
+        """What the element is called."""
+        return str(element) if self.elements is None else self.elements[element]
+
+
+def cyclic(order: int) -> FiniteGroup:
+    """Z_order: the integers 0 … order−1 under addition; element k has index k."""
+    order = check_integer(order, "order", 1, MAX_ORDER)
+    k = np.arange(order)
+    return FiniteGroup(f"Z{order}", (k[:, None] + k) % order)
+
+
+def product(factors: str) -> FiniteGroup:
+    """Direct product of cyclic groups: ``"2x3x4"`` is Z2×Z3×Z4.
+
+    The index of (k₁, k₂, …) is the mixed-radix number k₁k₂…, the last factor varying fastest.
+
+    Raises:
+        InputError: ``factors`` is not integers ≥ 1 joined by ``x``, or their product exceeds `MAX_ORDER`.
+    """
+    well_formed = isinstance(factors, str) and re.fullmatch(r"0*[1-9][0-9]{0,3}(x0*[1-9][0-9]{0,3})*", factors)
+    orders = [int(factor) for factor in factors.split("x")] if well_formed else []
+    order = math.prod(orders)
+    if not orders or order > MAX_ORDER:
+        raise InputError(
+            f"factors is {factors!r}; allowed are integers from 1 joined by x, as in 2x3x4, with a product "
+            f"of at most {MAX_ORDER}."
+        )
+    digits = np.stack(np.unravel_index(np.arange(order), orders))  # (factors, M)
+    sums = (digits[:, :, None] + digits[:, None, :]) % np.array(orders)[:, None, None]
+    labels = tuple(f"({','.join(map(str, element))})" for element in digits.T.tolist())
+    return FiniteGroup(
+        "×".join(f"Z{k}" for k in orders), np.ravel_multi_index(tuple(sums), orders).astype(np.int64), labels
+    )
+
+
+def symmetric(degree: int) -> FiniteGroup:
+    """S_degree, order degree!, for degree 1 to 6.
+
+    Elements are the permutations of 0 … degree−1 in lexicographic order of (p(0), p(1), …), so that the
+    identity is element 0. A product acts like a composition of functions: (ab)(i) = a(b(i)).
+    """
+    degree = check_integer(degree, "degree", 1, 6)
+    return _permutation_group(f"S{degree}", np.array(list(permutations(range(degree)))))
+
+
+def alternating(degree: int) -> FiniteGroup:
+    """A_degree, the even permutations, for degree 1 to 6; order and composition as for `symmetric`."""
+    degree = check_integer(degree, "degree", 1, 6)
+    perms = np.array(list(permutations(range(degree))))
+    i, j = np.triu_indices(degree, 1)
+    inversions = (perms[:, i] > perms[:, j]).sum(axis=1)
+    return _permutation_group(f"A{degree}", perms[inversions % 2 == 0])
+
+
+def dihedral(degree: int) -> FiniteGroup:
+    """D_degree, the symmetries of the regular polygon with ``degree`` corners; order 2·degree.
+
+    Element a·degree + k is rᵏsᵃ (k < degree, a < 2) with s² = 1 and sr = r⁻¹s.
+    """
+    degree = check_integer(degree, "degree", 1, MAX_ORDER // 2)
+    return _turns_and_flips(f"D{degree}", degree, 0)
+
+
+def quaternion(order: int = 8) -> FiniteGroup:
+    """The generalized quaternion (dicyclic) group of an order 4m ≥ 8: Q8, Q16, …; 12 gives Dic3.
+
+    Element 2ma + k is rᵏsᵃ (k < 2m, a < 2) with s² = rᵐ and sr = r⁻¹s.
+    """
+    m, rest = divmod(check_integer(order, "order", 8, MAX_ORDER), 4)
+    if rest:
+        raise InputError(f"order is {order}; allowed for quaternion groups are the multiples of 4 from 8 on.")
+    return _turns_and_flips(f"Q{order}" if m & (m - 1) == 0 else f"Dic{m}", 2 * m, m)
+
+
+def from_table(path: str | Path) -> FiniteGroup:
+    """Read a Cayley table from a file; row a, column b holds the product ab.
+
+    ``.csv`` and ``.txt`` hold one row a line, cells separated by commas or blanks (``#`` starts a comment);
+    ``.json`` a list of lists; ``.npy`` an array; ``.npz`` an array called ``table``. Cells are indices
+    from 0, or, in the text formats, labels: then the first row and column both list the elements in order.
+
+    Raises:
+        InputError: missing, unreadable, pickled or malformed file, or a table that is no group.
+    """
+    path = Path(path)
+    readers: dict[str, Callable[[Path], npt.NDArray[Any] | list[list[str]]]] = {
+        ".csv": _read_text,
+        ".txt": _read_text,
+        ".json": _read_json,
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+    }
+    if path.suffix.lower() not in readers:
+        raise InputError(f"The Cayley table {path} has none of the known endings {', '.join(readers)}.")
+    try:
+        cells = readers[path.suffix.lower()](path)
+    # Whatever a broken file makes the parsers raise is one and the same fact for the user.
+    except Exception as error:
+        raise InputError(f"The Cayley table {path} cannot be read: {reason(error)}.") from error
+    try:
+        table, labels = _indices_and_labels(cells) if isinstance(cells, list) else (cells, None)
+        return FiniteGroup(path.stem, table, labels)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def check_integer(value: Any, name: str, low: int, high: int) -> int:
+    """``value`` as an int, or an `InputError` that says what ``name`` may be (True and 3.0 are none)."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high:
+        return int(value)
+    raise InputError(f"{name} is {value!r}; allowed is an integer from {low} to {high}.")
+
+
+def reason(error: Exception) -> str:
+    """What an exception of a foreign reader says, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
+
+
+def _frozen(array: npt.NDArray[Any]) -> IntArray:
+    array = array.astype(np.int64)
+    array.setflags(write=False)
+    return array
+
+
+def _violated_axiom(table: npt.NDArray[Any], label: Callable[[int], str]) -> str | None:
+    """The first violation in an integer table, in words; None for a group."""
+    order = len(table)
+    everything = np.arange(order)
+    outside = np.argwhere((table < 0) | (table >= order))
+    if len(outside):
+        a, b = outside[0]
+        return f"{label(a)}·{label(b)} = {table[a, b]} is not among the elements 0 to {order - 1}"
+    neutral = (table == everything).all(axis=1) & (table == everything[:, None]).all(axis=0)
+    if not neutral.any():
+        return "it has no identity, no element e with e·a = a·e = a for every a"
+    identity = np.argmax(neutral)
+    cancels = table == identity
+    invertible = (cancels & cancels.T).any(axis=1)
+    if not invertible.all():
+        return f"{label(int(np.argmin(invertible)))} has no inverse"
+    # Light's test: the g with (ag)b = a(gb) for all a, b form a group, so checking generators is enough, and
+    # every generator that passes at least doubles what has been covered.
+    covered = np.array([identity])
+    while len(covered) < order:
+        g = np.setdiff1d(everything, covered)[0]
+        left, right = table[table[:, g]], table[:, table[g]]
+        wrong = np.argwhere(left != right)
+        if len(wrong):
+            a, b = wrong[0]
+            return (
+                f"it is not associative, ({label(a)}·{label(g)})·{label(b)} = {label(left[a, b])} but "
+                f"{label(a)}·({label(g)}·{label(b)}) = {label(right[a, b])}"
+            )
+        covered, size = np.append(covered, g), 0
+        while len(covered) > size:
+            size = len(covered)
+            covered = np.unique(table[np.ix_(covered, covered)])
+    return None
+
+
+def _permutation_group(name: str, perms: npt.NDArray[np.int64]) -> FiniteGroup:
+    """The group whose elements are the rows of ``perms``, which are closed and in lexicographic order."""
+    place_values = perms.shape[1] ** np.arange(perms.shape[1])[::-1]
+    codes = perms @ place_values
+    table = np.searchsorted(codes, perms[:, perms] @ place_values)
+    return FiniteGroup(name, table, tuple("".join(map(str, perm)) for perm in perms.tolist()))
+
+
+def _turns_and_flips(name: str, turns: int, flip_squared: int) -> FiniteGroup:
+    """Elements rᵏsᵃ at index a·turns + k, with r^turns = 1, s² = r^flip_squared, sr = r⁻¹s."""
+    a, k = np.divmod(np.arange(2 * turns), turns)
+    turn = k[:, None] + np.where(a, -1, 1)[:, None] * k + flip_squared * (a[:, None] & a)
+    labels = tuple(f"r{i}{'s' * flip}" for flip, i in zip(a.tolist(), k.tolist(), strict=True))
+    return FiniteGroup(name, turn % turns + turns * (a[:, None] ^ a), labels)
+
+
+def _read_text(path: Path) -> list[list[str]]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    return [[c.strip() for c in line.split(",")] if "," in line else line.split() for line in lines if line]
+
+
+def _read_json(path: Path) -> list[list[str]]:
+    rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise ValueError("it must hold a list of lists")
+    return [[str(cell) for cell in row] for row in rows]
+
+
+def _read_npy(path: Path) -> npt.NDArray[Any]:
+    table = np.load(path, allow_pickle=False)
+    if not isinstance(table, np.ndarray):
+        raise TypeError("it must hold one array")
+    return table
+
+
+def _read_npz(path: Path) -> npt.NDArray[Any]:
+    return read_npz(path, ("table",))["table"]
+
+
+def _indices_and_labels(rows: list[list[str]]) -> tuple[npt.NDArray[Any], tuple[str, ...] | None]:
+    """The table that text cells spell: indices if every cell is an integer, else labels."""
+    for number, row in enumerate(rows):
+        if len(row) != len(rows):
+            raise InputError(f"Row {number} of the Cayley table has {len(row)} cells, but there are {len(rows)} rows.")
+    if all(re.fullmatch(r"-?[0-9]{1,18}", cell) for row in rows for cell in row):
+        return np.array([[int(cell) for cell in row] for row in rows], dtype=np.int64), None
+    labels = tuple(rows[0])
+    if len(set(labels)) < len(labels) or [row[0] for row in rows] != rows[0]:
+        raise InputError("The first row and column of a Cayley table of labels must list the elements in one order.")
+    index = {label: position for position, label in enumerate(labels)}
+    for a, row in zip(labels, rows, strict=True):
+        for b, cell in zip(labels, row, strict=True):
+            if cell not in index:
+                raise InputError(f"The Cayley table is no group: {a}·{b} = {cell!r} is not among the elements.")
+    return np.array([[index[cell] for cell in row] for row in rows], dtype=np.int64), labels

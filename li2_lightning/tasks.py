@@ -1,0 +1,303 @@
+"""What is to be learned: every tuple of operands with its label; and the split in training and test rows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from li2_lightning import expressions, groups
+from li2_lightning.errors import InputError
+from li2_lightning.files import read_npz
+from li2_lightning.groups import MAX_ORDER, FiniteGroup, check_integer
+from li2_lightning.registry import Registry
+from li2_lightning.representations import max_irrep_dimension
+from li2_lightning.theory.sampling import critical_fraction
+
+IntArray = npt.NDArray[np.int64]
+
+MAX_ROWS = 2**22
+"""Largest number of rows N = M^k of a task."""
+
+VARIABLES = tuple("xyz" + "wvutsrqponmlkjihgfedcba")
+"""Names of the operands in an expression, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Everything there is to learn: N rows of k operands, each with a label.
+
+    Attributes:
+        name: for people.
+        operands: (N, k) tokens 0 … num_tokens−1; row-major, the last operand varies fastest.
+        labels: (N,) classes 0 … num_classes−1.
+        num_tokens: M.
+        num_classes: C.
+        group: the group whose products are the labels, where there is one.
+        predicted_fraction: training fraction at which generalization is expected, for two-operand group tasks
+            from M = 3 on (`critical_fraction`; it may exceed 1), else None.
+
+    Raises:
+        InputError: shapes that do not fit, or tokens or labels out of range.
+    """
+
+    name: str
+    operands: IntArray
+    labels: IntArray
+    num_tokens: int
+    num_classes: int
+    group: FiniteGroup | None = None
+    predicted_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.operands.ndim != 2 or self.labels.shape != self.operands.shape[:1] or not self.operands.size:
+            raise InputError(
+                f"The task {self.name} has operands of shape {self.operands.shape} and labels of shape "
+                f"{self.labels.shape}; they must be (N, k) and (N,), not empty."
+            )
+        for what, array, stop in (
+            ("operands", self.operands, self.num_tokens),
+            ("labels", self.labels, self.num_classes),
+        ):
+            if array.dtype != np.int64 or array.min() < 0 or array.max() >= stop:
+                raise InputError(f"The {what} of the task {self.name} must be int64 from 0 to {stop - 1}.")
+
+    @property
+    def num_operands(self) -> int:
+        """k."""
+        return int(self.operands.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Row indices into a task, each sorted and without duplicates; the two are disjoint."""
+
+    train: IntArray
+    test: IntArray
+
+
+TASKS: Registry[Callable[..., Task]] = Registry("task", "li2_lightning.tasks")
+
+
+def build_task(config: Mapping[str, Any]) -> Task:
+    """The task that a ``task`` section describes: its ``name``, and options of which None means unset.
+
+    Raises:
+        InputError: unknown name, an option that the task does not take or lacks, or a value it refuses.
+    """
+    options = {key: value for key, value in config.items() if key != "name" and value is not None}
+    try:
+        task = TASKS.build(config["name"], "task", options)
+    except InputError as error:
+        # The constructors of groups speak of an order or a degree; the user wrote task.order or task.degree.
+        raise InputError(re.sub(r"^(order|degree|factors|num_operands) is ", r"task.\1 is ", str(error))) from error
+    if not isinstance(task, Task):
+        raise InputError(f"The task {config['name']!r} made a {type(task).__name__}; it must return a Task.")
+    return task
+
+
+@TASKS.register("cyclic")
+def _cyclic(order: int = 71, num_operands: int = 2) -> Task:
+    return group_task(groups.cyclic(order), num_operands)
+
+
+@TASKS.register("product")
+def _product(factors: str, num_operands: int = 2) -> Task:
+    return group_task(groups.product(factors), num_operands)
+
+
+@TASKS.register("symmetric")
+def _symmetric(degree: int, num_operands: int = 2) -> Task:
+    return group_task(groups.symmetric(degree), num_operands)
+
+
+@TASKS.register("alternating")
+def _alternating(degree: int, num_operands: int = 2) -> Task:
+    return group_task(groups.alternating(degree), num_operands)
+
+
+@TASKS.register("dihedral")
+def _dihedral(degree: int, num_operands: int = 2) -> Task:
+    return group_task(groups.dihedral(degree), num_operands)
+
+
+@TASKS.register("quaternion")
+def _quaternion(order: int = 8, num_operands: int = 2) -> Task:
+    return group_task(groups.quaternion(order), num_operands)
+
+
+@TASKS.register("cayley_table")
+def _cayley_table(path: str, num_operands: int = 2) -> Task:
+    return group_task(groups.from_table(path), num_operands)
+
+
+@TASKS.register("expression")
+def expression_task(expression: str, modulus: int, num_operands: int = 2) -> Task:
+    """An arithmetic expression modulo m in the operands x, y, z, w, v, u, …
+
+    Rows on which a division is undefined are left out. A two-operand expression whose table is a group (x+y)
+    is a task of that group.
+    """
+    modulus = check_integer(modulus, "modulus", 2, expressions.MAX_MODULUS)
+    operands = _all_operands(modulus, num_operands)
+    # The operands beyond the last are known to the parser so that using one gets advice instead of "unknown".
+    parsed = expressions.parse(expression, VARIABLES[: max(num_operands, 6)], modulus)
+    needed = max((VARIABLES.index(variable) + 1 for variable in parsed.variables_used), default=0)
+    if needed > num_operands:
+        raise InputError(
+            f"The expression {expression!r} uses {VARIABLES[needed - 1]}, operand number {needed}; raise "
+            f"task.num_operands from {num_operands} to {needed}."
+        )
+    padding = [np.zeros(1, dtype=np.int64)] * (len(parsed.variables) - num_operands)
+    labels, defined = parsed.evaluate([*operands.T, *padding])
+    name = f"{parsed.text} mod {modulus}"
+    if not defined.any():
+        raise InputError(f"The expression {expression!r} is undefined everywhere modulo {modulus}.")
+    if num_operands == 2 and modulus <= MAX_ORDER and defined.all():
+        try:
+            return group_task(FiniteGroup(name, labels.reshape(modulus, modulus)), num_operands)
+        except InputError:
+            pass  # most expressions are no group
+    return Task(name, operands[defined], labels[defined], modulus, modulus)
+
+
+def group_task(group: FiniteGroup, num_operands: int = 2) -> Task:
+    """Learn the product g₁g₂…g_k in a group of order M: N = Mᵏ rows.
+
+    Raises:
+        InputError: ``num_operands`` is no integer ≥ 1, or N exceeds `MAX_ROWS`.
+    """
+    operands = _all_operands(group.order, num_operands)
+    labels = operands[:, 0].copy()
+    for operand in operands.T[1:]:
+        labels = group.table[labels, operand]
+    predicted = None
+    if num_operands == 2 and group.order >= 3:
+        predicted = critical_fraction(group.order, max_irrep_dimension(group))
+    return Task(group.name, operands, labels, group.order, group.order, group, predicted)
+
+
+def split_rows(
+    task: Task,
+    *,
+    seed: int,
+    train_fraction: float | None = None,
+    train_size: int | None = None,
+    critical_ratio: float | None = None,
+    split_file: str | Path | None = None,
+) -> Split:
+    """Divide a task's rows into training and test rows.
+
+    At most one of the four may be given; with none the fraction is .4. The random split depends on ``seed``
+    and N alone, on every machine and rank, and with one seed a larger training set contains a smaller one.
+
+    Args:
+        train_fraction: floor(fraction·N + 1e-9) training rows.
+        train_size: that many training rows.
+        critical_ratio: the fraction as a multiple of ``task.predicted_fraction``.
+        split_file: an ``.npz`` with integer arrays ``train`` and ``test`` of rows; it need not use every row.
+
+    Raises:
+        InputError: two of the four, a value out of range, no row left on one side, or a broken split file.
+    """
+    given = {
+        "data.train_fraction": train_fraction,
+        "data.train_size": train_size,
+        "data.critical_ratio": critical_ratio,
+        "data.split_file": split_file,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise InputError(f"{' and '.join(names)} are set; set at most one of them.")
+    if split_file is not None:
+        return _read_split(task, Path(split_file))
+    rows = len(task.labels)
+    if rows < 2:
+        raise InputError(f"The task {task.name} has a single row; a split needs at least two.")
+    if train_size is not None:
+        size = check_integer(train_size, "data.train_size", 1, rows - 1)
+    else:
+        if critical_ratio is not None:
+            fraction, origin = _critical(task, critical_ratio)
+        else:
+            fraction = _check_real(0.4 if train_fraction is None else train_fraction, "data.train_fraction")
+            origin = f"data.train_fraction = {fraction}"
+        if not 0 < fraction < 1:
+            raise InputError(f"{origin} is no fraction of the rows to train on; it must lie between 0 and 1.")
+        size = math.floor(fraction * rows + 1e-9)
+        if not 0 < size < rows:
+            side = "training" if size == 0 else "test"
+            raise InputError(f"{origin} leaves no {side} row of the {rows} of the task {task.name}.")
+    # NumPy promises the raw stream of PCG64 for good, but not what permutation() makes of it.
+    bits = np.random.PCG64(check_integer(seed, "seed", 0, 2**64 - 1)).random_raw(rows)
+    order = np.argsort(bits, kind="stable")
+    return Split(np.sort(order[:size]), np.sort(order[size:]))
+
+
+def _all_operands(num_tokens: int, num_operands: int) -> IntArray:
+    """(M^k, k) every tuple of tokens, row-major."""
+    num_operands = check_integer(num_operands, "num_operands", 1, 22)
+    rows = num_tokens**num_operands
+    if rows > MAX_ROWS:
+        raise InputError(
+            f"{num_operands} operands of {num_tokens} tokens make {rows} rows; allowed are up to {MAX_ROWS}."
+        )
+    place_values = num_tokens ** np.arange(num_operands)[::-1]
+    return (np.arange(rows)[:, None] // place_values % num_tokens).astype(np.int64)
+
+
+def _critical(task: Task, ratio: float) -> tuple[float, str]:
+    """The fraction that a critical ratio stands for, and how to say so."""
+    ratio = _check_real(ratio, "data.critical_ratio")
+    if task.predicted_fraction is None:
+        if task.group is None:
+            why = "it is no group"
+        elif task.num_operands != 2:
+            why = f"it has {task.num_operands} operands, not 2"
+        else:
+            why = f"its group has fewer than 3 elements, {task.num_tokens}"
+        raise InputError(
+            f"data.critical_ratio needs a predicted fraction and the task {task.name} has none: {why}; "
+            "set data.train_fraction instead."
+        )
+    fraction = ratio * task.predicted_fraction
+    return fraction, f"data.critical_ratio = {ratio}, the fraction {fraction:.4g},"
+
+
+def _check_real(value: Any, name: str) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise InputError(f"{name} is {value!r}; it must be a number.")
+
+
+def _read_split(task: Task, path: Path) -> Split:
+    try:
+        arrays = read_npz(path, ("train", "test"))
+    # Whatever a broken file makes the reader raise is one and the same fact for the user.
+    except Exception as error:
+        raise InputError(f"The split file {path} cannot be read: {groups.reason(error)}.") from error
+    rows = len(task.labels)
+    for name, array in arrays.items():
+        if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
+            raise InputError(
+                f"In the split file {path} the array {name!r} must be a list of at least one integer; it is "
+                f"{array.dtype} of shape {array.shape}."
+            )
+        outside = array[(array < 0) | (array >= rows)]
+        if len(outside):
+            raise InputError(
+                f"In the split file {path} the array {name!r} holds the row {outside[0]}; the task "
+                f"{task.name} has the rows 0 to {rows - 1}."
+            )
+    both = np.concatenate([arrays["train"], arrays["test"]]).astype(np.int64)
+    found, counts = np.unique(both, return_counts=True)
+    if len(found) < len(both):
+        raise InputError(f"The split file {path} lists the row {found[counts > 1][0]} twice; rows may occur once.")
+    return Split(*(np.sort(arrays[name].astype(np.int64)) for name in ("train", "test")))
