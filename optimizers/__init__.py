@@ -1,0 +1,51 @@
+"""Optimizers as plug-ins: one for each role of a network's parameters, chosen by name.
+
+To write your own, put a file into this folder and it is found by its name:
+
+    import torch
+    from optimizers import register
+
+    @register("sign_descent")
+    class SignDescent(torch.optim.Optimizer):
+        def __init__(self, params, lr=1e-3):
+            super().__init__(params, {"lr": lr})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.sub_(p.grad.sign(), alpha=group["lr"])
+
+Then ``optimizer.hidden.name=sign_descent optimizer.hidden.lr=0.01``. Outside this folder the same class is
+``optimizer.hidden.name=my_module:SignDescent``, or an entry point of a package, in the group
+``li2_lightning.optimizers``. Any callable ``(params, **hyperparameters) -> torch.optim.Optimizer`` will do,
+also a function that returns somebody else's optimizer. It must leave ``p.grad`` as it is, keep its state in
+``self.state``, and train every parameter it is given. This package depends on torch alone.
+"""
+
+import pkgutil
+
+from optimizers.composite import CompositeOptimizer
+from optimizers.errors import OptimizerError
+from optimizers.muon import Muon
+from optimizers.registry import find, import_plugin, names, register
+from optimizers.roles import ROLES, build_optimizer, check_cover, describe
+from optimizers.schedulers import build_scheduler
+
+__all__ = [
+    "ROLES",
+    "CompositeOptimizer",
+    "Muon",
+    "OptimizerError",
+    "build_optimizer",
+    "build_scheduler",
+    "check_cover",
+    "describe",
+    "find",
+    "names",
+    "register",
+]
+
+for _module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
+    import_plugin(_module.name)

@@ -1,0 +1,189 @@
+"""Muon: momentum whose singular values are all made equal before it is applied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from optimizers.errors import OptimizerError, check_choice
+from optimizers.orthogonalize import METHODS, Method, orthogonalize
+from optimizers.registry import register
+
+MomentumStyle = Literal["ema", "heavy_ball"]
+Scale = Literal["none", "rms", "spectral", "match_adamw"]
+Orientation = Literal["input_output", "output_input"]
+
+# Each scale as a function of (inputs, outputs).
+SCALES: dict[str, Callable[[int, int], float]] = {
+    "none": lambda inputs, outputs: 1.0,
+    "rms": lambda inputs, outputs: math.sqrt(max(inputs, outputs)),
+    "spectral": lambda inputs, outputs: math.sqrt(outputs / inputs),
+    "match_adamw": lambda inputs, outputs: 0.2 * math.sqrt(max(inputs, outputs)),
+}
+
+
+def update_scale(shape: tuple[int, ...], scale: Scale, orientation: Orientation) -> float:
+    """The factor s between lr and the spectral norm of an update; formulas in `Muon`.
+
+    Args:
+        shape: (..., inputs, outputs), or (..., outputs, inputs) if ``orientation`` is ``"output_input"``.
+    """
+    inputs, outputs = shape[-2:] if orientation == "input_output" else (shape[-1], shape[-2])
+    return SCALES[scale](inputs, outputs)
+
+
+@register("muon")
+class Muon(Optimizer):
+    """Momentum, orthogonalized: where gradient descent follows UDVᵀ, Muon follows UVᵀ.
+
+    With gradient g and momentum β, an update is
+
+        g ← g + λW                                        (weight decay, coupled)
+        m ← βm + (1−β)g        d = βm + (1−β)g  (Nesterov)  or  d = m        (``momentum_style="ema"``)
+        m ← βm + g             d = βm + g       (Nesterov)  or  d = m        (``"heavy_ball"``)
+        W ← (1 − lr·λ)W                                   (weight decay, decoupled)
+        W ← W − lr·s·UVᴴ,      d = UDVᴴ.
+
+    The two styles of momentum differ by the constant factor 1−β, which UVᴴ does not see: they take the same
+    steps while the momentum is larger than ``eps``.
+
+    **Units.** UVᴴ has spectral norm 1, so without a scale **lr is the spectral norm of an update**: no input
+    of unit length moves the output by more than lr. The scales s read lr in other units:
+
+        none          1                          spectral norm of the update
+        rms           √max(inputs, outputs)      root mean square of the update's entries (full rank)
+        spectral      √(outputs/inputs)          largest RMS of the output's change, for an input of RMS 1
+        match_adamw   0.2·√max(inputs, outputs)  5 × RMS of the entries, about AdamW's: reuse its lr
+
+    Which side of a matrix is its input is declared, never guessed from the shape: here a matrix is inputs ×
+    outputs (forward is x @ W) unless ``orientation="output_input"``, the way of ``torch.nn.Linear`` and
+    ``torch.optim.Muon`` (whose ``match_rms_adamw`` is ``match_adamw`` and whose ``original`` is the larger of
+    ``none`` and ``spectral``).
+
+    ⟨UVᵀ, G⟩ = tr D ≥ 0: without momentum no update points uphill, and it rests where gradient descent does.
+
+    Args:
+        params: matrices, or batches of them in the last two dimensions; real or complex.
+        lr: ≥ 0, in the units of ``scale``.
+        weight_decay: λ ≥ 0.
+        momentum: β in [0, 1).
+        nesterov: look one step ahead.
+        momentum_style: ``"ema"`` or ``"heavy_ball"``.
+        orthogonalization: ``"newton_schulz"`` (approximate, matrix products only) or ``"svd"`` (exact).
+        steps: Newton–Schulz steps.
+        eps: a momentum of smaller Frobenius norm is not scaled up to full length (Newton–Schulz only).
+        scale: ``"none"``, ``"rms"``, ``"spectral"`` or ``"match_adamw"``.
+        orientation: ``"input_output"`` or ``"output_input"``.
+        decoupled: weight decay acts on the weights (AdamW) rather than through the gradient (Adam).
+
+    Raises:
+        OptimizerError: a value out of its range, a vector or scalar among ``params``, a sparse gradient.
+
+    Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); ``match_adamw`` from
+    J. Liu et al., "Muon is scalable for LLM training" (2025).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        momentum_style: MomentumStyle = "ema",
+        orthogonalization: Method = "newton_schulz",
+        steps: int = 5,
+        eps: float = 1e-7,
+        scale: Scale = "none",
+        orientation: Orientation = "input_output",
+        decoupled: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "momentum_style": momentum_style,
+            "orthogonalization": orthogonalization,
+            "steps": steps,
+            "eps": eps,
+            "scale": scale,
+            "orientation": orientation,
+            "decoupled": decoupled,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with hyperparameters of their own, checked like the constructor's."""
+        super().add_param_group(param_group)
+        try:
+            _check(self.param_groups[-1])
+        except OptimizerError:
+            del self.param_groups[-1]
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; gradients are read, never written.
+
+        Args:
+            closure: recomputes loss and gradients first, if given.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, group)
+        return loss
+
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if gradient.is_sparse:
+            raise OptimizerError("Muon needs dense gradients and got a sparse one; build the embedding dense.")
+        lr, decay, beta = group["lr"], group["weight_decay"], group["momentum"]
+        if decay and not group["decoupled"]:
+            gradient = gradient.add(weight, alpha=decay)
+        share = 1.0 if group["momentum_style"] == "heavy_ball" else 1.0 - beta
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        momentum = state["momentum_buffer"].mul_(beta).add_(gradient, alpha=share)
+        direction = beta * momentum + share * gradient if group["nesterov"] else momentum
+        update = orthogonalize(direction, group["orthogonalization"], group["steps"], group["eps"])
+        if decay and group["decoupled"]:
+            weight.mul_(1.0 - lr * decay)
+        scale = update_scale(tuple(weight.shape), group["scale"], group["orientation"])
+        weight.add_(update, alpha=-lr * scale)
+
+
+def _check(group: dict[str, Any]) -> None:
+    for weight in group["params"]:
+        if weight.ndim < 2:
+            raise OptimizerError(
+                f"Muon orthogonalizes matrices and got a parameter of shape {tuple(weight.shape)}; "
+                "give its role another optimizer, for example adam."
+            )
+    for key, is_valid, allowed in (
+        ("lr", group["lr"] >= 0, "at least 0"),
+        ("weight_decay", group["weight_decay"] >= 0, "at least 0"),
+        ("momentum", 0 <= group["momentum"] < 1, "at least 0 and below 1"),
+        ("eps", group["eps"] > 0, "above 0"),
+        ("steps", isinstance(group["steps"], int) and group["steps"] >= 1, "a whole number from 1 on"),
+    ):
+        if not is_valid:
+            raise OptimizerError(f"Muon's {key} must be {allowed}, not {group[key]!r}.")
+    check_choice("Muon's momentum_style", group["momentum_style"], ("ema", "heavy_ball"))
+    check_choice("Muon's orthogonalization", group["orthogonalization"], METHODS)
+    check_choice("Muon's scale", group["scale"], SCALES)
+    check_choice("Muon's orientation", group["orientation"], ("input_output", "output_input"))

@@ -1,0 +1,196 @@
+"""Optimizers by name: what a YAML calls ``name`` becomes a ``torch.optim.Optimizer``.
+
+A name is looked up in this order:
+
+1. ``@register("name")`` in any module of ``optimizers/``;
+2. an entry point ``name`` of an installed package, in the group ``li2_lightning.optimizers``;
+3. an import path ``package.module:Class``;
+4. a class of ``torch.optim`` by its lower-case name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import torch
+from torch.optim import Optimizer
+
+from optimizers.errors import OptimizerError, nearest, reason
+from optimizers.signature import accepts, fit
+
+ENTRY_POINT_GROUP = "li2_lightning.optimizers"
+
+Factory = Callable[..., Optimizer]
+F = TypeVar("F", bound=Factory)
+
+_registered: dict[str, Factory] = {}
+_broken: dict[str, BaseException] = {}
+_from_torch: dict[str, Factory] = {
+    name.lower(): value
+    for name, value in vars(torch.optim).items()
+    if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+}
+
+
+def register(name: str) -> Callable[[F], F]:
+    """Decorator that enters a callable ``(params, **hyperparameters) -> Optimizer`` under ``name``.
+
+    Raises:
+        OptimizerError: the name is taken already.
+    """
+
+    def enter(factory: F) -> F:
+        if name in _registered:
+            raise OptimizerError(
+                f"Two optimizers are registered as {name!r}: {_where(_registered[name])} and "
+                f"{_where(factory)}; rename one of them."
+            )
+        _registered[name] = factory
+        return factory
+
+    return enter
+
+
+def import_plugin(module: str) -> None:
+    """Import a module for its registrations; if that fails, every later `find` says so.
+
+    One broken file must not make ``import optimizers`` a traceback, nor pass in silence.
+    """
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        _broken[module] = error
+
+
+def registered() -> list[str]:
+    """The names entered with `register`, sorted."""
+    return sorted(_registered)
+
+
+def names() -> list[str]:
+    """Every name that `find` knows without an import path, sorted."""
+    return sorted({*_registered, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP)), *_from_torch})
+
+
+def find(name: str) -> Factory:
+    """The callable that builds the optimizer called ``name``.
+
+    Raises:
+        OptimizerError: unknown name (lists the known ones and the nearest), or a plug-in that does not load.
+    """
+    for module, error in _broken.items():
+        raise OptimizerError(
+            f"The plug-in {module} could not be imported: {reason(error)}; repair it or remove the file."
+        ) from error
+    if name in _registered:
+        return _registered[name]
+    points = {point.value: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name}
+    if len(points) > 1:
+        raise OptimizerError(
+            f"Two installed packages announce an optimizer {name!r}: {' and '.join(sorted(points))}; "
+            "name one of them by that import path."
+        )
+    for point in points.values():
+        return _load(name, point.load)
+    if ":" in str(name):
+        return _load(name, lambda: _import_path(name))
+    if name in _from_torch:
+        return _from_torch[name]
+    raise OptimizerError(
+        f"Unknown optimizer {name!r}; known are {', '.join(names())}, or an import path package.module:Class."
+        f"{nearest(str(name), names())}"
+    )
+
+
+def resolve(
+    name: str, hyperparameters: Mapping[str, Any], shared: Mapping[str, Any], role: str
+) -> tuple[Factory, dict[str, Any]]:
+    """The callable and its keyword arguments, nothing built yet; arguments and errors as for `build`."""
+    factory = find(name)
+    # null in a role's lr or weight_decay means that the role leaves it to the shared one.
+    own = {key: v for key, v in hyperparameters.items() if not (v is None and key in shared)}
+    common = {key: v for key, v in shared.items() if v is not None and accepts(factory, key)}
+    return factory, fit(factory, {**common, **own}, str(name), f"optimizer.{role}")
+
+
+def build(
+    name: str,
+    params: Sequence[torch.Tensor],
+    hyperparameters: Mapping[str, Any],
+    *,
+    shared: Mapping[str, Any] | None = None,
+    role: str,
+) -> Optimizer:
+    """Build the optimizer of one role.
+
+    Args:
+        name: as for `find`.
+        params: the tensors it trains, all of them.
+        hyperparameters: what the user wrote for this role; must fit the signature.
+        shared: ``lr`` and ``weight_decay`` that fill in where the role sets none, if taken.
+        role: for messages: ``optimizer.hidden`` is where the user finds what to change.
+
+    Raises:
+        OptimizerError: anything above that does not fit, a value that the optimizer refuses, a result that is
+            no optimizer, needs a closure or sparse gradients, or does not train exactly ``params``.
+    """
+    factory, arguments = resolve(name, hyperparameters, shared or {}, role)
+    section = f"optimizer.{role}"
+    try:
+        optimizer = factory(list(params), **arguments)
+    # A plug-in is foreign code: whatever it raises is the user's to read, as one sentence.
+    except Exception as error:
+        written = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
+        raise OptimizerError(f"{section}: {name} cannot be built with {written}: {reason(error)}.") from error
+    if not isinstance(optimizer, Optimizer):
+        raise OptimizerError(
+            f"{section}: {name} returned a {type(optimizer).__name__}, which is no torch.optim.Optimizer."
+        )
+    required = [p.name for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]
+    if "closure" in required:
+        raise OptimizerError(
+            f"{section}: {name} evaluates the loss several times a step, and here it is computed once; "
+            "choose an optimizer whose step needs no closure, for example adam."
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise OptimizerError(f"{section}: {name} works on sparse gradients only and ours are dense; choose adam.")
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if trained != {id(p) for p in params}:
+        raise OptimizerError(
+            f"{section}: {name} was given {len(params)} parameters and trains {len(trained)}, not the same; "
+            "a plug-in must train every parameter it is given and no other."
+        )
+    return optimizer
+
+
+def _import_path(name: str) -> Any:
+    path, _, attribute = name.partition(":")
+    module = importlib.import_module(path)
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError as error:
+        raise OptimizerError(
+            f"The optimizer {name!r} could not be imported: module {path} has no attribute {attribute!r}."
+            f"{nearest(attribute, dir(module))}"
+        ) from error
+
+
+def _load(name: str, load: Callable[[], Any]) -> Factory:
+    try:
+        factory = load()
+    except OptimizerError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise OptimizerError(f"The optimizer {name!r} could not be imported: {reason(error)}.") from error
+    if not callable(factory):
+        raise OptimizerError(f"The optimizer {name!r} is a {type(factory).__name__}, not a class or function.")
+    return factory  # type: ignore[no-any-return]  # `build` checks what it returns
+
+
+def _where(factory: Factory) -> str:
+    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"

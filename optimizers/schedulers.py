@@ -1,0 +1,115 @@
+"""Learning-rate schedules: a factor for each update, the same for every role's own learning rate.
+
+Each schedule is a function of ``max_steps`` and the user's hyperparameters and returns the factor as a
+function of t, the updates made so far: update t+1 uses lr·factor(t). One scheduler step is one update.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from optimizers.errors import OptimizerError, check_choice
+from optimizers.signature import fit
+
+Factor = Callable[[int], float]
+
+
+def step(max_steps: int, step_size: int, gamma: float = 0.1) -> Factor:
+    """γ^⌊t/step_size⌋."""
+    _require("step_size", step_size, _is_count(step_size, 1), "a whole number from 1 on")
+    _check_gamma(gamma)
+    return lambda t: float(gamma ** (t // step_size))
+
+
+def multistep(max_steps: int, milestones: Sequence[int], gamma: float = 0.1) -> Factor:
+    """γ^(number of milestones ≤ t)."""
+    is_list = isinstance(milestones, Sequence) and not isinstance(milestones, str)
+    is_valid = is_list and len(milestones) > 0 and all(_is_count(m, 1) for m in milestones)
+    _require("milestones", milestones, is_valid, "a list of whole numbers from 1 on, like [100, 200]")
+    _check_gamma(gamma)
+    ordered = sorted(milestones)
+    return lambda t: float(gamma ** bisect_right(ordered, t))
+
+
+def exponential(max_steps: int, gamma: float) -> Factor:
+    """γ^t."""
+    _check_gamma(gamma)
+    return lambda t: float(gamma**t)
+
+
+def cosine(max_steps: int, final_fraction: float = 0.0, warmup_steps: int = 0) -> Factor:
+    """(t+1)/w in the first w updates, then f + (1−f)·½(1 + cos πs), s from 0 at t = w to 1 at max_steps."""
+    _require("final_fraction", final_fraction, 0 <= final_fraction <= 1, "between 0 and 1")
+    _require("warmup_steps", warmup_steps, _is_count(warmup_steps, 0), "a whole number from 0 on")
+    if warmup_steps and warmup_steps >= max_steps:
+        raise OptimizerError(f"scheduler.warmup_steps={warmup_steps} must be below max_steps={max_steps}.")
+
+    def factor(t: int) -> float:
+        if t < warmup_steps:
+            return (t + 1) / warmup_steps
+        s = min(1.0, (t - warmup_steps) / max(1, max_steps - warmup_steps))
+        return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * s))
+
+    return factor
+
+
+def linear_warmup(max_steps: int, warmup_steps: int) -> Factor:
+    """min(1, (t+1)/w): the first update uses lr/w, the w-th and all later ones lr."""
+    _require("warmup_steps", warmup_steps, _is_count(warmup_steps, 1), "a whole number from 1 on")
+    return lambda t: min(1.0, (t + 1) / warmup_steps)
+
+
+SCHEDULES: dict[str, Callable[..., Factor]] = {
+    "step": step,
+    "multistep": multistep,
+    "exponential": exponential,
+    "cosine": cosine,
+    "linear_warmup": linear_warmup,
+}
+
+
+def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: int) -> LRScheduler | None:
+    """The scheduler that ``config`` names, to be stepped once after every optimizer update.
+
+    Args:
+        optimizer: its groups' present learning rates are the ones that the factors multiply.
+        config: ``name`` (none, step, multistep, exponential, cosine, linear_warmup) and hyperparameters.
+        max_steps: where ``cosine`` ends.
+
+    Returns:
+        None for ``none``.
+
+    Raises:
+        OptimizerError: an unknown name or hyperparameter, a value out of its range.
+    """
+    name = config.get("name")
+    check_choice("The scheduler", name, ("none", *SCHEDULES))
+    given = {key: value for key, value in config.items() if key != "name"}
+    if name == "none":
+        if given:
+            raise OptimizerError(
+                f"scheduler.{next(iter(given))} needs a schedule; set scheduler.name to one of {', '.join(SCHEDULES)}."
+            )
+        return None
+    schedule = SCHEDULES[str(name)]
+    # LambdaLR leaves plain functions out of its state, so a checkpoint holds numbers only.
+    return LambdaLR(optimizer, schedule(max_steps, **fit(schedule, given, str(name), "scheduler")))
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_gamma(gamma: Any) -> None:
+    _require("gamma", gamma, isinstance(gamma, int | float) and 0 < gamma <= 1, "above 0 and at most 1")
+
+
+def _require(name: str, value: Any, is_valid: bool, allowed: str) -> None:
+    if not is_valid:
+        raise OptimizerError(f"scheduler.{name}={value!r} must be {allowed}.")
