@@ -1,0 +1,71 @@
+"""The activations σ that the theory is written for, with their derivatives and degrees of homogeneity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from li2_lightning.errors import unknown
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise σ.
+
+    Attributes:
+        name: the value of ``network.activation``.
+        function: σ for real arguments.
+        derivative: σ' for real arguments (at a kink the value that torch's autograd takes).
+        degree: k where σ(cz) = cᵏσ(z) for every c > 0, else None.
+        polynomial: polynomials act on complex numbers as they stand; every other σ acts on the real and the
+            imaginary part separately, σ(a + ib) = σ(a) + iσ(b).
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    degree: int | None = None
+    polynomial: bool = False
+
+    def __call__(self, z: Tensor) -> Tensor:
+        if z.is_complex() and not self.polynomial:
+            return torch.complex(self.function(z.real), self.function(z.imag))
+        return self.function(z)
+
+
+def _gelu_derivative(z: Tensor) -> Tensor:
+    cumulative = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    return cumulative + z * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+
+
+def _silu_derivative(z: Tensor) -> Tensor:
+    gate = torch.sigmoid(z)
+    return gate * (1 + z * (1 - gate))
+
+
+ACTIVATIONS = {
+    activation.name: activation
+    for activation in (
+        Activation("square", torch.square, lambda z: 2 * z, degree=2, polynomial=True),
+        Activation("relu", functional.relu, lambda z: (z > 0).to(z.dtype), degree=1),
+        Activation("relu_squared", lambda z: functional.relu(z).square(), lambda z: 2 * functional.relu(z), degree=2),
+        Activation("silu", functional.silu, _silu_derivative),
+        Activation("tanh", torch.tanh, lambda z: 1 - torch.tanh(z).square()),
+        Activation("sigmoid", torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z))),
+        Activation("gelu", functional.gelu, _gelu_derivative),
+        Activation("identity", lambda z: z, torch.ones_like, degree=1, polynomial=True),
+        Activation("linear+quadratic", lambda z: z + z * z, lambda z: 1 + 2 * z, polynomial=True),
+    )
+}
+
+
+def find_activation(name: str) -> Activation:
+    """The activation called ``name``; an unknown one is an `InputError` that lists them."""
+    if name not in ACTIVATIONS:
+        raise unknown("activation (network.activation)", name, ACTIVATIONS)
+    return ACTIVATIONS[name]

@@ -1,0 +1,96 @@
+"""Between the shell and Hydra: arguments in, one readable sentence and an exit code out."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+from omegaconf.errors import OmegaConfBaseException
+
+from li2_lightning.config import explain, unknown_key
+from li2_lightning.errors import InputError, nearest
+
+# Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
+_OPEN = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
+
+
+def prepare(arguments: Sequence[str], bookkeeping: str) -> list[str]:
+    """The arguments as Hydra gets them.
+
+    Args:
+        bookkeeping: a temporary folder, where a sweep's multirun.yaml goes.
+    """
+    prepared = [f"++{argument}" if _OPEN.match(argument) else argument for argument in arguments]
+    if {"-m", "--multirun"} & set(arguments):
+        prepared.append(f"hydra.sweep.dir={_quoted(bookkeeping)}")
+    return prepared
+
+
+def one_sentence(error: BaseException, composing: bool = False) -> str:
+    """What went wrong, without traceback.
+
+    Args:
+        composing: the error came while Hydra composed the config.
+    """
+    known = _expected(error, composing)
+    return str(known) if known is not None else f"Internal error: {type(error).__name__}: {error}"
+
+
+def show_error(error: BaseException, debug: bool, composing: bool = False) -> int:
+    """Print one sentence on stderr, with the traceback where ``debug``, and return the exit code."""
+    known = _expected(error, composing)
+    if debug or known is None:
+        traceback.print_exception(error)
+    print(f"error: {one_sentence(error, composing)}", file=sys.stderr)
+    return int(getattr(known, "exit_code", 1))
+
+
+def finish_sweep(failed: Sequence[str]) -> int:
+    """List the failed runs of a sweep and return its exit code."""
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _expected(error: BaseException, composing: bool) -> BaseException | None:
+    """The error to show as a sentence; None for one that is our own mistake."""
+    if hasattr(error, "exit_code"):
+        return error
+    return _composition_error(error) if composing else None
+
+
+def _composition_error(error: BaseException) -> InputError:
+    """What Hydra says about an override, in our words."""
+    text = str(error)
+    cause = error.__cause__
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        if isinstance(cause, OmegaConfBaseException) and not re.search("not in", str(cause)):
+            return explain(cause)
+        return unknown_key(key)
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, choice = match.groups()
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        return InputError(f"Unknown {group} {choice!r}; known are {', '.join(options)}.{nearest(choice, options)}")
+    if "Error merging override" in text and isinstance(cause, OmegaConfBaseException):
+        return explain(cause)
+    if type(error).__name__ == "OverrideParseException":
+        argument = getattr(error, "override", "")
+        key, _, value = str(argument).partition("=")
+        if value:
+            return InputError(
+                f"The argument {argument!r} cannot be read; a value with special characters needs quotes inside the "
+                f"shell's, as in {key}=\"'{value}'\"."
+            )
+        return InputError(f"The argument {argument!r} is not of the form key=value.")
+    if isinstance(error, OmegaConfBaseException):
+        return explain(error)
+    return InputError(text.splitlines()[0] if text else type(error).__name__)
+
+
+def _quoted(value: str) -> str:
+    """A string as Hydra's override grammar takes it verbatim."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

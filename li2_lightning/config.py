@@ -1,0 +1,335 @@
+"""The configuration: its keys, their types and defaults, and what is checked before anything is built.
+
+The dataclasses are the truth. ``configs/`` holds named variations of them for the command line, and a notebook may
+pass a plain dictionary: ``train.run({"task": {"order": 31}, "max_steps": 100})``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from li2_lightning.activations import find_activation
+from li2_lightning.errors import InputError, nearest, unknown
+
+
+@dataclass
+class TaskConfig:
+    """What is to be learned. Each task takes some of these keys and refuses the others (`li2_lightning.tasks`)."""
+
+    name: str = "cyclic"
+    order: int | None = None  # cyclic (71 where nothing is said), quaternion
+    factors: str | None = None  # product: "2x3x4"
+    degree: int | None = None  # symmetric, alternating, dihedral
+    index: int | None = None
+    modulus: int | None = None  # expression
+    expression: str | None = None  # expression: "x^2+y"
+    path: str | None = None  # cayley_table
+    num_operands: int = 2
+
+
+@dataclass
+class DataConfig:
+    """How the table of all operand tuples is split and served."""
+
+    train_fraction: float | None = None  # of all rows; .4 where none of the three is given
+    train_size: int | None = None
+    critical_ratio: float | None = None  # multiple of the fraction at which test accuracy is predicted to jump
+    split_file: str | None = None  # .npz with integer arrays train and test
+    batch_size: int | None = None  # null: full batch
+    evaluate_every_n_steps: int | None = None  # null: once an epoch, so each step with the full batch
+
+
+@dataclass
+class TransformerConfig:
+    """The encoder of ``network=transformer``; ``network.width`` is the model dimension."""
+
+    heads: int = 4
+    layers: int = 1
+    feedforward: int = 512
+
+
+@dataclass
+class NetworkConfig:
+    """The network (`li2_lightning.network`)."""
+
+    name: str = "two_layer"
+    width: int = 2048  # K, hidden nodes
+    activation: str = "square"
+    hidden_layers: int = 0  # extra residual layers F ← σ(F + F·H_l)
+    complex_weights: bool = False
+    trainable_embedding: bool = False
+    shared_embedding: bool = False  # one W for all operands: their one-hots are summed
+    batch_norm: bool = False
+    inner_product: bool = False  # F = Π_i x_i W_i instead of σ(Σ_i x_i W_i)
+    readout: str = "gradient"  # or ridge: V is solved, not trained
+    ridge: float | None = None  # null: nλ/2
+    readout_init_scale: float = 1.0
+    output_scale: float = 1.0
+    normalize_weights: bool = False
+    initial_weights: str | None = None  # .npz with W, V (E, H1, ...), or a checkpoint
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+
+
+@dataclass
+class OptimizerConfig:
+    """One optimizer a role; ``lr`` and ``weight_decay`` fill in for a role that does not set its own."""
+
+    lr: float | None = 1e-3
+    weight_decay: float | None = 2e-4
+    hidden: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # W and the extra layers
+    output: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # V
+    embedding: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # token tables, vectors
+
+
+@dataclass
+class LoggerConfig:
+    """Weights & Biases. metrics.csv is written whatever stands here."""
+
+    mode: str = "auto"  # online where credentials exist, else offline
+    project: str = "li2_lightning"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainerConfig:
+    """Passed to Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    compile: bool = False
+    threads: int | None = None  # torch's threads; null: torch's choice
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    seed: int = 0
+    max_steps: int = 400  # one step = one optimizer update
+    output_dir: str = "outputs"
+    name: str | None = None  # null: derived from task and optimizer
+    force: bool = False  # run again what is finished
+    resume: str | None = None  # auto, or a checkpoint
+    debug: bool = False  # show tracebacks
+    stop_at_test_accuracy: float | None = None
+    loss: str = "mse"
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)  # what differs from their defaults
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+# These change where a run is kept or how it is told, not what comes out.
+NOT_HASHED = ("seed", "output_dir", "name", "logger", "resume", "force", "debug")
+FILES = ("task.path", "data.split_file", "network.initial_weights")
+PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
+    """Merge ``values`` into the defaults and check them.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type or out of range, keys that exclude each other.
+    """
+    try:
+        # As plain values first: a key that was added to a typed config ("+key=…") would pass unnoticed.
+        plain = OmegaConf.to_container(values if isinstance(values, DictConfig) else OmegaConf.create(_mapping(values)))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    assert isinstance(config, Config)
+    _check(config)
+    return config
+
+
+def explain(error: OmegaConfBaseException) -> InputError:
+    """OmegaConf's complaint as one sentence with the key and, for an unknown key, the nearest known one."""
+    key = error.full_key or ""
+    if re.search(r"not in|is not in struct", str(error.msg)):
+        return unknown_key(key)
+    reason = str(error.msg).splitlines()[0].rstrip(".") if error.msg else type(error).__name__
+    return InputError(f"The value of {key} does not fit: {reason}." if key else f"The config does not fit: {reason}.")
+
+
+def unknown_key(key: str) -> InputError:
+    """The error for a key that the schema does not have."""
+    known = list(keys())
+    parent = key.rpartition(".")[0]
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
+    listed = f" {parent or 'The top level'} has {', '.join(sorted(siblings))}." if siblings else ""
+    return InputError(f"Unknown key {key!r}.{listed}{nearest(key, known)}")
+
+
+def keys(schema: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema, sections included."""
+    for item in fields(schema):
+        yield prefix + item.name
+        section = item.default_factory if isinstance(item.default_factory, type) else None
+        if section is not None and is_dataclass(section):
+            yield from keys(section, f"{prefix}{item.name}.")
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as nested plain containers, as `config.yaml` and W&B get it."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def config_hash(config: Config) -> str:
+    """Ten hexadecimal digits that change with everything that changes the result, but not with the seed.
+
+    Input files count by content, so that an edited table is another run and a moved one is the same.
+    """
+    plain = {key: value for key, value in to_plain(config).items() if key not in NOT_HASHED}
+    for key in FILES:
+        section, _, name = key.partition(".")
+        if plain[section][name] is not None:
+            plain[section][name] = hashlib.sha256(read_input(plain[section][name], key)).hexdigest()
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def read_input(path: str, key: str) -> bytes:
+    """The bytes of an input file; one that cannot be read is an `InputError` that names the key."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{key}={path!r} cannot be read: {error.strerror or error}.") from error
+
+
+def run_name(config: Config) -> str:
+    """The folder under ``output_dir``: ``name``, or task and hidden optimizer.
+
+    Raises:
+        InputError: a name that is no plain folder name, so that a run cannot land outside ``output_dir``.
+    """
+    if config.name is None:
+        derived = f"{config.task.name}-{config.optimizer.hidden.get('name', '')}"
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", derived).strip(".-")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", config.name):
+        raise InputError(
+            f"name={config.name!r} is not a plain folder name; use up to 100 letters, digits, '.', '_' and '-'."
+        )
+    return config.name
+
+
+def ridge_strength(config: Config, n: int) -> float | None:
+    """η of the ridge readout for n training rows: ``network.ridge``, else nλ/2 with the decay of the output role.
+
+    None where V is trained by its gradient.
+
+    Raises:
+        InputError: η is zero.
+    """
+    if config.network.readout != "ridge":
+        return None
+    decay = config.optimizer.output.get("weight_decay", config.optimizer.weight_decay) or 0.0
+    ridge = config.network.ridge if config.network.ridge is not None else n * float(decay) / 2
+    if ridge <= 0:
+        raise InputError("network.readout=ridge needs network.ridge or optimizer.weight_decay to be positive.")
+    return ridge
+
+
+def _mapping(values: Config | Mapping[str, Any]) -> dict[str, Any]:
+    return to_plain(values) if isinstance(values, Config) else dict(values)
+
+
+def _check(config: Config) -> None:
+    """Ranges and combinations that need nothing but the config itself."""
+    network, data, trainer = config.network, config.data, config.trainer
+    if config.task.name == "cyclic" and config.task.order is None:
+        config.task.order = 71
+    for key, value, least in (
+        ("max_steps", config.max_steps, 1),
+        ("network.width", network.width, 1),
+        ("network.hidden_layers", network.hidden_layers, 0),
+        ("network.transformer.heads", network.transformer.heads, 1),
+        ("network.transformer.layers", network.transformer.layers, 1),
+        ("network.transformer.feedforward", network.transformer.feedforward, 1),
+        ("data.batch_size", data.batch_size, 1),
+        ("data.evaluate_every_n_steps", data.evaluate_every_n_steps, 1),
+        ("trainer.threads", trainer.threads, 1),
+        ("trainer.devices", trainer.devices, 1),
+        ("trainer.num_nodes", trainer.num_nodes, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{key}={value} is out of range; it must be at least {least}.")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed={config.seed} is out of range; it must lie in 0 … 2³²−1.")
+    target = config.stop_at_test_accuracy
+    if target is not None and not 0 < target <= 1:
+        raise InputError(f"stop_at_test_accuracy={target} is out of range; it must lie in (0, 1].")
+    for key, choice, options in (
+        ("logger.mode", config.logger.mode, ("auto", "online", "offline", "disabled")),
+        ("network.readout", network.readout, ("gradient", "ridge")),
+        ("trainer.precision", trainer.precision, PRECISIONS),
+        ("trainer.accelerator", trainer.accelerator, ACCELERATORS),
+    ):
+        if choice not in options:
+            raise unknown(f"value of {key}:", choice, options)
+    find_activation(network.activation)
+    for role in ("hidden", "output", "embedding"):
+        if "name" not in getattr(config.optimizer, role):
+            raise InputError(f"optimizer.{role} has no name; say for example optimizer.{role}.name=adam.")
+    if trainer.devices > 1 or trainer.num_nodes > 1:
+        raise InputError(
+            f"trainer.devices={trainer.devices} with trainer.num_nodes={trainer.num_nodes} is more than this version "
+            "can measure exactly; leave both at 1."
+        )
+    _check_network(network, config.loss)
+    run_name(config)
+
+
+def _check_network(network: NetworkConfig, loss: str) -> None:
+    for key in ("readout_init_scale", "output_scale", "ridge"):
+        value = getattr(network, key)
+        if value is not None and not 0 <= value < float("inf"):
+            raise InputError(f"network.{key}={value} is out of range; it must be finite and not negative.")
+    if network.output_scale == 0:
+        raise InputError("network.output_scale=0 would make every output zero; it must be positive.")
+    if network.readout == "ridge" and loss == "cross_entropy":
+        raise InputError("network.readout=ridge has no solution for loss=cross_entropy; use mse or projected_mse.")
+    if network.readout == "gradient" and network.ridge is not None:
+        raise InputError(f"network.ridge={network.ridge} is read only with network.readout=ridge; add that or drop it.")
+    if network.name == "transformer":
+        default = NetworkConfig()
+        for key in ("hidden_layers", "complex_weights", "trainable_embedding", "shared_embedding", "batch_norm",
+                    "inner_product", "normalize_weights", "initial_weights"):  # fmt: skip
+            if getattr(network, key) != getattr(default, key):
+                raise InputError(f"network.{key} belongs to network=two_layer; the transformer does not take it.")
+        if network.activation not in ("relu", "gelu"):
+            raise InputError(
+                f"network.activation={network.activation!r} is not one the transformer takes; use relu or gelu."
+            )
+        if network.width % network.transformer.heads:
+            raise InputError(
+                f"network.width={network.width} is no multiple of network.transformer.heads="
+                f"{network.transformer.heads}; each head takes an equal part."
+            )
+    elif network.name != "two_layer":
+        raise unknown("network", network.name, ("two_layer", "transformer"))
+    if network.inner_product and network.hidden_layers == 0 and network.activation not in ("square", "identity"):
+        raise InputError(
+            f"network.inner_product=true applies no activation, so network.activation={network.activation!r} would "
+            "have no effect; leave it at its default."
+        )

@@ -1,0 +1,101 @@
+"""The rows in memory: the whole table on the device once, served as one full batch or in mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+
+from li2_lightning.seeds import generator
+from li2_lightning.tasks import Split, Task
+
+
+@dataclass
+class Rows:
+    """Rows of a task's table on one device.
+
+    Attributes:
+        tokens: operands, n × k, int64.
+        labels: (n,), int64.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+    def take(self, index: Tensor | slice) -> Rows:
+        """Some of the rows."""
+        return Rows(self.tokens[index], self.labels[index])
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on ``device``."""
+        return Rows(self.tokens.to(device), self.labels.to(device))
+
+    def blocks(self, size: int) -> Iterator[Rows]:
+        """The rows in order, ``size`` at a time; views, not copies."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+
+class TableDataModule(lightning.LightningDataModule):
+    """Training and test rows of a task, without workers and without copies.
+
+    One Lightning epoch is the whole run: the loader never ends, and the trainer stops it by ``max_steps``. The batch
+    of a step depends on the seed and the step alone, so a resumed run meets the batches it would have met.
+
+    Args:
+        task: the table.
+        split: which of its rows train and which test.
+        batch_size: rows a step; None or at least n: all of them, as the very same object each step.
+        seed: of the order of the mini-batches; each pass over the rows has an order of its own, and its last batch
+            holds what is left.
+    """
+
+    def __init__(self, task: Task, split: Split, batch_size: int | None, seed: int) -> None:
+        super().__init__()
+        self.task = task
+        self.train = _rows(task, split.train)
+        self.test = _rows(task, split.test)
+        self.seed = seed
+        self.batch_size = None if batch_size is None or batch_size >= len(self.train) else batch_size
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Updates in one pass over the training rows."""
+        return 1 if self.batch_size is None else -(-len(self.train) // self.batch_size)
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        self.train, self.test = self.train.to(device), self.test.to(device)
+
+    def train_dataloader(self) -> Iterator[Rows]:
+        assert self.trainer is not None
+        return self._batches(self.trainer)
+
+    def transfer_batch_to_device(self, batch: Rows, device: torch.device, dataloader_idx: int) -> Rows:
+        """Nothing to move: `setup` did, once."""
+        return batch
+
+    def _batches(self, trainer: lightning.Trainer) -> Iterator[Rows]:
+        step = trainer.global_step
+        while self.batch_size is None:
+            yield self.train
+        while True:
+            current, position = divmod(step, self.steps_per_pass)
+            order = torch.randperm(len(self.train), generator=generator(self.seed, f"batches of pass {current}"))
+            order = order.to(self.train.labels.device)
+            for batch in torch.split(order, self.batch_size)[position:]:
+                yield self.train.take(batch)
+                step += 1
+
+
+def _rows(task: Task, index: np.ndarray[Any, Any]) -> Rows:
+    return Rows(torch.from_numpy(task.operands[index]), torch.from_numpy(task.labels[index]))

@@ -1,0 +1,89 @@
+"""The training losses. Each is a mean over rows of something per row, so that any split of the rows can be summed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from li2_lightning.errors import InputError
+from li2_lightning.registry import Registry
+from li2_lightning.theory.lazy import center
+
+
+class Loss:
+    """A loss that is a mean over rows.
+
+    Outputs Ŷ are n × C and real, labels (n,). A subclass gives `rows`; one that is blind to an offset per class also
+    gives `offset`, which is then added to the outputs before losses and accuracies are taken.
+    """
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each row, (n,)."""
+        raise NotImplementedError
+
+    def offset(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        """The offset per class, (C,), fitted on training rows; None where the loss sees the outputs as they are."""
+        return None
+
+    def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """F and Y as the ridge readout that minimizes this loss sees them; `InputError` where it has none."""
+        raise InputError(f"The loss {type(self).__name__} has no ridge readout; use network.readout=gradient.")
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss over training rows, a scalar."""
+        offset = self.offset(outputs, labels)
+        return self.rows(outputs if offset is None else outputs + offset, labels).mean()
+
+
+LOSSES: Registry[type[Loss]] = Registry("loss", "li2_lightning.losses")
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Y, n × C."""
+    return functional.one_hot(labels, num_classes).to(dtype)
+
+
+@LOSSES.register("mse")
+class ClassCentredMSE(Loss):
+    """L = (1/n) Σ_i ‖(o_i − mean_c o_i) − (y_i − 1/C)‖², centred over classes (the experiments of the source)."""
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        classes = outputs.shape[1]
+        targets = one_hot(labels, classes, outputs.dtype) - 1 / classes
+        return (outputs - outputs.mean(dim=1, keepdim=True) - targets).square().sum(dim=1)
+
+    def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return features, targets - 1 / targets.shape[1]
+
+
+@LOSSES.register("projected_mse")
+class ProjectedMSE(Loss):
+    """L = (1/n) ‖P₁⊥(Y − Ŷ)‖², centred over samples: Eq. 1 of arXiv:2509.21519 times 2/n.
+
+    It is blind to one offset per class, so losses and accuracies use Ŷ + mean over the training rows of (Y − Ŷ).
+    """
+
+    def offset(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return (one_hot(labels, outputs.shape[1], outputs.dtype) - outputs).mean(dim=0)
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return (one_hot(labels, outputs.shape[1], outputs.dtype) - outputs).square().sum(dim=1)
+
+    def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return center(features), center(targets)
+
+
+@LOSSES.register("cross_entropy")
+class CrossEntropy(Loss):
+    """L = −(1/n) Σ_i log softmax(o_i)[y_i]."""
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, labels, reduction="none")
+
+
+def build_loss(name: str) -> Loss:
+    """The loss called ``name``; an unknown one is an `InputError` that lists them."""
+    loss = LOSSES.build(name, "loss", {})
+    assert isinstance(loss, Loss)
+    return loss

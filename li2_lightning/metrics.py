@@ -1,0 +1,44 @@
+"""Statistics over rows as torchmetrics: sums that any split of the rows, over batches or ranks, adds up exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class RowStatistics(Metric):
+    """Mean loss and accuracy over rows.
+
+    States are plain sums over rows (loss, hits, rows), reduced by addition, so the result does not depend on how the
+    rows were divided. ``compute`` returns ``{"loss": ..., "accuracy": ...}``; NaN before the first row.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    loss_sum: Tensor
+    hits: Tensor
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("hits", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, outputs: Tensor, labels: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            losses: per row, (n,).
+            outputs: Ŷ, n × C; a hit is a row whose largest output is at its label.
+            labels: (n,).
+        """
+        self.loss_sum = self.loss_sum + losses.sum()
+        self.hits = self.hits + (outputs.argmax(dim=1) == labels).sum()
+        self.rows = self.rows + labels.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"loss": self.loss_sum / self.rows, "accuracy": self.hits / self.rows}

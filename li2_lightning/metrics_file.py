@@ -1,0 +1,120 @@
+"""metrics.csv: every row of a run, whatever else logs it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import pandas as pd
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from li2_lightning.files import replacing
+
+
+class MetricsFile(Logger):
+    """A Lightning logger that appends rows to a CSV file with a ``step`` column.
+
+    An undefined value is an empty cell. Columns are in order of first appearance; a column that appears later rewrites
+    the file, with that column empty before. Rows are flushed to the operating system in batches.
+
+    Args:
+        path: the file.
+        keep_through: rows up to this step stay, later ones are cut (a resumed run writes them anew); None starts over.
+    """
+
+    FLUSH_EVERY = 20
+
+    def __init__(self, path: Path, keep_through: int | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self._keep_through = keep_through
+        self._columns: list[str] = []
+        self._stream: TextIO | None = None
+        self._unflushed = 0
+
+    @property
+    def name(self) -> str:
+        return "metrics.csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the config stands in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._stream is None:
+            self._open()
+        new = [name for name in metrics if name not in self._columns]
+        if new:
+            self._widen(new)
+        assert self._stream is not None
+        row = [_cell(name, metrics.get(name)) for name in self._columns]
+        csv.writer(self._stream, lineterminator="\n").writerow(row)
+        self._unflushed += 1
+        if self._unflushed >= self.FLUSH_EVERY:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Hand what is buffered to the operating system."""
+        if self._stream is not None:
+            self._stream.flush()
+        self._unflushed = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+            self._keep_through = None if self._keep_through is None else 2**63
+
+    def _open(self) -> None:
+        if self._keep_through is not None and self.path.exists():
+            rows = [row for row in _read(self.path) if row[0] != "" and int(row[0]) <= self._keep_through]
+            with self.path.open(newline="", encoding="utf-8") as stream:
+                self._columns = next(csv.reader(stream), [])
+            self._rewrite(rows)
+        else:
+            self._columns = []
+            self._rewrite([])
+
+    def _widen(self, new: list[str]) -> None:
+        """Add columns: rewrite the file with the rows there are."""
+        self.save()
+        rows = _read(self.path) if self._columns else []
+        self._columns += new
+        self._rewrite([row + [""] * len(new) for row in rows])
+
+    def _rewrite(self, rows: list[list[str]]) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            if self._columns:
+                writer.writerow(self._columns)
+            writer.writerows(rows)
+        self._stream = self.path.open("a", newline="", encoding="utf-8")
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """metrics.csv as a table with an integer ``step``; empty cells are NaN."""
+    return pd.read_csv(path, dtype={"step": "int64"})
+
+
+def _read(path: Path) -> list[list[str]]:
+    """The whole rows of a file, without its header; a last line that was cut off does not count."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        header = next(csv.reader(stream), [])
+        return [row for row in csv.reader(stream) if len(row) == len(header)]
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if name in ("step", "stage/index") else repr(float(value))

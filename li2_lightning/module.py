@@ -1,0 +1,246 @@
+"""The LightningModule: one forward pass a step serves training, evaluation and every diagnostic.
+
+Row t describes the weights after t updates. It is taken inside step t, after the backward pass and before the
+optimizer moves the weights: the forward pass that trains is the one that is measured. The last row costs one forward
+pass more. Values stay on the device until the rows are handed over, several at a time.
+
+Callbacks may define, besides Lightning's hooks:
+
+* ``on_step_state(trainer, module, state)``: once for each row, to add columns to it (`StepState.log`);
+* ``on_row(trainer, module, row)``: the finished row on the host, in order, an undefined value as None; what it adds to
+  the dictionary goes into the row;
+* ``on_stage_transition(trainer, module, transition)``: a `li2_lightning.theory.stages.Transition` was declared;
+* ``on_last_row(trainer, module)``: every row has been handed over;
+* ``on_interrupt(trainer, module)``: a signal stops the run at these weights.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from li2_lightning.config import NetworkConfig
+from li2_lightning.data import Rows, TableDataModule
+from li2_lightning.errors import DivergenceError, Interrupted
+from li2_lightning.losses import Loss, one_hot
+from li2_lightning.metrics import RowStatistics
+from li2_lightning.network import Activity, Network
+from li2_lightning.state import StepState
+from li2_lightning.theory.lazy import ridge_readout
+
+Row = dict[str, float | None]
+# Test rows are evaluated without keeping their features, in blocks whose activations stay in cache.
+EVALUATION_BLOCK = 256
+# Rows that wait on an accelerator before they are moved to the host together.
+ROWS_IN_FLIGHT = 16
+
+
+def call_hook(trainer: lightning.Trainer, name: str, *args: Any) -> None:
+    """Call one of our hooks on every callback that has it, in their order."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        hook: Callable[..., None] | None = getattr(callback, name, None)
+        if hook is not None:
+            hook(trainer, *args)
+
+
+class Li2Module(lightning.LightningModule):
+    """Trains a network on a `TableDataModule` and publishes a row at a time.
+
+    Args:
+        network: `li2_lightning.network.Network`.
+        loss: the training loss.
+        optimizer: over the network's parameters.
+        scheduler: stepped once an update, or None.
+        ridge: η of the ridge readout; None where V is trained.
+        evaluate_every_n_steps: rows are 0, every multiple of this, and the last.
+        stop_at_test_accuracy: end with the update after the first row that reaches it; None: go on to the end.
+        compile_network: run the network through ``torch.compile``.
+        config: the plain config, kept in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        loss: Loss,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        *,
+        ridge: float | None = None,
+        evaluate_every_n_steps: int = 1,
+        stop_at_test_accuracy: float | None = None,
+        compile_network: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.ridge = ridge
+        self.evaluate_every_n_steps = evaluate_every_n_steps
+        self.stop_at_test_accuracy = stop_at_test_accuracy
+        self.config = dict(config or {})
+        self.last_row = -1
+        # Set by whoever catches signals; the run stops where its state is whole.
+        self.stop_signal: int | None = None
+        self.train_statistics, self.test_statistics = RowStatistics(), RowStatistics()
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self._forward: Callable[..., Activity] = torch.compile(network) if compile_network else network
+        self._state: StepState | None = None
+        self._waiting: list[dict[str, Tensor | float]] = []
+
+    @property
+    def network_config(self) -> NetworkConfig:
+        """The ``network`` section."""
+        return self.network.config
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Optimizer | OptimizerLRSchedulerConfig:
+        if self.scheduler is None:
+            return self.optimizer
+        return {
+            "optimizer": self.optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"},
+        }
+
+    def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
+        data, step = self.data, self.global_step
+        due = step > self.last_row and step % self.evaluate_every_n_steps == 0
+        if batch is data.train:
+            activity = self._forward_training_rows(data.train)
+            if due:
+                self._state = self._measure(step, data, activity)
+        else:
+            if due:
+                with torch.no_grad():
+                    self._state = self._measure(step, data, self._forward_training_rows(data.train))
+            elif self.ridge is not None:
+                with torch.no_grad():
+                    self._forward_training_rows(data.train)
+            activity = self._forward(batch.tokens)
+        return self.loss(activity.outputs, batch.labels)
+
+    def on_after_backward(self) -> None:
+        if self._state is not None:
+            state, self._state = self._state, None
+            self._publish(state)
+        if self.stop_signal is not None:
+            self.hand_over()
+            call_hook(self.trainer, "on_interrupt", self)
+            raise Interrupted(self.stop_signal, f"Stopped by {signal.Signals(self.stop_signal).name}.")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.network.normalize()
+
+    @torch.no_grad()
+    def on_train_epoch_end(self) -> None:
+        # The one epoch of a run ends with its last update; these weights are the last row.
+        if self.global_step > self.last_row:
+            data = self.data
+            self._publish(self._measure(self.global_step, data, self._forward_training_rows(data.train)))
+        self.hand_over()
+        call_hook(self.trainer, "on_last_row", self)
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> TableDataModule:
+        """The rows that this run trains and is measured on."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TableDataModule)
+        return data
+
+    def hand_over(self) -> None:
+        """Move the waiting rows to the host in one transfer; callbacks and loggers get them in order.
+
+        Raises:
+            DivergenceError: a training loss that is not finite.
+        """
+        waiting, self._waiting = self._waiting, []
+        for row in rows_to_host(waiting):
+            call_hook(self.trainer, "on_row", self, row)
+            step = int(row["step"] or 0)
+            for logger in self.trainer.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
+            loss = row["train/loss"]
+            if loss is None or not math.isfinite(loss):
+                raise DivergenceError(f"Training diverged: train/loss is {loss} in row {step}.")
+            if self.stop_at_test_accuracy is not None and (row["test/accuracy"] or 0) >= self.stop_at_test_accuracy:
+                self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["li2_lightning"] = {"row": self.last_row, "config": self.config}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.last_row = checkpoint["li2_lightning"]["row"]
+
+    def _publish(self, state: StepState) -> None:
+        """Let the callbacks measure, and queue the row."""
+        call_hook(self.trainer, "on_step_state", self, state)
+        self._waiting.append({"step": float(state.step), **state.columns})
+        self.last_row = state.step
+        at_once = self.device.type == "cpu" or self.stop_at_test_accuracy is not None
+        if at_once or len(self._waiting) >= ROWS_IN_FLIGHT:
+            self.hand_over()
+
+    @torch.no_grad()
+    def _measure(self, step: int, data: TableDataModule, activity: Activity) -> StepState:
+        """Losses and accuracies of both splits at the weights of ``activity``."""
+        state = StepState(step, activity, data.train.labels, self.network)
+        offset = self.loss.offset(state.outputs, state.targets)
+        self._add(self.train_statistics, state.outputs, state.targets, offset)
+        for block in data.test.blocks(EVALUATION_BLOCK):
+            self._add(
+                self.test_statistics,
+                self._forward(block.tokens, activity.moments).outputs,
+                block.labels,
+                offset,
+            )
+        for split, statistics in (("train", self.train_statistics), ("test", self.test_statistics)):
+            for name, value in statistics.compute().items():
+                state.log(f"{split}/{name}", value)
+            statistics.reset()
+        return state
+
+    def _add(self, statistics: RowStatistics, outputs: Tensor, labels: Tensor, offset: Tensor | None) -> None:
+        outputs = outputs if offset is None else outputs + offset
+        statistics.update(self.loss.rows(outputs, labels), outputs, labels)
+
+    def _forward_training_rows(self, rows: Rows) -> Activity:
+        """A forward pass over all training rows; solves V first where the readout is ridge."""
+        if self.ridge is None:
+            return self._forward(rows.tokens)
+        activity = self.network.compute_features(rows.tokens)
+        F = self.network_config.output_scale * activity.features.detach()
+        Y = one_hot(rows.labels, self.network.V.shape[1], F.dtype)
+        V = ridge_readout(*self.loss.ridge_problem(F, Y), self.ridge)
+        with torch.no_grad():
+            self.network.V.copy_(V)
+        activity.outputs = self.network.read(activity.features)
+        return activity
+
+
+def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
+    """The rows as Python floats, by one transfer; NaN and ±inf become None except in train/loss."""
+    if not rows:
+        return []
+    tensors = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
+    host = iter(torch.stack([tensor.detach().to(_widest(tensor)) for tensor in tensors]).cpu().tolist())
+    finished: list[Row] = []
+    for row in rows:
+        values = {name: next(host) if isinstance(value, Tensor) else float(value) for name, value in row.items()}
+        finished.append({name: v if math.isfinite(v) or name == "train/loss" else None for name, v in values.items()})
+    return finished
+
+
+def _widest(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

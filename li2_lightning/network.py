@@ -1,0 +1,347 @@
+"""The networks: Ŷ = β·σ(XW)V with its variants, and a small transformer to compare with.
+
+Shapes: n rows, k operands, M tokens, K = width, C classes, d = kM inputs. X is k one-hots side by side, so XW is a
+sum of k rows of W and is never formed as a product with zeros. All matrices are (inputs × outputs).
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from li2_lightning.activations import find_activation
+from li2_lightning.config import NetworkConfig
+from li2_lightning.errors import InputError
+from li2_lightning.files import read_npz
+
+# The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
+BATCH_NORM_EPSILON = 1e-5
+
+
+@dataclass
+class Moments:
+    """Mean and variance over the training rows of one layer's pre-activation, each (K,)."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass
+class Activity:
+    """What one forward pass leaves behind.
+
+    Attributes:
+        features: F, what the readout sees (n × K).
+        outputs: Ŷ, real (n × C).
+        input_features: what the first hidden layer gives (n × K); F itself without extra layers.
+        moments: of every batch-normalized layer; empty without batch norm.
+    """
+
+    features: Tensor
+    outputs: Tensor
+    input_features: Tensor
+    moments: tuple[Moments, ...] = ()
+
+
+class Network(nn.Module):
+    """What every network here offers: features, a linear readout V, and a role for each parameter.
+
+    Args:
+        config: the ``network`` section.
+        num_classes: C.
+        dtype: of the parameters.
+        generator: draws the initial weights, so that they depend on the seed alone.
+    """
+
+    def __init__(self, config: NetworkConfig, num_classes: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self._generator = generator
+        scale = config.readout_init_scale
+        self.V = nn.Parameter(scale * self._uniform(config.width, num_classes, dtype=dtype))
+        # The ridge readout is solved before each row, not trained.
+        self.V.requires_grad_(config.readout == "gradient")
+
+    @property
+    def readout(self) -> Tensor:
+        """βV, the matrix that takes F to Ŷ (K × C), detached."""
+        return self.config.output_scale * self.V.detach()
+
+    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
+        """Everything before the readout; ``outputs`` is left empty."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
+        """Features and outputs of the rows ``tokens`` (n × k, integer).
+
+        Args:
+            moments: statistics for batch norm; those of the rows at hand where empty.
+        """
+        activity = self.compute_features(tokens, moments)
+        activity.outputs = self.read(activity.features)
+        return activity
+
+    def read(self, features: Tensor) -> Tensor:
+        """Ŷ = Re(β F V), n × C; float32 at least, since losses are sums of small differences."""
+        outputs = features @ (self.config.output_scale * self.V)
+        outputs = outputs.real if outputs.is_complex() else outputs
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def roles(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Every parameter under the role whose optimizer moves it: hidden, output or embedding."""
+        roles: dict[str, list[tuple[str, nn.Parameter]]] = {"hidden": [], "output": [], "embedding": []}
+        for name, parameter in self.named_parameters():
+            roles[self.role_of(name, parameter)].append((name, parameter))
+        return roles
+
+    def role_of(self, name: str, parameter: nn.Parameter) -> str:
+        """The role of one parameter."""
+        return "output" if name == "V" else "hidden"
+
+    def input_weights(self) -> Tensor | None:
+        """The weights from the one-hots to the first hidden layer, d × K, detached; None where there are none."""
+        return None
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        """Apply ``network.normalize_weights`` after an update; nothing where it is off."""
+
+    def _uniform(self, fan_in: int, fan_out: int, dtype: torch.dtype, rows: int | None = None) -> Tensor:
+        """``torch.nn.Linear``'s default: uniform in ±1/√fan_in. Complex parts are drawn independently, each so."""
+        bound = 1 / math.sqrt(fan_in)
+        shape = (rows or fan_in, fan_out)
+
+        def draw() -> Tensor:
+            # Drawn in float32 whatever the precision, so that a float64 run starts where the float32 one does.
+            values = torch.empty(shape).uniform_(-bound, bound, generator=self._generator)
+            return values.to(dtype.to_real())
+
+        return torch.complex(draw(), draw()) if dtype.is_complex else draw()
+
+
+class TwoLayerNetwork(Network):
+    """Ŷ = β·σ(XW)V, no biases, with the options of the ``network`` section.
+
+    Extra layer l is residual, F ← σ(F + F·H_l). ``inner_product`` takes F = Π_i x_i W_i, without σ. With
+    ``trainable_embedding`` each token's one-hot becomes a row of E. Batch norm acts on the pre-activation, has no
+    parameters, and uses the statistics of the training rows.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        num_tokens: int,
+        num_operands: int,
+        num_classes: int,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> None:
+        dtype = dtype.to_complex() if config.complex_weights else dtype
+        super().__init__(config, num_classes, dtype, generator)
+        self.activation = find_activation(config.activation)
+        self.num_tokens, self.num_operands = num_tokens, num_operands
+        inputs = num_tokens if config.shared_embedding else num_operands * num_tokens
+        self.W = nn.Parameter(self._uniform(inputs, config.width, dtype))
+        for layer in range(1, config.hidden_layers + 1):
+            self.register_parameter(f"H{layer}", nn.Parameter(self._uniform(config.width, config.width, dtype)))
+        if config.trainable_embedding:
+            self.E = nn.Parameter(self._uniform(num_tokens, num_tokens, dtype))
+
+    def role_of(self, name: str, parameter: nn.Parameter) -> str:
+        return "embedding" if name == "E" else super().role_of(name, parameter)
+
+    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
+        seen: list[Moments] = []
+        z = self._batch_norm(self._combine(tokens, self._tables()), moments, seen)
+        features = input_features = z if self.config.inner_product else self.activation(z)
+        for layer in range(1, self.config.hidden_layers + 1):
+            z = features + features @ self.get_parameter(f"H{layer}")
+            features = self.activation(self._batch_norm(z, moments, seen))
+        return Activity(features, features.new_empty(0), input_features, tuple(seen))
+
+    def input_weights(self) -> Tensor:
+        return torch.cat([table.detach() for table in self._tables()])
+
+    def node_features(self, tokens: Tensor, input_weights: Tensor) -> Tensor:
+        """σ(Xw) of nodes with other input weights (d × K), without batch norm; n × K."""
+        z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens)))
+        return z if self.config.inner_product else self.activation(z)
+
+    @property
+    def node_degree(self) -> int | None:
+        """How a node's feature scales with its input weights: f(cw) = c^degree f(w); None where it does not."""
+        return self.num_operands if self.config.inner_product else self.activation.degree
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        if not self.config.normalize_weights:
+            return
+        if self.config.inner_product:
+            for table in self.W.view(-1, self.num_tokens, self.config.width):
+                norm = torch.linalg.vector_norm(table, dim=0)
+                table.div_(norm.clamp_min(1.0))
+        else:
+            self.W.sub_(self.W.mean(dim=0, keepdim=True))
+        self.V.sub_(self.V.mean(dim=1, keepdim=True))
+
+    def _combine(self, tokens: Tensor, tables: list[Tensor]) -> Tensor:
+        """XW, or in the inner-product form the product of the operands' projections; n × K."""
+        z = functional.embedding(tokens[:, 0], tables[0])
+        for operand, table in enumerate(tables[1:], start=1):
+            projection = functional.embedding(tokens[:, operand], table)
+            z = z * projection if self.config.inner_product else z + projection
+        return z
+
+    def _tables(self) -> list[Tensor]:
+        """Per operand the M × K table whose row h is what token h adds to the pre-activation."""
+        halves: list[Tensor] = [self.W] if self.config.shared_embedding else list(torch.split(self.W, self.num_tokens))
+        if self.config.trainable_embedding:
+            halves = [self.E @ half for half in halves]
+        return halves * self.num_operands if self.config.shared_embedding else halves
+
+    def _batch_norm(self, z: Tensor, moments: tuple[Moments, ...], seen: list[Moments]) -> Tensor:
+        if not self.config.batch_norm:
+            return z
+        if moments:
+            current = moments[len(seen)]
+        else:
+            mean = z.mean(dim=0)
+            current = Moments(mean, (z - mean).abs().square().mean(dim=0))
+        seen.append(current)
+        return (z - current.mean) * torch.rsqrt(current.variance + BATCH_NORM_EPSILON)
+
+
+class TransformerNetwork(Network):
+    """Token embedding + learned positions, an encoder, mean pooling, and a linear readout V.
+
+    The encoder is torch's (post-norm, no dropout: full-batch runs are deterministic).
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        num_tokens: int,
+        num_operands: int,
+        num_classes: int,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(config, num_classes, dtype, generator)
+        self.tokens = nn.Parameter(self._uniform(config.width, config.width, dtype, rows=num_tokens))
+        self.positions = nn.Parameter(self._uniform(config.width, config.width, dtype, rows=num_operands))
+        layer = nn.TransformerEncoderLayer(
+            config.width,
+            config.transformer.heads,
+            config.transformer.feedforward,
+            dropout=0.0,
+            activation=config.activation,
+            batch_first=True,
+            dtype=dtype,
+        )
+        self.encoder = nn.TransformerEncoder(layer, config.transformer.layers, enable_nested_tensor=False)
+        with torch.no_grad():
+            for module in self.encoder.modules():
+                # torch draws from its global generator, and differently for the attention; ours is Linear's default
+                # for every matrix, from our generator.
+                for name, parameter in module.named_parameters(recurse=False):
+                    if parameter.ndim == 2:
+                        parameter.copy_(self._uniform(parameter.shape[1], parameter.shape[0], dtype).T)
+                    elif name.endswith("bias"):
+                        parameter.zero_()
+
+    def role_of(self, name: str, parameter: nn.Parameter) -> str:
+        if name in ("tokens", "positions") or parameter.ndim == 1:
+            return "embedding"
+        return super().role_of(name, parameter)
+
+    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
+        sequence = functional.embedding(tokens, self.tokens) + self.positions
+        features = self.encoder(sequence).mean(dim=1)
+        return Activity(features, features.new_empty(0), features)
+
+
+def build_network(
+    config: NetworkConfig,
+    num_tokens: int,
+    num_operands: int,
+    num_classes: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> Network:
+    """The network of the ``network`` section, with its initial weights."""
+    kind = TransformerNetwork if config.name == "transformer" else TwoLayerNetwork
+    network = kind(config, num_tokens, num_operands, num_classes, dtype, generator)
+    if config.initial_weights is not None:
+        _load_weights(network, config.initial_weights)
+    return network
+
+
+def _load_weights(network: Network, path: str) -> None:
+    """Replace the parameters by those of an ``.npz`` or of a checkpoint of ours."""
+    where = f"network.initial_weights={path!r}"
+    if not Path(path).is_file():
+        raise InputError(f"{where} is no file; give an .npz with W and V, or a checkpoint of an earlier run.")
+    weights = _read_npz(path, where) if path.endswith(".npz") else _read_checkpoint(path, where)
+    parameters = dict(network.named_parameters())
+    for name in sorted(parameters.keys() ^ weights.keys()):
+        have = "has no" if name in parameters else "has an unexpected"
+        raise InputError(f"{where} {have} array {name!r}; this network has {', '.join(parameters)}.")
+    for name, parameter in parameters.items():
+        value = weights[name]
+        if value.shape != parameter.shape:
+            raise InputError(
+                f"{where}: {name} has shape {tuple(value.shape)}, but this network needs {tuple(parameter.shape)}."
+            )
+        if value.is_complex() and not parameter.is_complex():
+            raise InputError(f"{where}: {name} is complex, so it needs network.complex_weights=true.")
+        if not torch.isfinite(torch.view_as_real(value) if value.is_complex() else value).all():
+            raise InputError(f"{where}: {name} holds values that are not finite.")
+        with torch.no_grad():
+            parameter.copy_(value)
+
+
+def _read_npz(path: str, where: str) -> dict[str, Tensor]:
+    try:
+        weights = read_npz(Path(path))
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{where} is not a readable .npz of plain arrays: {error}.") from error
+    for name, array in weights.items():
+        if array.dtype.kind not in "fciu":
+            raise InputError(f"{where}: {name} holds {array.dtype}, not numbers.")
+    return {name: torch.from_numpy(array) for name, array in weights.items()}
+
+
+def _read_checkpoint(path: str, where: str) -> dict[str, Tensor]:
+    return network_weights(read_checkpoint(path, where))
+
+
+def read_checkpoint(path: str, where: str) -> Mapping[str, object]:
+    """A checkpoint's plain contents; data only, never code.
+
+    Raises:
+        InputError: no file, truncated, or not a checkpoint of ours.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    # torch raises many kinds here (pickle, zip, runtime, end of file); each means the same to the user.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where} cannot be read as a checkpoint: {reason.rstrip('.')[:200]}.") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "li2_lightning" not in checkpoint:
+        raise InputError(f"{where} is not a checkpoint of this project.")
+    return checkpoint
+
+
+def network_weights(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
+    """The network's parameters out of a checkpoint's ``state_dict``."""
+    state = checkpoint["state_dict"]
+    assert isinstance(state, dict)
+    prefix = "network."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

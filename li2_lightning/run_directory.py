@@ -1,0 +1,165 @@
+"""The directory that a run leaves: where it is, who may write it, and what is in it when it is done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import lightning
+import torch
+import wandb
+from omegaconf import OmegaConf
+
+import li2_lightning
+from li2_lightning.config import Config, config_hash, run_name, to_plain
+from li2_lightning.errors import InputError
+from li2_lightning.files import replacing, write_json
+from li2_lightning.log import say
+from li2_lightning.metrics_file import read_metrics
+from li2_lightning.network import read_checkpoint
+
+SCHEMA_VERSION = 1
+THRESHOLDS = (0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """``outputs/<name>/<config-hash>-s<seed>/``.
+
+    Holds config.yaml, metrics.csv, stages.json, summary.json, checkpoints/, report.png, and wandb/.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> RunDirectory:
+        """Where the run of ``config`` is or will be."""
+        return cls(Path(config.output_dir) / run_name(config) / f"{config_hash(config)}-s{config.seed}")
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, which only an ended run has; None where there is none."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error}); remove it or use force=true.") from error
+        assert isinstance(summary, dict)
+        return summary
+
+    def find_checkpoint(self, config: Config) -> Path | None:
+        """What the run continues from; None where it starts at row 0.
+
+        Raises:
+            InputError: an unfinished run without ``resume`` or ``force``; ``resume`` names no checkpoint of ours.
+        """
+        if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
+            raise InputError(f"resume={config.resume!r} is no file; give a checkpoint, auto or null.")
+        if self.summary() is not None and not config.force:
+            return None
+        unfinished = (self.path / "config.yaml").exists()
+        if config.resume is None or config.force:
+            if unfinished and not config.force:
+                raise InputError(
+                    f"{self.path} holds an unfinished run; continue it with resume=auto or start over with force=true."
+                )
+            return None
+        if config.resume == "auto":
+            if not self.last_checkpoint.exists():
+                return None
+            path = self.last_checkpoint
+        else:
+            path = Path(config.resume)
+        read_checkpoint(str(path), f"resume={str(path)!r}")
+        return path
+
+    def claim(self, config: Config, keep: bool) -> IO[str]:
+        """Create the directory, or empty it unless ``keep``, and lock it; the lock lasts as long as the file is open.
+
+        Raises:
+            InputError: another process writes it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{self.path} is being written by another process; wait for it or change name.") from error
+        except OSError as error:
+            raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
+        if not keep:
+            for entry in self.path.iterdir():
+                if entry.name != ".lock":
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        with replacing(self.path / "config.yaml") as temporary:
+            temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
+        self._point_latest(Path(config.output_dir))
+        return lock
+
+    def finish(self, config: Config, status: str, seconds: float, rows_before: int, **more: Any) -> dict[str, Any]:
+        """Write summary.json and return it.
+
+        Args:
+            status: "finished" or "diverged".
+            seconds: wall time of this process's part of the run.
+            rows_before: step at which this part started.
+            more: further entries.
+        """
+        metrics = read_metrics(self.path / "metrics.csv")
+        last = {name: value for name, value in metrics.iloc[-1].items() if value == value}
+        steps = int(last["step"]) - rows_before
+        stages = self.path / "stages.json"
+        summary: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "status": status,
+            **more,
+            "final": {str(name): int(v) if name in ("step", "stage/index") else float(v) for name, v in last.items()},
+            "first_step": {
+                split: {f"{level:g}": _first(metrics, f"{split}/accuracy", level) for level in THRESHOLDS}
+                for split in ("train", "test")
+            },
+            "stages": json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else None,
+            "wall_time_s": round(seconds, 3),
+            "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,
+            "config_hash": config_hash(config),
+            "versions": versions(),
+        }
+        write_json(self.path / "summary.json", summary)
+        return summary
+
+    def _point_latest(self, output_dir: Path) -> None:
+        latest = output_dir / "latest"
+        try:
+            with replacing(latest) as temporary:
+                temporary.symlink_to(os.path.relpath(self.path, output_dir), target_is_directory=True)
+        except OSError as error:
+            say(f"{latest} could not be pointed to {self.path}: {error.strerror}.")
+
+
+def versions() -> Mapping[str, str]:
+    """What the numbers were made with."""
+    return {
+        "li2_lightning": li2_lightning.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "wandb": wandb.__version__,
+    }
+
+
+def _first(metrics: Any, column: str, level: float) -> int | None:
+    """The first step at which ``column`` reached ``level``."""
+    reached = metrics.loc[metrics[column] >= level, "step"]
+    return int(reached.iloc[0]) if len(reached) else None

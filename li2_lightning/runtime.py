@@ -1,0 +1,93 @@
+"""Around the fit: the trainer, signals, and what Lightning says."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from li2_lightning.config import Config
+from li2_lightning.errors import InputError
+from li2_lightning.module import Li2Module
+
+
+def build_trainer(config: Config, directory: Path, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
+    """Lightning's Trainer for one run: one endless epoch, ended by ``max_steps``; our own bar and checkpoints.
+
+    Raises:
+        InputError: what Lightning refuses (no such accelerator here, a precision it does not have, …).
+    """
+    trainer = config.trainer
+    try:
+        with quiet_lightning(), warnings.catch_warnings():
+            # Lightning takes another precision with a warning; below that is an error.
+            warnings.filterwarnings("ignore", message=".*AMP with fp16.*")
+            built = lightning.Trainer(
+                accelerator=trainer.accelerator,
+                devices=trainer.devices,
+                num_nodes=trainer.num_nodes,
+                strategy=trainer.strategy,
+                precision=trainer.precision,  # type: ignore[arg-type]
+                max_steps=config.max_steps,
+                max_epochs=-1,
+                callbacks=list(callbacks),
+                default_root_dir=directory,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                limit_val_batches=0,
+            )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"The trainer section does not fit this machine: {reason.rstrip('!')}.") from error
+    if built.precision != trainer.precision:
+        raise InputError(f"trainer.precision={trainer.precision} does not run on this device; {built.precision} does.")
+    return built
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips and banners off the terminal; its warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch warns about its own keyword inside Lightning; nothing that a user of ours can change.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def stopping_on_signals(module: Li2Module) -> Iterator[None]:
+    """Let SIGINT and SIGTERM stop the run where its state is whole; a second one acts at once, as without us."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        module.stop_signal = signum
+        signal.signal(signum, before[signum])
+
+    before: dict[int, Any] = {}
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum] = signal.signal(signum, stop)
+    except ValueError:
+        # Only the main thread may catch signals; elsewhere (a notebook's worker) they are not ours.
+        before.clear()
+    try:
+        yield
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)

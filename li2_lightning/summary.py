@@ -1,0 +1,84 @@
+"""The closing table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from li2_lightning.theory.stages import COUPLING, INDEPENDENCE, PEAK
+
+STAGE_NAMES = {1: "I lazy", 2: "II independent", 3: "III interactive"}
+
+
+def render_summary(summary: dict[str, Any]) -> RenderableType:
+    """What came out of a run."""
+    final = summary["final"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("accuracy reached")
+    for level in summary["first_step"]["train"]:
+        table.add_column(level, justify="right")
+    table.add_column("at the end", justify="right")
+    table.add_column("loss", justify="right")
+    for split, steps in summary["first_step"].items():
+        reached = ["never" if step is None else f"step {step}" for step in steps.values()]
+        numbers = [f"{final[name]:.4g}" for name in (f"{split}/accuracy", f"{split}/loss")]
+        table.add_row(split, *reached, *numbers)
+    lines: list[RenderableType] = [Text(_verdict(summary), style="bold"), table, *_stage_lines(summary["stages"])]
+    lines.append(Text(f"{final['step']} steps, {summary['wall_time_s']:.1f} s, {summary['steps_per_second']} steps/s"))
+    return Group(*lines)
+
+
+def where_to_look(directory: Path) -> list[str]:
+    """The files, and the commands that show and sync the W&B run."""
+    lines = [f"Files: {directory}"]
+    if (directory / "wandb").is_dir():
+        lines.append(f"Look:  wandb leet {directory / 'wandb'}")
+    if offline := sorted((directory / "wandb").glob("offline-run-*")):
+        lines.append(f"Sync:  wandb sync {offline[-1]}")
+    return lines
+
+
+def print_summary(summary: dict[str, Any], directory: Path) -> None:
+    """Print the closing table on stdout."""
+    console = Console()
+    console.print(render_summary(summary))
+    for line in where_to_look(directory):
+        # Commands are for copying: they are never broken into lines.
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def describe_transition(entry: dict[str, Any]) -> str:
+    """One line for a transition, as in stages.json, with what decided it."""
+    evidence = entry["evidence"]
+    peak = f" of {evidence[PEAK]:.2f}" if PEAK in evidence else ""
+    decided = f"independence {evidence[INDEPENDENCE]:.2f}{peak}, coupling {evidence[COUPLING]:.2f}"
+    caveat = f"; {entry['caveat']}" if entry["caveat"] else ""
+    return f"step {entry['step']}: stage {entry['from'] * 'I'} → {STAGE_NAMES[entry['to']]} ({decided}{caveat})"
+
+
+def _stage_lines(stages: dict[str, Any] | None) -> list[Text]:
+    if stages is None:
+        return []
+    lines = [Text(describe_transition(entry)) for entry in stages["events"]]
+    if stages["stalled"]:
+        lines.append(Text("stalled in stage II: G_F lost both alignments, and no stage III follows", style="yellow"))
+    elif not lines:
+        lines.append(Text("no stage transition: the run ended in stage I"))
+    return lines
+
+
+def _verdict(summary: dict[str, Any]) -> str:
+    if summary["status"] == "diverged":
+        return str(summary["reason"])
+    train, test = (summary["first_step"][split]["0.99"] for split in ("train", "test"))
+    if train is None:
+        return "It has not memorized the training rows."
+    if test is None:
+        best = summary["final"]["test/accuracy"]
+        return f"It memorized at step {train} and has not generalized: test accuracy {best:.2f} at the end."
+    return f"It memorized at step {train} and generalized at step {test}."

@@ -1,0 +1,98 @@
+"""Stage I, lazy learning: the backpropagated gradient G_F, ridge readouts, and how random the features still are.
+
+Source: arXiv:2509.21519, section 3.1 (Prop. 1, Lemma 1, Eq. 1). Shapes: features F n×K, targets Y n×C, readout V K×C.
+For complex F every transpose on features is a conjugate transpose.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def center(rows: Tensor) -> Tensor:
+    """P₁⊥ applied: subtract the mean over samples (…×n×anything)."""
+    return rows - rows.mean(dim=-2, keepdim=True)
+
+
+def residual(outputs: Tensor, targets: Tensor) -> Tensor:
+    """R = P₁⊥(Y − Ŷ), …×n×C."""
+    return center(targets - outputs)
+
+
+def backpropagated_gradient(residual: Tensor, readout: Tensor) -> Tensor:
+    """G_F = −∂J/∂F = R Vᴴ, …×n×K, for J = ½‖P₁⊥(Y − FV)‖² + (η/2)‖V‖² (Eq. 1; section 3.1).
+
+    For `projected_mse`, J's first term times 2/n, it is −(n/2)·∂L/∂F.
+    """
+    return residual.to(readout.dtype) @ readout.mH
+
+
+def ridge_readout(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """V* = (FᴴF + ηI)⁻¹FᴴY, …×K×C, with F and Y as they are given (center both for Eq. 1).
+
+    Solved in float64 and on the smaller side: FᴴF + ηI for K ≤ n, else V* = Fᴴ(FFᴴ + ηI)⁻¹Y. The result has the
+    dtype of ``features``.
+
+    Args:
+        ridge: η > 0. With a loss averaged over samples and coupled weight decay λ, η = nλ/2.
+    """
+    wide = torch.promote_types(features.dtype, torch.float64)
+    F, Y = features.to(wide), targets.to(wide)
+    n, K = F.shape[-2:]
+    if n >= K:
+        solution = _solve_shifted(F.mH @ F, ridge, F.mH @ Y)
+    else:
+        solution = F.mH @ _solve_shifted(F @ F.mH, ridge, Y)
+    return solution.to(features.dtype)
+
+
+def _solve_shifted(gram: Tensor, ridge: float, right: Tensor) -> Tensor:
+    """(gram + ridge·I)⁻¹ right by Cholesky."""
+    gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
+
+
+def gram_deviation(columns: Tensor, gram_rows: Tensor, norms: Tensor) -> Tensor:
+    """Mean |off-diagonal entry| of F̃ᴴF̃ over its mean diagonal entry (Lemma 1: near 0 for wide random features).
+
+    Exact where ``columns`` names all K nodes. From S sampled rows of the Gram matrix it is a ratio estimate: each
+    entry is compared with the product of its two norms, and the ratio is applied to all pairs.
+
+    Args:
+        columns: indices of the rows at hand (S,).
+        gram_rows: those rows of F̃ᴴF̃, S×K.
+        norms: ‖f̃_j‖² of every node (K,).
+    """
+    lengths = norms.sqrt()
+    K = norms.numel()
+    absolute = gram_rows.abs().sum(dim=1) - norms[columns]
+    expected = lengths[columns] * (lengths.sum() - lengths[columns])
+    ratio = absolute.sum() / expected.sum()
+    total = ratio * (lengths.sum().square() - norms.sum())
+    return total / (K - 1) / norms.sum()
+
+
+def kernel_deviation(columns: Tensor, gram_rows: Tensor, norms: Tensor, mean: Tensor, spread: Tensor, n: int) -> Tensor:
+    """min over a, b of ‖FFᴴ − aI − b11ᵀ‖ / ‖FFᴴ‖ (Lemma 1; Fig. 3 of the source).
+
+    With P = P₁⊥ and J = 11ᵀ/n the two matrices span {P, J}, whose norms are √(n−1) and 1, so that with
+    μ = Fᵀ1/n the squared distance is ‖F̃F̃ᴴ‖² − ‖F̃‖⁴/(n−1) + 2n‖F̃μ̄‖², and ‖FFᴴ‖² adds ‖F̃‖⁴/(n−1) + n²‖μ‖⁴.
+    Nothing of size n×n is formed: ‖F̃F̃ᴴ‖ = ‖F̃ᴴF̃‖, which is exact where ``columns`` names all K nodes, and else the
+    ratio estimate of `gram_deviation`, on squares.
+
+    Args:
+        columns, gram_rows, norms: as for `gram_deviation`.
+        mean: μ (K,).
+        spread: ‖F̃μ̄‖², a scalar.
+        n: samples.
+    """
+    total = norms.sum()
+    squares = gram_rows.abs().square().sum(dim=1) - norms[columns].square()
+    expected = norms[columns] * (total - norms[columns])
+    off_diagonal = squares.sum() / expected.sum() * (total.square() - norms.square().sum())
+    centered = off_diagonal + norms.square().sum()
+    within = total.square() / (n - 1)
+    distance = (centered - within + 2 * n * spread).clamp_min(0)
+    whole = distance + within + (n * mean.abs().square().sum()).square()
+    return (distance / whole).sqrt()

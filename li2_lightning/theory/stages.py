@@ -1,0 +1,178 @@
+"""The three stages, operationally: a rule on four columns, with hysteresis and evidence.
+
+Stages after arXiv:2509.21519; the rule is this project's own.
+
+* I lazy: V fits, G_F carries no label structure.
+* I → II: training accuracy ≥ .99 and independence ≥ .5, for five rows in a row.
+* II → III: independence has fallen below .8 of its peak **and** coupling leads it by ≥ .05, for five rows in a row.
+
+A run whose G_F loses both alignments has stalled; it stays in stage II and is never called III. Where the theory
+predicts no ridge equilibrium (decoupled decay, cross-entropy) coupling need not lead; there II → III is also read from
+the growth of energy and purity after independence has fallen, and says so. Stage III is not generalization: with too
+few data the features that grow are memorizing ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+TRAIN_ACCURACY, INDEPENDENCE, COUPLING = "train/accuracy", "gradient/independence", "gradient/coupling"
+DECISIVE = (TRAIN_ACCURACY, INDEPENDENCE, COUPLING)
+PEAK = "peak of gradient/independence"
+GROWING = ("energy/mean", "features/purity")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a transition is declared.
+
+    Attributes:
+        rows: rows in a row that must agree; the transition's step is the last of them.
+        train_accuracy, independence: I → II at or above both.
+        independence_fall: II → III below this share of the peak of independence since stage II began …
+        coupling_lead: … and with coupling ahead of independence by at least this.
+        feature_growth: where no ridge equilibrium is predicted, instead of the lead: mean energy, and purity where it
+            is measured, at or above this multiple of their values when independence fell.
+        stalled_alignment: stalled when, at the end, both cosines lie below this.
+    """
+
+    rows: int = 5
+    train_accuracy: float = 0.99
+    independence: float = 0.5
+    independence_fall: float = 0.8
+    coupling_lead: float = 0.05
+    feature_growth: float = 1.25
+    stalled_alignment: float = 0.35
+
+
+@dataclass
+class Transition:
+    """One declared transition.
+
+    Attributes:
+        source, target: the stages.
+        step: row at which it was declared.
+        first_step: first of the agreeing rows.
+        lag: rows between the two, on which nothing was declared yet.
+        evidence: the columns that decided, at ``step``.
+        caveat: what weakens the claim, or None.
+    """
+
+    source: int
+    target: int
+    step: int
+    first_step: int
+    evidence: dict[str, float]
+    caveat: str | None = None
+
+    @property
+    def lag(self) -> int:
+        return self.step - self.first_step
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of ``stages.json``."""
+        return {"from": self.source, "to": self.target, "step": self.step, "first_step": self.first_step,
+                "lag": self.lag, "evidence": self.evidence, "caveat": self.caveat}  # fmt: skip
+
+
+@dataclass
+class StageTracker:
+    """Feeds on rows in order and declares transitions.
+
+    Args:
+        thresholds: as above.
+        equilibrium_caveat: why no ridge equilibrium is predicted for this run; None where one is.
+    """
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    equilibrium_caveat: str | None = None
+    stage: int = 1
+    transitions: list[Transition] = field(default_factory=list)
+    peak: float = -math.inf
+    at_fall: dict[str, float] = field(default_factory=dict)
+    agreeing: int = 0
+    first_agreeing: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+
+    def update(self, step: int, row: Mapping[str, float | None]) -> Transition | None:
+        """Take row ``step``; return the transition that it completes, if any.
+
+        A row in which one of the needed columns is undefined neither agrees nor breaks a streak.
+        """
+        values = {name: row.get(name) for name in (*DECISIVE, *GROWING)}
+        seen = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+        if self.stage == 3 or any(name not in seen for name in DECISIVE):
+            return None
+        self.last = seen
+        if self.stage == 2:
+            self._follow(seen)
+        agrees, caveat = self._leaves_lazy(seen) if self.stage == 1 else self._turns_interactive(seen)
+        if not agrees:
+            self.agreeing = 0
+            return None
+        if self.agreeing == 0:
+            self.first_agreeing = step
+        self.agreeing += 1
+        if self.agreeing < self.thresholds.rows:
+            return None
+        evidence = dict(seen)
+        if self.stage == 2:
+            evidence[PEAK] = self.peak
+        transition = Transition(self.stage, self.stage + 1, step, self.first_agreeing, evidence, caveat)
+        self.stage += 1
+        self.agreeing = 0
+        self.peak, self.at_fall = seen[INDEPENDENCE], {}
+        self.transitions.append(transition)
+        return transition
+
+    @property
+    def stalled(self) -> bool:
+        """Whether G_F, still in stage II, has lost both alignments."""
+        if self.stage != 2 or not self.last:
+            return False
+        limit = self.thresholds.stalled_alignment
+        return self._has_fallen(self.last) and max(self.last[INDEPENDENCE], self.last[COUPLING]) < limit
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers; `load_state_dict` continues the same series."""
+        state = asdict(self)
+        del state["thresholds"], state["equilibrium_caveat"]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; thresholds and caveat stay those of this tracker."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.transitions = [Transition(**entry) for entry in state["transitions"]]
+
+    def _leaves_lazy(self, row: Mapping[str, float]) -> tuple[bool, str | None]:
+        limits = self.thresholds
+        return row[TRAIN_ACCURACY] >= limits.train_accuracy and row[INDEPENDENCE] >= limits.independence, None
+
+    def _turns_interactive(self, row: Mapping[str, float]) -> tuple[bool, str | None]:
+        if not self._has_fallen(row):
+            return False, None
+        if row[COUPLING] - row[INDEPENDENCE] >= self.thresholds.coupling_lead:
+            return True, self.equilibrium_caveat
+        if self.equilibrium_caveat is None:
+            return False, None
+        growth = [row[name] / value for name, value in self.at_fall.items() if name in row and value > 0]
+        grown = bool(growth) and min(growth) >= self.thresholds.feature_growth
+        return (
+            grown,
+            f"{self.equilibrium_caveat}; read from the growth of the features since independence fell",
+        )
+
+    def _follow(self, row: Mapping[str, float]) -> None:
+        """Keep the peak of independence, and what the features were when it fell."""
+        self.peak = max(self.peak, row[INDEPENDENCE])
+        if not self._has_fallen(row):
+            self.at_fall = {}
+        elif not self.at_fall:
+            self.at_fall = {name: row[name] for name in GROWING if name in row}
+
+    def _has_fallen(self, row: Mapping[str, float]) -> bool:
+        return row[INDEPENDENCE] < self.thresholds.independence_fall * self.peak
