@@ -1,0 +1,27 @@
+"""Plug-in callbacks, one a file: what is measured each step, what is kept, and what is shown.
+
+A callback of your own is a ``lightning.Callback`` registered by name; drop the file into this folder, announce it as
+an entry point in the group ``li2_lightning.callbacks``, or name it by import path::
+
+    from callbacks.diagnostic import Diagnostic
+    from callbacks.registry import CALLBACKS
+
+    @CALLBACKS.register("dead_nodes")
+    class DeadNodes(Diagnostic):
+        def measure(self, module, state):
+            return {"features/dead": (state.features == 0).all(dim=0).float().mean()}
+
+and switch it on with ``callbacks.dead_nodes.enabled=true`` (``callbacks.dead_nodes.every_n_steps=10`` does so, too).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from callbacks.registry import CALLBACKS, build_callbacks
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["CALLBACKS", "build_callbacks"]

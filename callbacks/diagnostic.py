@@ -1,0 +1,64 @@
+"""The base of everything that measures a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+from torch import Tensor
+
+from li2_lightning.errors import InputError
+from li2_lightning.module import Li2Module
+from li2_lightning.state import StepState
+
+
+class Cadence:
+    """Due at row 0 and at the first row at or after each multiple of ``every_n_steps``.
+
+    Args:
+        option: the config key, for the error.
+        every_n_steps: a positive integer.
+    """
+
+    def __init__(self, option: str, every_n_steps: int) -> None:
+        self.every_n_steps = positive_integer(option, every_n_steps)
+        self.last_row = -1
+
+    def due(self, step: int) -> bool:
+        """Whether ``step`` is due; call it once a row."""
+        due = self.last_row < 0 or step // self.every_n_steps > self.last_row // self.every_n_steps
+        self.last_row = step
+        return due
+
+
+class Diagnostic(lightning.Callback):
+    """Adds columns to the rows that are due.
+
+    Args:
+        every_n_steps: the cadence; every row where 1.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        self.cadence = Cadence(f"{type(self).__name__.lower()}.every_n_steps", every_n_steps)
+
+    def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
+        """The columns of this row, as scalars on the device; NaN where undefined."""
+        raise NotImplementedError
+
+    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
+        if self.cadence.due(state.step):
+            for name, value in self.measure(module, state).items():
+                state.log(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_row": self.cadence.last_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.cadence.last_row = state_dict["last_row"]
+
+
+def positive_integer(option: str, value: Any) -> int:
+    """``value`` if it is an integer ≥ 1; else an `InputError` naming ``callbacks.<option>``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"callbacks.{option}={value!r} does not fit; it is an integer of at least 1.")
+    return value

@@ -1,0 +1,80 @@
+"""The energy E that every node climbs in stage II."""
+
+from __future__ import annotations
+
+import lightning
+import torch
+from torch import Tensor
+
+from callbacks.diagnostic import Diagnostic
+from callbacks.registry import CALLBACKS
+from li2_lightning.log import say
+from li2_lightning.module import EVALUATION_BLOCK, Li2Module
+from li2_lightning.network import TwoLayerNetwork
+from li2_lightning.representations import isotypic_blocks
+from li2_lightning.state import StepState
+from li2_lightning.theory.energy import energy, unit_energy
+
+
+@CALLBACKS.register("energy")
+class Energy(Diagnostic):
+    """E(w) = ½‖Ỹᵀσ(Xw)‖² on the training rows, of the first hidden layer's nodes scaled to unit norm (Theorem 1).
+
+    Columns:
+
+    ================  =================================================================================
+    energy/mean       mean over nodes
+    energy/max        maximum over nodes
+    energy/relative   the maximum over (best E*)·(n/N)², with E* = M/(2d_R) the maxima of Theorem 2
+                      (corrected); only σ = x², two operands of a group, real weights
+    ================  =================================================================================
+
+    The nodes' weights are those from the one-hots: with a trainable embedding, E times W. A homogeneous σ needs no
+    further pass; any other, and batch norm, is evaluated once more at unit norm.
+
+    Args:
+        every_n_steps: cadence.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._best: float | None = None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Li2Module)
+        network, task = pl_module.network, pl_module.data.task
+        if not isinstance(network, TwoLayerNetwork):
+            say("energy: this network has no nodes on the one-hots, so the energy columns are left out.")
+        elif (
+            task.group is not None
+            and task.num_operands == 2
+            and network.config.activation == "square"
+            and not (network.config.complex_weights or network.config.inner_product)
+        ):
+            best = max(
+                task.group.order / (2 * block.real_dimension)
+                for block in isotypic_blocks(task.group)
+                if not block.trivial
+            )
+            self._best = best * (len(pl_module.data.train) / len(task.labels)) ** 2
+
+    def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
+        if not isinstance(module.network, TwoLayerNetwork):
+            return {}
+        energies = self._unit_energies(module, module.network, state)
+        largest = energies.nan_to_num(-torch.inf).max()
+        columns: dict[str, Tensor | float] = {"energy/mean": energies.nanmean(), "energy/max": largest}
+        if self._best is not None:
+            columns["energy/relative"] = largest / self._best
+        return columns
+
+    def _unit_energies(self, module: Li2Module, network: TwoLayerNetwork, state: StepState) -> Tensor:
+        weights = network.input_weights()
+        norms = torch.linalg.vector_norm(weights, dim=0)
+        if network.node_degree is not None and not network.config.batch_norm:
+            return unit_energy(energy(state.target_input_features), norms, network.node_degree)
+        unit = torch.where(norms > 0, weights / norms, torch.nan)
+        tokens = module.data.train.tokens.split(EVALUATION_BLOCK)
+        targets = state.centered_targets.to(weights.dtype).split(EVALUATION_BLOCK)
+        products = [Y.mT @ network.node_features(block, unit) for block, Y in zip(tokens, targets, strict=True)]
+        return energy(torch.stack(products).sum(dim=0))

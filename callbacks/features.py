@@ -1,0 +1,62 @@
+"""Which irreps the nodes have turned to."""
+
+from __future__ import annotations
+
+import lightning
+import torch
+from torch import Tensor
+
+from callbacks.diagnostic import Diagnostic
+from callbacks.registry import CALLBACKS
+from li2_lightning.log import say
+from li2_lightning.module import Li2Module
+from li2_lightning.network import TwoLayerNetwork
+from li2_lightning.representations import block_basis, block_slices
+from li2_lightning.state import StepState
+
+
+@CALLBACKS.register("features")
+class Features(Diagnostic):
+    """How pure the nodes are, in the isotypic blocks of the group (conjugate pairs are one block).
+
+    With Π_k the projector on block k, applied to each operand's part of w, and the trivial part removed:
+
+    ==================  ===================================================================
+    features/purity     mean over nodes of max_k ‖Π_k w_j‖²/‖w_j‖²
+    features/coverage   number of blocks in which some node's share exceeds .5
+    ==================  ===================================================================
+
+    A task that is no group leaves both out.
+
+    Args:
+        every_n_steps: cadence.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._basis: Tensor | None = None
+        self._slices: list[slice] = []
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Li2Module)
+        group = pl_module.data.task.group
+        if group is None:
+            say("features: this task is no group, so features/purity and features/coverage are left out.")
+        elif not isinstance(pl_module.network, TwoLayerNetwork):
+            say("features: this network has no nodes on the one-hots, so purity and coverage are left out.")
+        elif group.order > 1:
+            self._basis = torch.tensor(block_basis(group).T)
+            self._slices = list(block_slices(group))
+
+    def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
+        weights = module.network.input_weights()
+        if self._basis is None or weights is None:
+            return {}
+        self._basis = self._basis.to(weights.device, weights.dtype)
+        parts = (self._basis @ weights.unflatten(0, (-1, self._basis.shape[1]))).abs().square().sum(dim=0)
+        shares = torch.stack([parts[block].sum(dim=0) for block in self._slices])
+        shares = shares / shares.sum(dim=0)
+        return {
+            "features/purity": shares.max(dim=0).values.nanmean(),
+            "features/coverage": (shares > 0.5).any(dim=1).sum(),
+        }

@@ -1,0 +1,93 @@
+"""What a run shows in the terminal while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from callbacks.diagnostic import positive_integer
+from callbacks.registry import CALLBACKS
+from li2_lightning.module import Li2Module, Row
+from li2_lightning.summary import describe_transition
+from li2_lightning.theory.stages import Transition
+
+SHORT_STAGES = {1: "I", 2: "II", 3: "III"}
+
+
+@CALLBACKS.register("progress")
+class ProgressBar(lightning.Callback):
+    """A live bar on a terminal, a line now and then where stdout is none; each stage transition as it is declared.
+
+    Args:
+        lines: how many lines a run of ``max_steps`` prints without a terminal.
+    """
+
+    def __init__(self, lines: int = 10) -> None:
+        self.lines = positive_integer("progress.lines", lines)
+        self.console = Console()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._next_line = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not self.console.is_terminal:
+            return
+        self._bar = Progress(
+            BarColumn(bar_width=14),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  acc {task.fields[accuracy]}  stage {task.fields[stage]:<3}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+        )
+        unknown = {"loss": "– –", "accuracy": "– –", "stage": ""}
+        self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, **unknown)
+        self._bar.start()
+
+    def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
+        step = int(row["step"] or 0)
+        loss, accuracy = (_pair(row, name) for name in ("loss", "accuracy"))
+        stage = SHORT_STAGES.get(int(row.get("stage/index") or 0), "–")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=loss, accuracy=accuracy, stage=stage)
+        elif step >= self._next_line or step == trainer.max_steps:
+            print(f"step {step}/{trainer.max_steps}  loss {loss}  acc {accuracy}  stage {stage}", flush=True)
+            spacing = max(1, trainer.max_steps // self.lines)
+            self._next_line = (step // spacing + 1) * spacing
+
+    def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
+        self._print(describe_transition(transition.to_dict()))
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: Any) -> None:
+        self._stop()
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, flush=True)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _pair(row: Row, name: str) -> str:
+    """Training and test value in at most 11 characters."""
+    return " ".join(
+        "–" if (value := row.get(f"{split}/{name}")) is None else _short(value) for split in ("train", "test")
+    )
+
+
+def _short(value: float) -> str:
+    return (
+        f"{value:.3f}"
+        if 0.001 <= abs(value) < 10 or value == 0
+        else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+    )

@@ -1,0 +1,26 @@
+"""The picture of a run, drawn when it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning
+
+from callbacks.registry import CALLBACKS
+from li2_lightning.module import Li2Module
+from li2_lightning.report import draw_report
+from li2_lightning.tracking import wandb_runs
+
+
+@CALLBACKS.register("report")
+class Report(lightning.Callback):
+    """Draws ``report.png`` from the finished metrics.csv and stages.json, and sends it to W&B as an image."""
+
+    def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        picture = draw_report(Path(trainer.default_root_dir))
+        for run in wandb_runs(trainer):
+            import wandb
+
+            run.log({"step": trainer.global_step, "report": wandb.Image(str(picture))})

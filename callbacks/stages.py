@@ -1,0 +1,94 @@
+"""The stage transitions, named as they happen."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from callbacks.registry import CALLBACKS
+from li2_lightning.files import write_json
+from li2_lightning.losses import CrossEntropy
+from li2_lightning.module import Li2Module, Row, call_hook
+from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
+from li2_lightning.tracking import wandb_runs
+
+SCHEMA_VERSION = 1
+
+
+@CALLBACKS.register("stages")
+class Stages(lightning.Callback):
+    """Follows the rows with the rule of `li2_lightning.theory.stages` and records each transition.
+
+    Column ``stage/index``: 1 lazy, 2 independent, 3 interactive; a stalled run keeps 2. Each transition goes to
+    ``stages.json``, to every callback with ``on_stage_transition``, and to W&B: its summary, and a point of its own on
+    the charts, ``stage/transition``. The rule needs the columns of the gradient callback; without them the stage stays
+    1 and no transition is declared.
+
+    Args:
+        thresholds: those of `li2_lightning.theory.stages.Thresholds`, by name.
+    """
+
+    # The options are the thresholds', with their defaults, named once.
+    __signature__ = inspect.signature(Thresholds)
+
+    def __init__(self, **thresholds: Any) -> None:
+        self.tracker = StageTracker(Thresholds(**thresholds))
+        self._path = Path()
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Li2Module)
+        self._path = Path(trainer.default_root_dir) / "stages.json"
+        self.tracker.equilibrium_caveat = no_equilibrium(pl_module)
+
+    def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
+        step = int(row["step"] or 0)
+        transition = self.tracker.update(step, row)
+        row["stage/index"] = float(self.tracker.stage)
+        if transition is not None:
+            self._write()
+            for run in wandb_runs(trainer):
+                name = f"stage/{transition.source}_to_{transition.target}"
+                run.summary.update({name: transition.to_dict()})
+                run.log({"step": step, "stage/transition": transition.target})
+            call_hook(trainer, "on_stage_transition", module, transition)
+
+    def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
+        self._write()
+        for run in wandb_runs(trainer):
+            run.summary.update({"stage/stalled": self.tracker.stalled})
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.tracker.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tracker.load_state_dict(state_dict)
+
+    def _write(self) -> None:
+        write_json(self._path, stages_document(self.tracker.transitions, self.tracker.stalled))
+
+
+def stages_document(transitions: list[Transition], stalled: bool) -> Mapping[str, Any]:
+    """The contents of ``stages.json``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stalled": stalled,
+        "events": [transition.to_dict() for transition in transitions],
+    }
+
+
+def no_equilibrium(module: Li2Module) -> str | None:
+    """Why the theory predicts no ridge equilibrium for this run; None where it does, or where there is no decay.
+
+    The equilibrium F̃ᵀR = ηV is that of a squared loss with coupled decay of V. A ridge readout is at it by definition.
+    """
+    if isinstance(module.loss, CrossEntropy):
+        return "cross-entropy has no ridge equilibrium"
+    for group in module.optimizer.param_groups:
+        decoupled = group.get("decoupled_weight_decay", group.get("decoupled", False))
+        if group["role"] == "output" and decoupled and group.get("weight_decay"):
+            return "decoupled weight decay of V has no ridge equilibrium"
+    return None

@@ -1,0 +1,130 @@
+"""How the weights move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from callbacks.diagnostic import Diagnostic
+from callbacks.registry import CALLBACKS
+from li2_lightning.module import Li2Module
+from li2_lightning.state import StepState
+from li2_lightning.theory.updates import WINDOW, eigengap
+
+
+@CALLBACKS.register("updates")
+class Updates(Diagnostic):
+    """Norms, and the last single update (X_{t−1} → X_t); row 0 has none.
+
+    ==================================  ==============================================================
+    weights/hidden_norm, output_norm    ‖W‖, ‖V‖ (Frobenius, over every matrix of the role)
+    optimizer/<role>_lr                 learning rate that the next update will use
+    update/hidden, update/output        ‖X_t − X_{t−1}‖/‖X_{t−1}‖
+    update/…_cosine_distance            1 − cos(X_t, X_{t−1})
+    update/eigengap                     2nd over 3rd eigenvalue of the Gram matrix of the last 20 updates
+                                        of the hidden role; empty before row 20
+    ==================================  ==============================================================
+
+    X is W for ``hidden`` and V for ``output``; with several hidden matrices it is all of them as one vector. With rows
+    further apart than one step, the window holds the single updates before the last 20 rows.
+
+    Args:
+        every_n_steps: cadence of the columns; updates are followed at every row.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self._before: dict[str, Tensor] = {}
+        self._window: Tensor | None = None
+        self._gram = torch.zeros(WINDOW, WINDOW, dtype=torch.float64)
+        self._count = 0
+        self._step_of_before = -1
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: Li2Module, batch: Any, batch_idx: int
+    ) -> None:
+        # With rows further apart than one step, the weights one update before a row are seen only here.
+        next_row = trainer.global_step + 1
+        spacing = pl_module.evaluate_every_n_steps
+        if spacing > 1 and (next_row % spacing == 0 or next_row == trainer.max_steps):
+            self._remember(pl_module, trainer.global_step)
+
+    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
+        self._changes = self._follow(module, state) if self._step_of_before == state.step - 1 >= 0 else {}
+        super().on_step_state(trainer, module, state)
+        self._remember(module, state.step)
+
+    def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
+        columns: dict[str, Tensor | float] = {}
+        for role, vector in self._vectors(module).items():
+            columns[f"weights/{role}_norm"] = torch.linalg.vector_norm(vector)
+        for group in module.optimizer.param_groups:
+            columns[f"optimizer/{group['role']}_lr"] = float(group["lr"])
+        columns.update(self._changes)
+        return columns
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "window": self._window, "gram": self._gram, "count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._window, self._gram, self._count = state_dict["window"], state_dict["gram"], state_dict["count"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Li2Module) -> None:
+        # A resumed run has measured this row; its weights are where the next update starts.
+        if pl_module.last_row == trainer.global_step:
+            self._remember(pl_module, trainer.global_step)
+
+    def _vectors(self, module: Li2Module) -> dict[str, Tensor]:
+        """Each role's matrices as one flat real vector."""
+        vectors = {}
+        for role in ("hidden", "output"):
+            flat = [_flat(p) for name, p in module.network.roles()[role]]
+            vectors[role] = flat[0] if len(flat) == 1 else torch.cat(flat)
+        return vectors
+
+    def _remember(self, module: Li2Module, step: int) -> None:
+        for role, vector in self._vectors(module).items():
+            if role in self._before:
+                self._before[role].copy_(vector)
+            else:
+                self._before[role] = vector.clone()
+        self._step_of_before = step
+
+    def _follow(self, module: Li2Module, state: StepState) -> dict[str, Tensor]:
+        columns = {}
+        for role, after in self._vectors(module).items():
+            before = self._before[role]
+            change = after - before
+            size, squared = torch.linalg.vector_norm(before), torch.linalg.vector_norm(change).square()
+            columns[f"update/{role}"] = squared.sqrt() / size
+            columns[f"update/{role}_cosine_distance"] = _cosine_distance(before, after, squared)
+            if role == "hidden":
+                columns["update/eigengap"] = self._eigengap(change, state)
+        return columns
+
+    def _eigengap(self, change: Tensor, state: StepState) -> Tensor:
+        """Put the update in the ring of the last 20, renew its row of their Gram matrix."""
+        if self._window is None:
+            self._window = change.new_zeros(WINDOW, change.numel())
+        self._window, self._gram = self._window.to(change.device), self._gram.to(change.device, state.precise)
+        slot = self._count % WINDOW
+        self._window[slot] = change
+        products = (self._window @ change).to(state.precise)
+        self._gram[slot], self._gram[:, slot] = products, products
+        self._count += 1
+        return eigengap(self._gram) if self._count >= WINDOW else change.new_tensor(torch.nan)
+
+
+def _flat(parameter: Tensor) -> Tensor:
+    detached = parameter.detach()
+    return (torch.view_as_real(detached) if detached.is_complex() else detached).reshape(-1)
+
+
+def _cosine_distance(before: Tensor, after: Tensor, squared_change: Tensor) -> Tensor:
+    """1 − cos, as (‖a−b‖² − (‖a‖−‖b‖)²)/(2‖a‖‖b‖): 1 minus a rounded cosine would be noise below 1e-7."""
+    sizes = torch.linalg.vector_norm(before), torch.linalg.vector_norm(after)
+    return (squared_change - (sizes[0] - sizes[1]).square()).clamp_min(0) / (2 * sizes[0] * sizes[1])
