@@ -1,0 +1,189 @@
+"""Train one network and watch its features emerge.
+
+    python train.py                                       modular addition groks, about a minute on two cores
+    python train.py experiment=fig03_no_weight_decay seed=3
+    python train.py task=symmetric task.degree=4 network.width=512 optimizer=muon optimizer.hidden.lr=0.02
+    python train.py -m seed=0,1,2                         a sweep
+
+From Python: ``train.run({"task": {"order": 31}, "max_steps": 100})``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+
+from callbacks import build_callbacks
+from li2_lightning.command_line import finish_sweep, one_sentence, prepare, show_error
+from li2_lightning.config import Config, load_config, ridge_strength, to_plain
+from li2_lightning.data import TableDataModule
+from li2_lightning.errors import DivergenceError, InputError, Interrupted
+from li2_lightning.losses import build_loss
+from li2_lightning.metrics_file import MetricsFile
+from li2_lightning.module import Li2Module
+from li2_lightning.network import build_network, read_checkpoint
+from li2_lightning.run_directory import RunDirectory
+from li2_lightning.runtime import build_trainer, quiet_lightning, stopping_on_signals
+from li2_lightning.seeds import generator
+from li2_lightning.summary import print_summary
+from li2_lightning.tasks import build_task, split_rows
+from li2_lightning.tracking import build_wandb_logger, finish_wandb
+from optimizers import build_optimizer, build_scheduler, check_cover, describe
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left: its directory, its summary.json, and whether it was there before."""
+
+    directory: Path
+    summary: dict[str, Any]
+    stored: bool
+
+
+def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
+    """Everything after the command line: config → task → network → module → callbacks → fit → summary.
+
+    A finished run is not repeated; its stored result is returned (``force: true`` runs it again).
+
+    Raises:
+        InputError: the config asks for something that cannot be; nothing has been written.
+        DivergenceError: the training loss is not finite; the last good checkpoint is kept.
+        Interrupted: SIGINT or SIGTERM; a checkpoint holds the state.
+    """
+    config = load_config(values)
+    directory = RunDirectory.of(config)
+    checkpoint = directory.find_checkpoint(config)
+    if not config.force and (stored := directory.summary()) is not None:
+        if stored["status"] == "diverged":
+            raise DivergenceError(f"{stored['reason']} (kept in {directory.path}; force=true repeats it)")
+        return RunResult(directory.path, stored, stored=True)
+
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    lightning.seed_everything(config.seed, verbose=False)
+    dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
+
+    task = build_task(asdict(config.task))
+    split = split_rows(
+        task,
+        seed=config.seed,
+        train_fraction=config.data.train_fraction,
+        train_size=config.data.train_size,
+        critical_ratio=config.data.critical_ratio,
+        split_file=config.data.split_file,
+    )
+    data = TableDataModule(task, split, config.data.batch_size, config.seed)
+    network = build_network(
+        config.network,
+        task.num_tokens,
+        task.num_operands,
+        task.num_classes,
+        dtype,
+        generator(config.seed, "initial weights"),
+    )
+    check_cover(list(network.named_parameters()), network.roles())
+    optimizer = build_optimizer(network.roles(), asdict(config.optimizer))
+    scheduler = build_scheduler(optimizer, config.scheduler, config.max_steps)
+    module = Li2Module(
+        network,
+        build_loss(config.loss),
+        optimizer,
+        scheduler,
+        ridge=ridge_strength(config, len(split.train)),
+        evaluate_every_n_steps=config.data.evaluate_every_n_steps or data.steps_per_pass,
+        stop_at_test_accuracy=config.stop_at_test_accuracy,
+        compile_network=config.trainer.compile,
+        config=to_plain(config),
+    )
+    trainer = build_trainer(config, directory.path, build_callbacks(config.callbacks))
+
+    start = 0 if checkpoint is None else read_row(checkpoint, config)
+    with directory.claim(config, keep=config.resume is not None and not config.force):
+        print(f"{task.name}: {len(split.train)} training and {len(split.test)} test rows, {task.num_classes} classes")
+        print(describe(optimizer))
+        loggers = [MetricsFile(directory.path / "metrics.csv", keep_through=None if checkpoint is None else start)]
+        wandb_logger = build_wandb_logger(config, directory.path)
+        trainer.loggers = [*loggers, *([wandb_logger] if wandb_logger else [])]
+        began, status = time.monotonic(), "failed"
+        try:
+            with stopping_on_signals(module), quiet_lightning():
+                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            summary = directory.finish(config, "finished", time.monotonic() - began, start)
+            status = "finished"
+        except DivergenceError as error:
+            last = directory.last_checkpoint
+            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was due before"
+            reason = f"{error} Lower optimizer.lr; {kept}."
+            directory.finish(config, "diverged", time.monotonic() - began, start, reason=reason)
+            raise DivergenceError(reason) from error
+        except Interrupted as error:
+            raise Interrupted(
+                error.signum, f"{error} Continue with resume=auto; the state is kept in {directory.path}."
+            ) from error
+        finally:
+            finish_wandb(wandb_logger, status)
+    return RunResult(directory.path, summary, stored=False)
+
+
+def read_row(checkpoint: Path, config: Config) -> int:
+    """The row that ``checkpoint`` holds, which must lie before the end of this run."""
+    row = read_checkpoint(str(checkpoint), f"resume={str(checkpoint)!r}")["li2_lightning"]["row"]
+    if row >= config.max_steps:
+        raise InputError(f"resume={str(checkpoint)!r} holds row {row}, and max_steps={config.max_steps} ends there.")
+    return int(row)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+failed_runs: list[str] = []
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+def train(config: DictConfig) -> None:
+    """One run from the command line. In a sweep a failed run is noted and the next one starts."""
+    try:
+        result = run(config)
+    except Interrupted as error:
+        # SystemExit is what ends a sweep, too.
+        sys.exit(show_error(error, config.debug))
+    except Exception as error:
+        if hydra.core.hydra_config.HydraConfig.get().mode != hydra.types.RunMode.MULTIRUN:
+            sys.exit(show_error(error, config.debug))
+        failed_runs.append(
+            f"{' '.join(hydra.core.hydra_config.HydraConfig.get().overrides.task)}: {one_sentence(error)}"
+        )
+        return
+    if result.stored:
+        print("This run was finished before; force=true repeats it.")
+    print_summary(result.summary, result.directory)
+
+
+def main() -> int:
+    """Run the command line and return its exit code."""
+    # Errors come to us whole, instead of printed by Hydra.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with tempfile.TemporaryDirectory() as bookkeeping:
+        sys.argv[1:] = prepare(sys.argv[1:], bookkeeping)
+        try:
+            train()
+        # Hydra and OmegaConf raise many kinds while they compose a config; all of them are about the user's input.
+        except Exception as error:
+            return show_error(error, debug="debug=true" in sys.argv, composing=True)
+    return finish_sweep(failed_runs)
+
+
+if __name__ == "__main__":
+    # A plug-in named by import path may lie in the folder that train.py is called from.
+    sys.path.insert(0, os.getcwd())
+    sys.exit(main())
