@@ -9,8 +9,8 @@ from torch import Tensor
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
 from li2_lightning.log import say
-from li2_lightning.module import EVALUATION_BLOCK, Li2Module
-from li2_lightning.network import TwoLayerNetwork
+from li2_lightning.module import Li2Module
+from li2_lightning.network import EVALUATION_BLOCK, TwoLayerNetwork
 from li2_lightning.representations import isotypic_blocks
 from li2_lightning.state import StepState
 from li2_lightning.theory.energy import energy, unit_energy

@@ -50,9 +50,8 @@ class Gram(Diagnostic):
         sampled = F[:, columns] - mean[columns]
         # The sampled columns are centred, so F itself may stand for F̃ on the other side.
         gram_rows = (sampled.mH @ F).to(state.precise.to_complex() if F.is_complex() else state.precise)
-        norms = torch.linalg.vector_norm(F, dim=0).square() - n * mean.abs().square()
-        spread = torch.linalg.vector_norm(F @ mean.conj() - mean.abs().square().sum()).square()
-        norms, spread = norms.clamp_min(0).to(state.precise), spread.to(state.precise)
+        norms = state.feature_norms
+        spread = torch.linalg.vector_norm(F @ mean.conj() - mean.abs().square().sum()).square().to(state.precise)
         return {
             "features/gram_offdiagonal": gram_deviation(columns, gram_rows, norms),
             "features/kernel_distance": kernel_deviation(

@@ -33,13 +33,11 @@ from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.metrics import RowStatistics
-from li2_lightning.network import Activity, Network
+from li2_lightning.network import EVALUATION_BLOCK, Activity, Network
 from li2_lightning.state import StepState
 from li2_lightning.theory.lazy import ridge_readout
 
 Row = dict[str, float | None]
-# Test rows are evaluated without keeping their features, in blocks whose activations stay in cache.
-EVALUATION_BLOCK = 256
 # Rows that wait on an accelerator before they are moved to the host together.
 ROWS_IN_FLIGHT = 16
 

@@ -23,6 +23,8 @@ from li2_lightning.files import read_npz
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
+# Rows whose features need not be kept go through in blocks of this many, so that activations stay in cache.
+EVALUATION_BLOCK = 256
 
 
 @dataclass

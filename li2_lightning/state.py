@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from li2_lightning.losses import one_hot
-from li2_lightning.network import Activity, Network
+from li2_lightning.network import EVALUATION_BLOCK, Activity, Network
 from li2_lightning.theory.interaction import GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
 
@@ -85,31 +85,57 @@ class StepState:
         return backpropagated_gradient(self.residual, self.readout)
 
     @cached_property
+    def class_counts(self) -> Tensor:
+        """Training rows of each class, (C,)."""
+        return torch.bincount(self.targets, minlength=self.outputs.shape[1]).to(self.outputs.dtype)
+
+    @cached_property
+    def class_sums(self) -> Tensor:
+        """YᵀF, C × K: a segment sum over labels, not a product with zeros."""
+        return _class_sums(self.features, self.targets, self.outputs.shape[1])
+
+    @cached_property
     def feature_means(self) -> Tensor:
         """μ = Fᵀ1/n, (K,)."""
-        return self.features.mean(dim=0)
+        return self.class_sums.sum(dim=0) / len(self.targets)
+
+    @cached_property
+    def feature_norms(self) -> Tensor:
+        """‖f̃_j‖² of every centred feature, (K,), in `precise`."""
+        # Squares in blocks that stay in cache; a norm over the long dimension costs thirty times as much.
+        squares = sum(block.abs().square().sum(dim=0) for block in torch.split(self.features, EVALUATION_BLOCK))
+        assert isinstance(squares, Tensor)
+        centered = squares.to(self.precise) - len(self.targets) * self.feature_means.abs().to(self.precise).square()
+        return centered.clamp_min(0)
 
     @cached_property
     def target_features(self) -> Tensor:
         """A = ỸᵀF̃, C × K (= ỸᵀF, since Ỹ is centred)."""
-        return self.centered_targets.to(self.features.dtype).mT @ self.features
+        return _center_sums(self.class_sums, self.class_counts)
 
     @cached_property
     def target_input_features(self) -> Tensor:
         """ỸᵀF of the first hidden layer, C × K; `target_features` itself without extra layers."""
         if self.input_features is self.features:
             return self.target_features
-        return self.centered_targets.to(self.input_features.dtype).mT @ self.input_features
+        sums = _class_sums(self.input_features, self.targets, self.outputs.shape[1])
+        return _center_sums(sums, self.class_counts)
 
     @cached_property
     def residual_features(self) -> Tensor:
         """Q = F̃ᴴR, K × C (= FᴴR, since R is centred)."""
-        return self.features.mH @ self.residual.to(self.features.dtype)
+        # In this order the long dimension is read along the rows of F.
+        return (self.residual.to(self.features.dtype).mT @ self.features).mH
 
     @cached_property
     def residual_gram(self) -> Tensor:
         """RᵀR, C × C."""
         return (self.residual.mT @ self.residual).to(self.precise)
+
+    def _target_gram(self) -> Tensor:
+        """ỸᵀỸ = diag(n_c) − n_c n_cᵀ/n, C × C."""
+        counts = self.class_counts.to(self.precise)
+        return torch.diag(counts) - torch.outer(counts, counts) / counts.sum()
 
     @cached_property
     def structure(self) -> GradientStructure:
@@ -120,9 +146,20 @@ class StepState:
             self.residual_features.to(complex_or_real),
             self.readout.to(complex_or_real),
             self.residual_gram,
-            (self.residual.mT @ self.one_hot_targets).to(self.precise),
-            (self.centered_targets.mT @ self.centered_targets).to(self.precise),
+            _class_sums(self.residual, self.targets, self.outputs.shape[1]).mT.to(self.precise),
+            self._target_gram(),
         )
+
+
+def _class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """YᵀF, C × K."""
+    return features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
+
+
+def _center_sums(class_sums: Tensor, counts: Tensor) -> Tensor:
+    """ỸᵀF from YᵀF: row c loses its share n_c/n of the sum over all rows."""
+    shares = (counts / counts.sum()).to(class_sums.dtype)
+    return class_sums - shares[:, None] * class_sums.sum(dim=0)
 
 
 def _at_least_single(features: Tensor) -> Tensor:
