@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,17 +28,16 @@ from callbacks import build_callbacks
 from li2_lightning.command_line import finish_sweep, one_sentence, prepare, show_error
 from li2_lightning.config import Config, load_config, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
-from li2_lightning.errors import DivergenceError, InputError, Interrupted
+from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import build_loss
-from li2_lightning.metrics_file import MetricsFile
 from li2_lightning.module import Li2Module
-from li2_lightning.network import build_network, read_checkpoint
-from li2_lightning.run_directory import RunDirectory
+from li2_lightning.network import build_network
+from li2_lightning.run_directory import RunDirectory, continue_from
 from li2_lightning.runtime import build_trainer, quiet_lightning, stopping_on_signals
 from li2_lightning.seeds import generator
 from li2_lightning.summary import print_summary
 from li2_lightning.tasks import build_task, split_rows
-from li2_lightning.tracking import build_wandb_logger, finish_wandb
+from li2_lightning.tracking import logging_to, wandb_mode
 from optimizers import build_optimizer, build_scheduler, check_cover, describe
 
 
@@ -85,14 +83,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         split_file=config.data.split_file,
     )
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
-    network = build_network(
-        config.network,
-        task.num_tokens,
-        task.num_operands,
-        task.num_classes,
-        dtype,
-        generator(config.seed, "initial weights"),
-    )
+    network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
     check_cover(list(network.named_parameters()), network.roles())
     optimizer = build_optimizer(network.roles(), asdict(config.optimizer))
     scheduler = build_scheduler(optimizer, config.scheduler, config.max_steps)
@@ -109,40 +100,22 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
     )
     trainer = build_trainer(config, directory.path, build_callbacks(config.callbacks))
 
-    start = 0 if checkpoint is None else read_row(checkpoint, config)
-    with directory.claim(config, keep=config.resume is not None and not config.force):
+    start = 0 if checkpoint is None else continue_from(checkpoint, config)
+    mode = wandb_mode(config)
+
+    with (
+        directory.claim(config, keep=config.resume is not None and not config.force),
+        logging_to(trainer, config, directory.path, mode, keep_through=None if checkpoint is None else start),
+        directory.summarizing(config, start),
+        stopping_on_signals(module),
+        quiet_lightning(),
+    ):
         print(f"{task.name}: {len(split.train)} training and {len(split.test)} test rows, {task.num_classes} classes")
         print(describe(optimizer))
-        loggers = [MetricsFile(directory.path / "metrics.csv", keep_through=None if checkpoint is None else start)]
-        wandb_logger = build_wandb_logger(config, directory.path)
-        trainer.loggers = [*loggers, *([wandb_logger] if wandb_logger else [])]
-        began, status = time.monotonic(), "failed"
-        try:
-            with stopping_on_signals(module), quiet_lightning():
-                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-            summary = directory.finish(config, "finished", time.monotonic() - began, start)
-            status = "finished"
-        except DivergenceError as error:
-            last = directory.last_checkpoint
-            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was due before"
-            reason = f"{error} Lower optimizer.lr; {kept}."
-            directory.finish(config, "diverged", time.monotonic() - began, start, reason=reason)
-            raise DivergenceError(reason) from error
-        except Interrupted as error:
-            raise Interrupted(
-                error.signum, f"{error} Continue with resume=auto; the state is kept in {directory.path}."
-            ) from error
-        finally:
-            finish_wandb(wandb_logger, status)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    summary = directory.summary()
+    assert summary is not None
     return RunResult(directory.path, summary, stored=False)
-
-
-def read_row(checkpoint: Path, config: Config) -> int:
-    """The row that ``checkpoint`` holds, which must lie before the end of this run."""
-    row = read_checkpoint(str(checkpoint), f"resume={str(checkpoint)!r}")["li2_lightning"]["row"]
-    if row >= config.max_steps:
-        raise InputError(f"resume={str(checkpoint)!r} holds row {row}, and max_steps={config.max_steps} ends there.")
-    return int(row)
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from omegaconf.errors import OmegaConfBaseException
 
 from li2_lightning.config import explain, unknown_key
-from li2_lightning.errors import InputError, nearest
+from li2_lightning.errors import InputError, Li2Error, nearest
 
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
 _OPEN = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
@@ -58,6 +59,10 @@ def _expected(error: BaseException, composing: bool) -> BaseException | None:
     """The error to show as a sentence; None for one that is our own mistake."""
     if hasattr(error, "exit_code"):
         return error
+    if isinstance(error, BrokenPipeError):
+        # Python flushes stdout once more when it exits; there must be somebody to take it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Li2Error("The run stopped because nobody reads its output any more; continue with resume=auto.")
     return _composition_error(error) if composing else None
 
 

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,19 @@ from li2_lightning.files import read_npz
 BATCH_NORM_EPSILON = 1e-5
 # Rows whose features need not be kept go through in blocks of this many, so that activations stay in cache.
 EVALUATION_BLOCK = 256
+
+
+class Sizes(Protocol):
+    """What a network has to know of its task (`li2_lightning.tasks.Task` has it)."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_operands(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
 
 
 @dataclass
@@ -57,17 +71,18 @@ class Network(nn.Module):
 
     Args:
         config: the ``network`` section.
-        num_classes: C.
+        sizes: of the task.
         dtype: of the parameters.
         generator: draws the initial weights, so that they depend on the seed alone.
     """
 
-    def __init__(self, config: NetworkConfig, num_classes: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    def __init__(self, config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
+        self.num_tokens, self.num_operands = sizes.num_tokens, sizes.num_operands
         self._generator = generator
         scale = config.readout_init_scale
-        self.V = nn.Parameter(scale * self._uniform(config.width, num_classes, dtype=dtype))
+        self.V = nn.Parameter(scale * self._uniform(config.width, sizes.num_classes, dtype))
         # The ridge readout is solved before each row, not trained.
         self.V.requires_grad_(config.readout == "gradient")
 
@@ -136,25 +151,16 @@ class TwoLayerNetwork(Network):
     parameters, and uses the statistics of the training rows.
     """
 
-    def __init__(
-        self,
-        config: NetworkConfig,
-        num_tokens: int,
-        num_operands: int,
-        num_classes: int,
-        dtype: torch.dtype,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> None:
         dtype = dtype.to_complex() if config.complex_weights else dtype
-        super().__init__(config, num_classes, dtype, generator)
+        super().__init__(config, sizes, dtype, generator)
         self.activation = find_activation(config.activation)
-        self.num_tokens, self.num_operands = num_tokens, num_operands
-        inputs = num_tokens if config.shared_embedding else num_operands * num_tokens
+        inputs = self.num_tokens * (1 if config.shared_embedding else self.num_operands)
         self.W = nn.Parameter(self._uniform(inputs, config.width, dtype))
         for layer in range(1, config.hidden_layers + 1):
             self.register_parameter(f"H{layer}", nn.Parameter(self._uniform(config.width, config.width, dtype)))
         if config.trainable_embedding:
-            self.E = nn.Parameter(self._uniform(num_tokens, num_tokens, dtype))
+            self.E = nn.Parameter(self._uniform(self.num_tokens, self.num_tokens, dtype))
 
     def role_of(self, name: str, parameter: nn.Parameter) -> str:
         return "embedding" if name == "E" else super().role_of(name, parameter)
@@ -226,18 +232,10 @@ class TransformerNetwork(Network):
     The encoder is torch's (post-norm, no dropout: full-batch runs are deterministic).
     """
 
-    def __init__(
-        self,
-        config: NetworkConfig,
-        num_tokens: int,
-        num_operands: int,
-        num_classes: int,
-        dtype: torch.dtype,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(config, num_classes, dtype, generator)
-        self.tokens = nn.Parameter(self._uniform(config.width, config.width, dtype, rows=num_tokens))
-        self.positions = nn.Parameter(self._uniform(config.width, config.width, dtype, rows=num_operands))
+    def __init__(self, config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> None:
+        super().__init__(config, sizes, dtype, generator)
+        self.tokens = nn.Parameter(self._uniform(config.width, config.width, dtype, rows=self.num_tokens))
+        self.positions = nn.Parameter(self._uniform(config.width, config.width, dtype, rows=self.num_operands))
         layer = nn.TransformerEncoderLayer(
             config.width,
             config.transformer.heads,
@@ -269,17 +267,10 @@ class TransformerNetwork(Network):
         return Activity(features, features.new_empty(0), features)
 
 
-def build_network(
-    config: NetworkConfig,
-    num_tokens: int,
-    num_operands: int,
-    num_classes: int,
-    dtype: torch.dtype,
-    generator: torch.Generator,
-) -> Network:
+def build_network(config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Network:
     """The network of the ``network`` section, with its initial weights."""
     kind = TransformerNetwork if config.name == "transformer" else TwoLayerNetwork
-    network = kind(config, num_tokens, num_operands, num_classes, dtype, generator)
+    network = kind(config, sizes, dtype, generator)
     if config.initial_weights is not None:
         _load_weights(network, config.initial_weights)
     return network

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +20,8 @@ import wandb
 from omegaconf import OmegaConf
 
 import li2_lightning
-from li2_lightning.config import Config, config_hash, run_name, to_plain
-from li2_lightning.errors import InputError
+from li2_lightning.config import Config, config_hash, keys, run_name, to_plain
+from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.files import replacing, write_json
 from li2_lightning.log import say
 from li2_lightning.metrics_file import read_metrics
@@ -27,6 +29,8 @@ from li2_lightning.network import read_checkpoint
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
+# Sections that a run must share with the checkpoint it continues from.
+SHAPING = ("seed", "loss", "task", "data", "network", "optimizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,29 @@ class RunDirectory:
         self._point_latest(Path(config.output_dir))
         return lock
 
-    def finish(self, config: Config, status: str, seconds: float, rows_before: int, **more: Any) -> dict[str, Any]:
-        """Write summary.json and return it.
+    @contextlib.contextmanager
+    def summarizing(self, config: Config, start: int) -> Iterator[None]:
+        """Around the fit: summary.json when it ends well or diverges, and messages that say what is kept.
+
+        Args:
+            start: the row that this part of the run starts at.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        except DivergenceError as error:
+            last = self.last_checkpoint
+            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was due before"
+            reason = f"{error} Lower optimizer.lr; {kept}."
+            self._finish(config, "diverged", time.monotonic() - began, start, reason=reason)
+            raise DivergenceError(reason) from error
+        except Interrupted as error:
+            message = f"{error} Continue with resume=auto; the state is kept in {self.path}."
+            raise Interrupted(error.signum, message) from error
+        self._finish(config, "finished", time.monotonic() - began, start)
+
+    def _finish(self, config: Config, status: str, seconds: float, rows_before: int, **more: Any) -> None:
+        """Write summary.json.
 
         Args:
             status: "finished" or "diverged".
@@ -137,7 +162,6 @@ class RunDirectory:
             "versions": versions(),
         }
         write_json(self.path / "summary.json", summary)
-        return summary
 
     def _point_latest(self, output_dir: Path) -> None:
         latest = output_dir / "latest"
@@ -146,6 +170,29 @@ class RunDirectory:
                 temporary.symlink_to(os.path.relpath(self.path, output_dir), target_is_directory=True)
         except OSError as error:
             say(f"{latest} could not be pointed to {self.path}: {error.strerror}.")
+
+
+def continue_from(checkpoint: Path, config: Config) -> int:
+    """The row that ``checkpoint`` holds.
+
+    Raises:
+        InputError: it lies at or after the end of this run, or belongs to another experiment: everything that shapes
+            the trajectory must agree; ``max_steps`` and what is measured may differ.
+    """
+    where = f"resume={str(checkpoint)!r}"
+    held = read_checkpoint(str(checkpoint), where)["li2_lightning"]
+    assert isinstance(held, dict)
+    before, now = (OmegaConf.create(plain) for plain in (held["config"], to_plain(config)))
+    for key in keys():
+        section = key.partition(".")[0]
+        if section in SHAPING and OmegaConf.select(before, key) != OmegaConf.select(now, key):
+            theirs = OmegaConf.select(before, key)
+            raise InputError(
+                f"{where} was trained with {key}={theirs}, not {OmegaConf.select(now, key)}; set it alike."
+            )
+    if held["row"] >= config.max_steps:
+        raise InputError(f"{where} holds row {held['row']} already, and max_steps={config.max_steps} ends there.")
+    return int(held["row"])
 
 
 def versions() -> Mapping[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from wandb.errors import Error as WandbError
 from li2_lightning.config import Config, run_name, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
+from li2_lightning.metrics_file import MetricsFile
 
 
 def has_credentials() -> bool:
@@ -33,28 +36,55 @@ def has_credentials() -> bool:
         return False
 
 
-def build_wandb_logger(config: Config, directory: Path) -> WandbLogger | None:
-    """The logger of a run; None for ``logger.mode=disabled``.
+def wandb_mode(config: Config) -> str:
+    """online, offline or disabled; nothing prompts.
 
-    ``auto`` is what WANDB_MODE says, else online where credentials exist, else offline; nothing prompts. Online without
-    credentials is an `InputError`. An unreachable server is no reason to stop: the run goes on offline.
+    ``auto`` is what WANDB_MODE says, else online where credentials exist, else offline.
+
+    Raises:
+        InputError: online without credentials.
     """
-    # W&B prints tips of its own otherwise; the closing table says what there is to say.
+    # Set up once a process, and silent: W&B prints tips otherwise; the closing table says what there is to say.
     wandb.setup(settings=wandb.Settings(silent=True))
     mode = config.logger.mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
-    if mode == "disabled":
-        return None
     if mode == "online" and not has_credentials():
         raise InputError("logger.mode=online needs W&B credentials; run `wandb login` or use logger.mode=offline.")
+    return mode
+
+
+@contextlib.contextmanager
+def logging_to(
+    trainer: lightning.Trainer, config: Config, directory: Path, mode: str, keep_through: int | None
+) -> Iterator[None]:
+    """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
+
+    An unreachable W&B server is no reason to stop: the run goes on offline.
+
+    Args:
+        mode: of `wandb_mode`.
+        keep_through: as for `MetricsFile`.
+    """
+    trainer.loggers = [MetricsFile(directory / "metrics.csv", keep_through)]
+    if mode == "disabled":
+        yield
+        return
     try:
-        return _start(config, directory, mode)
+        logger = _start(config, directory, mode)
     except WandbError as error:
         if mode == "offline":
             raise
         say(f"W&B cannot be reached ({str(error).splitlines()[0]}); this run is logged offline.")
-        return _start(config, directory, "offline")
+        logger = _start(config, directory, "offline")
+    trainer.loggers = [*trainer.loggers, logger]
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        # So that the next run in this process is another, and a failed one is marked as such.
+        logger.experiment.finish(exit_code=exit_code)
 
 
 def _start(config: Config, directory: Path, mode: str) -> WandbLogger:
@@ -73,12 +103,6 @@ def _start(config: Config, directory: Path, mode: str) -> WandbLogger:
     run.define_metric("step")
     run.define_metric("*", step_metric="step", step_sync=True)
     return logger
-
-
-def finish_wandb(logger: WandbLogger | None, status: str) -> None:
-    """Close the run, so that the next one in this process is another; a failed one is marked as such."""
-    if logger is not None:
-        logger.experiment.finish(exit_code=0 if status == "finished" else 1)
 
 
 def wandb_runs(trainer: lightning.Trainer) -> list[Any]:
