@@ -55,7 +55,7 @@ def print_summary(summary: dict[str, Any], directory: Path) -> None:
 def describe_transition(entry: dict[str, Any]) -> str:
     """One line for a transition, as in stages.json, with what decided it."""
     evidence = entry["evidence"]
-    peak = f" of {evidence[PEAK]:.2f}" if PEAK in evidence else ""
+    peak = f", peak {evidence[PEAK]:.2f}" if entry["from"] == 2 or entry["caveat"] else ""
     decided = f"independence {evidence[INDEPENDENCE]:.2f}{peak}, coupling {evidence[COUPLING]:.2f}"
     caveat = f"; {entry['caveat']}" if entry["caveat"] else ""
     return f"step {entry['step']}: stage {entry['from'] * 'I'} → {STAGE_NAMES[entry['to']]} ({decided}{caveat})"

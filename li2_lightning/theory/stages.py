@@ -6,10 +6,12 @@ Stages after arXiv:2509.21519; the rule is this project's own.
 * I → II: training accuracy ≥ .99 and independence ≥ .5, for five rows in a row.
 * II → III: independence has fallen below .8 of its peak **and** coupling leads it by ≥ .05, for five rows in a row.
 
-A run whose G_F loses both alignments has stalled; it stays in stage II and is never called III. Where the theory
-predicts no ridge equilibrium (decoupled decay, cross-entropy) coupling need not lead; there II → III is also read from
-the growth of energy and purity after independence has fallen, and says so. Stage III is not generalization: with too
-few data the features that grow are memorizing ones.
+A run whose G_F loses both alignments has stalled; it stays in stage II and is never called III. Stage III is not
+generalization: with too few data the features that grow are memorizing ones.
+
+Where the theory predicts no ridge equilibrium (decoupled decay, cross-entropy) coupling need not lead, and V may fit the
+training rows only after independence has come and gone. There I → II asks for independence at some row so far, II → III
+is also read from the growth of energy and purity since independence fell, and both say so.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Thresholds:
     Attributes:
         rows: rows in a row that must agree; the transition's step is the last of them.
         train_accuracy, independence: I → II at or above both.
-        independence_fall: II → III below this share of the peak of independence since stage II began …
+        independence_fall: II → III below this share of the peak of independence …
         coupling_lead: … and with coupling ahead of independence by at least this.
         feature_growth: where no ridge equilibrium is predicted, instead of the lead: mean energy, and purity where it
             is measured, at or above this multiple of their values when independence fell.
@@ -44,7 +46,7 @@ class Thresholds:
     independence: float = 0.5
     independence_fall: float = 0.8
     coupling_lead: float = 0.05
-    feature_growth: float = 1.25
+    feature_growth: float = 1.5
     stalled_alignment: float = 0.35
 
 
@@ -107,8 +109,7 @@ class StageTracker:
         if self.stage == 3 or any(name not in seen for name in DECISIVE):
             return None
         self.last = seen
-        if self.stage == 2:
-            self._follow(seen)
+        self._follow(seen)
         agrees, caveat = self._leaves_lazy(seen) if self.stage == 1 else self._turns_interactive(seen)
         if not agrees:
             self.agreeing = 0
@@ -119,12 +120,10 @@ class StageTracker:
         if self.agreeing < self.thresholds.rows:
             return None
         evidence = dict(seen)
-        if self.stage == 2:
-            evidence[PEAK] = self.peak
+        evidence[PEAK] = self.peak
         transition = Transition(self.stage, self.stage + 1, step, self.first_agreeing, evidence, caveat)
         self.stage += 1
         self.agreeing = 0
-        self.peak, self.at_fall = seen[INDEPENDENCE], {}
         self.transitions.append(transition)
         return transition
 
@@ -150,7 +149,13 @@ class StageTracker:
 
     def _leaves_lazy(self, row: Mapping[str, float]) -> tuple[bool, str | None]:
         limits = self.thresholds
-        return row[TRAIN_ACCURACY] >= limits.train_accuracy and row[INDEPENDENCE] >= limits.independence, None
+        if row[TRAIN_ACCURACY] < limits.train_accuracy:
+            return False, None
+        if row[INDEPENDENCE] >= limits.independence:
+            return True, None
+        if self.equilibrium_caveat is None:
+            return False, None
+        return self.peak >= limits.independence, f"{self.equilibrium_caveat}; independence peaked before V had fitted"
 
     def _turns_interactive(self, row: Mapping[str, float]) -> tuple[bool, str | None]:
         if not self._has_fallen(row):
@@ -161,10 +166,7 @@ class StageTracker:
             return False, None
         growth = [row[name] / value for name, value in self.at_fall.items() if name in row and value > 0]
         grown = bool(growth) and min(growth) >= self.thresholds.feature_growth
-        return (
-            grown,
-            f"{self.equilibrium_caveat}; read from the growth of the features since independence fell",
-        )
+        return grown, f"{self.equilibrium_caveat}; read from the growth of the features since independence fell"
 
     def _follow(self, row: Mapping[str, float]) -> None:
         """Keep the peak of independence, and what the features were when it fell."""
