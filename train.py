@@ -147,8 +147,8 @@ def main() -> int:
     # Errors come to us whole, instead of printed by Hydra.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with tempfile.TemporaryDirectory() as bookkeeping:
-        sys.argv[1:] = prepare(sys.argv[1:], bookkeeping)
         try:
+            sys.argv[1:] = prepare(sys.argv[1:], bookkeeping)
             train()
         # Hydra and OmegaConf raise many kinds while they compose a config; all of them are about the user's input.
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 
 from li2_lightning.errors import InputError
-from li2_lightning.registry import Registry
+from li2_lightning.registry import Registry, check_options
 
 CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry("callback", "li2_lightning.callbacks")
 
@@ -27,8 +27,6 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
     Raises:
         InputError: an unknown callback or option, or a plug-in that is no callback.
     """
-    for name in sections:
-        CALLBACKS.find(name)
     plug_ins = [name for name in sections if name not in MEASURING + KEEPING]
     callbacks = []
     for name in (*MEASURING, *plug_ins, *KEEPING):
@@ -36,6 +34,8 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
         enabled = options.pop("enabled", True)
         if not isinstance(enabled, bool):
             raise InputError(f"callbacks.{name}.enabled={enabled!r} does not fit; it is true or false.")
+        # The options of one that is off are checked, too: a typo there is a typo.
+        check_options(CALLBACKS.find(name), options, f"callback {name!r}", f"callbacks.{name}")
         if enabled:
             callback = CALLBACKS.build(name, f"callbacks.{name}", options)
             if not isinstance(callback, lightning.Callback):

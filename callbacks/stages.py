@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 
 from callbacks.registry import CALLBACKS
+from li2_lightning.errors import InputError
 from li2_lightning.files import write_json
 from li2_lightning.losses import CrossEntropy
 from li2_lightning.module import Li2Module, Row, call_hook
@@ -17,6 +18,8 @@ from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
 from li2_lightning.tracking import wandb_runs
 
 SCHEMA_VERSION = 1
+# Optimizers that decouple weight decay without a flag in their parameter groups that says so.
+DECOUPLED = ("Adafactor", "Lion")
 
 
 @CALLBACKS.register("stages")
@@ -36,7 +39,10 @@ class Stages(lightning.Callback):
     __signature__ = inspect.signature(Thresholds)
 
     def __init__(self, **thresholds: Any) -> None:
-        self.tracker = StageTracker(Thresholds(**thresholds))
+        try:
+            self.tracker = StageTracker(Thresholds(**thresholds))
+        except ValueError as error:
+            raise InputError(f"callbacks.stages.{error}") from error
         self._path = Path()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -87,8 +93,9 @@ def no_equilibrium(module: Li2Module) -> str | None:
     """
     if isinstance(module.loss, CrossEntropy):
         return "cross-entropy has no ridge equilibrium"
+    readout_optimizer = type(getattr(module.optimizer, "children", {}).get("output")).__name__
     for group in module.optimizer.param_groups:
-        decoupled = group.get("decoupled_weight_decay", group.get("decoupled", False))
+        decoupled = group.get("decoupled_weight_decay", group.get("decoupled", readout_optimizer in DECOUPLED))
         if group["role"] == "output" and decoupled and group.get("weight_decay"):
             return "decoupled weight decay of V has no ridge equilibrium"
     return None

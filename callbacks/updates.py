@@ -43,10 +43,9 @@ class Updates(Diagnostic):
         self._count = 0
         self._step_of_before = -1
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: Li2Module, batch: Any, batch_idx: int
-    ) -> None:
-        # With rows further apart than one step, the weights one update before a row are seen only here.
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Li2Module, optimizer: Any) -> None:
+        # With rows further apart than one step, the weights one update before a row are seen only here: V included,
+        # which a ridge readout has just solved.
         next_row = trainer.global_step + 1
         spacing = pl_module.evaluate_every_n_steps
         if spacing > 1 and (next_row % spacing == 0 or next_row == trainer.max_steps):

@@ -22,7 +22,13 @@ def prepare(arguments: Sequence[str], bookkeeping: str) -> list[str]:
 
     Args:
         bookkeeping: a temporary folder, where a sweep's multirun.yaml goes.
+
+    Raises:
+        InputError: an argument without a key, for which Hydra has no words.
     """
+    for argument in arguments:
+        if argument.startswith("="):
+            raise InputError(f"The argument {argument!r} is not of the form key=value.")
     prepared = [f"++{argument}" if _OPEN.match(argument) else argument for argument in arguments]
     if {"-m", "--multirun"} & set(arguments):
         prepared.append(f"hydra.sweep.dir={_quoted(bookkeeping)}")
@@ -71,10 +77,14 @@ def _composition_error(error: BaseException) -> InputError:
     text = str(error)
     cause = error.__cause__
     if match := re.search(r"Could not override '([^']+)'", text):
-        key = match.group(1)
-        if isinstance(cause, OmegaConfBaseException) and not re.search("not in", str(cause)):
+        if isinstance(cause, OmegaConfBaseException) and "not in" not in str(cause):
             return explain(cause)
-        return unknown_key(key)
+        return unknown_key(getattr(cause, "full_key", None) or match.group(1))
+    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
+        key, _, value = match.group(1).lstrip("+").partition("=")
+        return InputError(
+            f"{key}={value} names several values; add -m for a sweep, or write a list as {key}=[{value}]."
+        )
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, choice = match.groups()
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
@@ -82,8 +92,8 @@ def _composition_error(error: BaseException) -> InputError:
     if "Error merging override" in text and isinstance(cause, OmegaConfBaseException):
         return explain(cause)
     if type(error).__name__ == "OverrideParseException":
-        argument = getattr(error, "override", "")
-        key, _, value = str(argument).partition("=")
+        argument = str(getattr(error, "override", "")).lstrip("+")
+        key, _, value = argument.partition("=")
         if value:
             return InputError(
                 f"The argument {argument!r} cannot be read; a value with special characters needs quotes inside the "

@@ -140,6 +140,8 @@ class Config:
 # These change where a run is kept or how it is told, not what comes out.
 NOT_HASHED = ("seed", "output_dir", "name", "logger", "resume", "force", "debug")
 FILES = ("task.path", "data.split_file", "network.initial_weights")
+# The link in output_dir that points to the newest run.
+LATEST = "latest"
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
@@ -189,6 +191,12 @@ def keys(schema: type = Config, prefix: str = "") -> Iterator[str]:
             yield from keys(section, f"{prefix}{item.name}.")
 
 
+def leaves() -> list[str]:
+    """The dotted keys that hold a value (or a plug-in's options) and not a section."""
+    known = list(keys())
+    return [key for key in known if not any(other.startswith(f"{key}.") for other in known)]
+
+
 def to_plain(config: Config) -> dict[str, Any]:
     """The config as nested plain containers, as `config.yaml` and W&B get it."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
@@ -226,6 +234,8 @@ def run_name(config: Config) -> str:
     if config.name is None:
         derived = f"{config.task.name}-{config.optimizer.hidden.get('name', '')}"
         return re.sub(r"[^A-Za-z0-9._-]+", "-", derived).strip(".-")
+    if config.name == LATEST:
+        raise InputError(f"name={LATEST!r} is taken by the link to the newest run; choose another.")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", config.name):
         raise InputError(
             f"name={config.name!r} is not a plain folder name; use up to 100 letters, digits, '.', '_' and '-'."

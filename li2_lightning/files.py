@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The named arrays of an ``.npz`` file, all where None; never unpickles, ValueError when one is missing."""
-    # np.load leaves a file open that it opened itself and found broken.
+    # np.load leaves a file open that it opened itself and found broken; what it raises for one has many names.
+    try:
+        return _read_npz(path, names)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
+        raise ValueError(f"it is damaged ({error})") from error
+
+
+def _read_npz(path: Path, names: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
     with path.open("rb") as file:
         arrays = np.load(file, allow_pickle=False)
         if isinstance(arrays, np.ndarray):

@@ -7,7 +7,6 @@ sum of k rows of W and is never formed as a product with zeros. All matrices are
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,9 +200,9 @@ class TwoLayerNetwork(Network):
 
     def _combine(self, tokens: Tensor, tables: list[Tensor]) -> Tensor:
         """XW, or in the inner-product form the product of the operands' projections; n × K."""
-        z = functional.embedding(tokens[:, 0], tables[0])
+        z = _take_rows(tables[0], tokens[:, 0])
         for operand, table in enumerate(tables[1:], start=1):
-            projection = functional.embedding(tokens[:, operand], table)
+            projection = _take_rows(table, tokens[:, operand])
             z = z * projection if self.config.inner_product else z + projection
         return z
 
@@ -267,6 +266,11 @@ class TransformerNetwork(Network):
         return Activity(features, features.new_empty(0), features)
 
 
+def _take_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table; torch differentiates the faster embedding for real tables only."""
+    return table.index_select(0, index) if table.is_complex() else functional.embedding(index, table)
+
+
 def build_network(config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Network:
     """The network of the ``network`` section, with its initial weights."""
     kind = TransformerNetwork if config.name == "transformer" else TwoLayerNetwork
@@ -294,20 +298,21 @@ def _load_weights(network: Network, path: str) -> None:
             )
         if value.is_complex() and not parameter.is_complex():
             raise InputError(f"{where}: {name} is complex, so it needs network.complex_weights=true.")
-        if not torch.isfinite(torch.view_as_real(value) if value.is_complex() else value).all():
-            raise InputError(f"{where}: {name} holds values that are not finite.")
         with torch.no_grad():
             parameter.copy_(value)
+        # After the copy: a float64 value may be too large for this network's precision.
+        if not torch.isfinite(parameter.abs()).all():
+            raise InputError(f"{where}: {name} holds values that are not finite in {parameter.dtype}.")
 
 
 def _read_npz(path: str, where: str) -> dict[str, Tensor]:
     try:
         weights = read_npz(Path(path))
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{where} is not a readable .npz of plain arrays: {error}.") from error
     for name, array in weights.items():
-        if array.dtype.kind not in "fciu":
-            raise InputError(f"{where}: {name} holds {array.dtype}, not numbers.")
+        if array.dtype.name not in ("float16", "float32", "float64", "complex64", "complex128", "int32", "int64"):
+            raise InputError(f"{where}: {name} holds {array.dtype}; save it as float32, float64 or complex128.")
     return {name: torch.from_numpy(array) for name, array in weights.items()}
 
 
@@ -325,11 +330,22 @@ def read_checkpoint(path: str, where: str) -> Mapping[str, object]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     # torch raises many kinds here (pickle, zip, runtime, end of file); each means the same to the user.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{where} cannot be read as a checkpoint: {reason.rstrip('.')[:200]}.") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "li2_lightning" not in checkpoint:
+        raise InputError(f"{where} is damaged or no checkpoint of plain data ({type(error).__name__}).") from error
+    if not _is_ours(checkpoint):
         raise InputError(f"{where} is not a checkpoint of this project.")
+    assert isinstance(checkpoint, dict)
     return checkpoint
+
+
+def _is_ours(checkpoint: object) -> bool:
+    """Whether it has the weights, and the row and config that `Li2Module` adds."""
+    if not isinstance(checkpoint, dict):
+        return False
+    weights, ours = checkpoint.get("state_dict"), checkpoint.get("li2_lightning")
+    if not isinstance(weights, dict) or not isinstance(ours, dict):
+        return False
+    all_tensors = all(isinstance(value, Tensor) for value in weights.values())
+    return all_tensors and isinstance(ours.get("row"), int) and isinstance(ours.get("config"), dict)
 
 
 def network_weights(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:

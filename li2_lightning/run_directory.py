@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import shutil
@@ -20,7 +21,7 @@ import wandb
 from omegaconf import OmegaConf
 
 import li2_lightning
-from li2_lightning.config import Config, config_hash, keys, run_name, to_plain
+from li2_lightning.config import LATEST, Config, config_hash, leaves, run_name, to_plain
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.files import replacing, write_json
 from li2_lightning.log import say
@@ -143,7 +144,7 @@ class RunDirectory:
             more: further entries.
         """
         metrics = read_metrics(self.path / "metrics.csv")
-        last = {name: value for name, value in metrics.iloc[-1].items() if value == value}
+        last = {name: value for name, value in metrics.iloc[-1].items() if math.isfinite(value)}
         steps = int(last["step"]) - rows_before
         stages = self.path / "stages.json"
         summary: dict[str, Any] = {
@@ -164,7 +165,7 @@ class RunDirectory:
         write_json(self.path / "summary.json", summary)
 
     def _point_latest(self, output_dir: Path) -> None:
-        latest = output_dir / "latest"
+        latest = output_dir / LATEST
         try:
             with replacing(latest) as temporary:
                 temporary.symlink_to(os.path.relpath(self.path, output_dir), target_is_directory=True)
@@ -183,7 +184,7 @@ def continue_from(checkpoint: Path, config: Config) -> int:
     held = read_checkpoint(str(checkpoint), where)["li2_lightning"]
     assert isinstance(held, dict)
     before, now = (OmegaConf.create(plain) for plain in (held["config"], to_plain(config)))
-    for key in keys():
+    for key in leaves():
         section = key.partition(".")[0]
         if section in SHAPING and OmegaConf.select(before, key) != OmegaConf.select(now, key):
             theirs = OmegaConf.select(before, key)

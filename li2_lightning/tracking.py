@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import netrc
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ def wandb_mode(config: Config) -> str:
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
     if mode == "online" and not has_credentials():
         raise InputError("logger.mode=online needs W&B credentials; run `wandb login` or use logger.mode=offline.")
+    for key, setting in (("project", "project"), ("entity", "entity"), ("group", "run_group"), ("tags", "run_tags")):
+        value = getattr(config.logger, key)
+        try:
+            # What W&B would refuse once the run has begun.
+            wandb.Settings(**{setting: tuple(value) if key == "tags" else value})
+        except (WandbError, ValueError) as error:
+            reason = re.sub(r"\s+", " ", str(error).partition(" [type=")[0]).rpartition("Value error, ")[2]
+            raise InputError(f"logger.{key}={value!r} does not fit W&B: {reason.rstrip('.')}.") from error
     return mode
 
 

@@ -9,16 +9,16 @@ Stages after arXiv:2509.21519; the rule is this project's own.
 A run whose G_F loses both alignments has stalled; it stays in stage II and is never called III. Stage III is not
 generalization: with too few data the features that grow are memorizing ones.
 
-Where the theory predicts no ridge equilibrium (decoupled decay, cross-entropy) coupling need not lead, and V may fit the
-training rows only after independence has come and gone. There I → II asks for independence at some row so far, II → III
-is also read from the growth of energy and purity since independence fell, and both say so.
+Where the theory predicts no ridge equilibrium (decoupled decay, cross-entropy) coupling need not lead, and V may fit
+the training rows only after independence has come and gone. There I → II asks for independence at some row so far,
+II → III is also read from the growth of energy and purity since independence fell, and both say so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 TRAIN_ACCURACY, INDEPENDENCE, COUPLING = "train/accuracy", "gradient/independence", "gradient/coupling"
@@ -48,6 +48,16 @@ class Thresholds:
     coupling_lead: float = 0.05
     feature_growth: float = 1.5
     stalled_alignment: float = 0.35
+
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "rows":
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise ValueError(f"rows={value!r} does not fit; it is an integer of at least 1.")
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{item.name}={value!r} does not fit; it is a finite number.")
 
 
 @dataclass
