@@ -23,8 +23,11 @@ class Gram(Diagnostic):
     ==========================  ==========================================================================
 
     Both need the K×K matrix F̃ᵀF̃, which costs more than the training step. By default they are **estimated** from
-    ``sampled_columns`` of its rows, fixed through the run, by the ratio estimate of `theory.lazy.gram_deviation`;
-    over the default run the estimates stay within SAMPLING_ERROR of the exact values. ``exact=true`` takes all rows.
+    ``sampled_columns`` of its rows, fixed through the run, by the ratio estimate of `theory.lazy.gram_deviation`.
+    Error with 64 of 2048 rows, against the whole matrix, at rows 300 and 400 of the default run (seeds 0–3, twelve
+    draws each, root mean square): 5 % of gram_offdiagonal, 1.5 % of kernel_distance; the worst of the fixed draws is
+    off by 15 % and 4 %. With random features (row 0, or no weight decay) the worst is 1 % and .5 %.
+    ``exact=true`` takes all rows.
 
     Args:
         every_n_steps: cadence.
