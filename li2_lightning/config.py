@@ -26,10 +26,10 @@ class TaskConfig:
     """What is to be learned. Each task takes some of these keys and refuses the others (`li2_lightning.tasks`)."""
 
     name: str = "cyclic"
-    order: int | None = None  # cyclic (71 where nothing is said), quaternion
+    order: int | None = None  # cyclic (71 where nothing is said), quaternion, small_group
     factors: str | None = None  # product: "2x3x4"
     degree: int | None = None  # symmetric, alternating, dihedral
-    index: int | None = None
+    index: int | None = None  # small_group, numbered as in GAP
     modulus: int | None = None  # expression
     expression: str | None = None  # expression: "x^2+y"
     path: str | None = None  # cayley_table

@@ -19,6 +19,7 @@ from li2_lightning.files import read_npz
 from li2_lightning.groups import MAX_ORDER, FiniteGroup, check_integer
 from li2_lightning.registry import Registry
 from li2_lightning.representations import max_irrep_dimension
+from li2_lightning.small_groups import small_group
 from li2_lightning.theory.sampling import critical_fraction
 
 IntArray = npt.NDArray[np.int64]
@@ -97,7 +98,8 @@ def build_task(config: Mapping[str, Any]) -> Task:
         task = TASKS.build(config["name"], "task", options)
     except InputError as error:
         # The constructors of groups speak of an order or a degree; the user wrote task.order or task.degree.
-        raise InputError(re.sub(r"^(order|degree|factors|num_operands) is ", r"task.\1 is ", str(error))) from error
+        sentence = re.sub(r"^(order|index|degree|factors|modulus|num_operands) is ", r"task.\1 is ", str(error))
+        raise InputError(sentence) from error
     if not isinstance(task, Task):
         raise InputError(f"The task {config['name']!r} made a {type(task).__name__}; it must return a Task.")
     return task
@@ -131,6 +133,11 @@ def _dihedral(degree: int, num_operands: int = 2) -> Task:
 @TASKS.register("quaternion")
 def _quaternion(order: int = 8, num_operands: int = 2) -> Task:
     return group_task(groups.quaternion(order), num_operands)
+
+
+@TASKS.register("small_group")
+def _small_group(order: int, index: int, num_operands: int = 2) -> Task:
+    return group_task(small_group(order, index), num_operands)
 
 
 @TASKS.register("cayley_table")

@@ -56,7 +56,7 @@ def wandb_mode(config: Config) -> str:
         value = getattr(config.logger, key)
         try:
             # What W&B would refuse once the run has begun.
-            wandb.Settings(**{setting: tuple(value) if key == "tags" else value})
+            wandb.Settings.model_validate({setting: tuple(value) if key == "tags" else value})
         except (WandbError, ValueError) as error:
             reason = re.sub(r"\s+", " ", str(error).partition(" [type=")[0]).rpartition("Value error, ")[2]
             raise InputError(f"logger.{key}={value!r} does not fit W&B: {reason.rstrip('.')}.") from error

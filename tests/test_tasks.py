@@ -120,7 +120,7 @@ def test_a_variable_too_many_says_what_to_set() -> None:
     ("config", "words"),
     [
         ({"name": "cycllic"}, "Did you mean 'cyclic'?"),
-        ({"name": "small_group", "order": 21, "index": 1}, "Unknown task 'small_group'"),
+        ({"name": "small_grup", "order": 21, "index": 1}, "Unknown task 'small_grup'"),
         (
             {"name": "symmetric", "degree": 4, "order": 24},
             "no option 'order' (from task.order); it takes degree",

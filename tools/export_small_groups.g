@@ -1,0 +1,56 @@
+# Every group of order 1 to 127 in GAP's numbering, as li2_lightning/resources/small_groups.json.gz:
+#
+#     apt-get install gap-core gap-smallgrp        # GAP itself; who only uses the library needs neither
+#     gap -q tools/export_small_groups.g < /dev/null | gzip -9n > li2_lightning/resources/small_groups.json.gz
+#     python -m pytest tests/test_small_groups.py            # the check: every group, against what GAP says of it
+#
+# Some minutes. The same versions of GAP and SmallGrp write the same bytes.
+#
+# Element k of a group is number k+1 of its sorted elements, so that element 0 is the identity. For each generator g
+# the row k -> g*k of the Cayley table is written, counted from 0. The irreps are counted by kind and dimension: R, C
+# and H for Frobenius-Schur indicator 1, 0 and -1, both of a conjugate pair.
+
+if LoadPackage("smallgrp") <> true then QuitGap(1); fi;
+SizeScreen([4096, 24]);
+stdout := OutputTextUser();
+SetPrintFormattingStatus(stdout, false);
+
+Json := function(list)
+  return Concatenation("[", JoinStringsWithSeparator(List(list, String), ","), "]");
+end;
+
+Irreps := function(G)
+  local kinds;
+  kinds := Collected(TransposedMat([List(Irr(G), DegreeOfCharacter), Indicator(CharacterTable(G), 2)]));
+  return Concatenation("{", JoinStringsWithSeparator(List(kinds, entry ->
+    Concatenation("\"", ["H", "C", "R"][entry[1][2] + 2], String(entry[1][1]), "\":", String(entry[2]))), ","), "}");
+end;
+
+Generators := function(G)
+  # Few generators keep the file small; the fewest are known only for a solvable group.
+  if IsSolvableGroup(G) then return MinimalGeneratingSet(G); fi;
+  return SmallGeneratingSet(G);
+end;
+
+Record := function(order, index)
+  local G, elements, rows, degrees;
+  G := SmallGroup(order, index);
+  elements := AsSSortedList(G);
+  rows := List(Generators(G), g -> Json(List(elements, x -> PositionSorted(elements, g * x) - 1)));
+  degrees := List(CharacterDegrees(SmallGroup(order, index)), Json);
+  return Concatenation("{\"order\":", String(order), ",\"index\":", String(index),
+    ",\"name\":\"", StructureDescription(G), "\",\"abelian\":", String(IsAbelian(G)),
+    ",\"classes\":", String(NrConjugacyClasses(G)), ",\"degrees\":", Json(degrees),
+    ",\"irreps\":", Irreps(G), ",\"generators\":", Json(rows), "}");
+end;
+
+PrintTo(stdout, "{\"source\":\"GAP ", GAPInfo.Version, ", SmallGrp ", PackageInfo("smallgrp")[1].Version,
+  "\",\"groups\":[");
+for order in [1 .. 127] do
+  for index in [1 .. NumberSmallGroups(order)] do
+    if order > 1 then PrintTo(stdout, ","); fi;
+    PrintTo(stdout, "\n", Record(order, index));
+  od;
+od;
+PrintTo(stdout, "\n]}\n");
+QuitGap(0);
