@@ -64,5 +64,5 @@ class Checkpoint(lightning.Callback):
             trainer.save_checkpoint(temporary)
         with replacing(folder / "last.ckpt") as temporary:
             os.link(path, temporary)
-        for old in sorted(folder.glob("row-*.ckpt"))[: -self.keep]:
+        for old in sorted(folder.glob("row-*.ckpt"), key=lambda path: int(path.stem[4:]))[: -self.keep]:
             old.unlink()

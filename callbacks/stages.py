@@ -19,7 +19,7 @@ from li2_lightning.tracking import wandb_runs
 
 SCHEMA_VERSION = 1
 # Optimizers that decouple weight decay without a flag in their parameter groups that says so.
-DECOUPLED = ("Adafactor", "Lion")
+DECOUPLED = ("Adafactor", "Lion", "Muon")
 
 
 @CALLBACKS.register("stages")

@@ -72,7 +72,8 @@ class MetricsFile(Logger):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-            self._keep_through = None if self._keep_through is None else 2**63
+            # A row logged after this one is added to what there is.
+            self._keep_through = 2**63
 
     def _open(self) -> None:
         if self._keep_through is not None and self.path.exists():
@@ -109,9 +110,9 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 def _read(path: Path) -> list[list[str]]:
     """The whole rows of a file, without its header; a last line that was cut off does not count."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        header = next(csv.reader(stream), [])
-        return [row for row in csv.reader(stream) if len(row) == len(header)]
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    rows = list(csv.reader(whole.splitlines()))
+    return [row for row in rows[1:] if len(row) == len(rows[0])]
 
 
 def _cell(name: str, value: float | None) -> str:

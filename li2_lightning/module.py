@@ -90,7 +90,8 @@ class Li2Module(lightning.LightningModule):
         self.stop_signal: int | None = None
         self.train_statistics, self.test_statistics = RowStatistics(), RowStatistics()
         self.optimizer, self.scheduler = optimizer, scheduler
-        self._forward: Callable[..., Activity] = torch.compile(network) if compile_network else network
+        # In a tuple, since an attribute that is a module would put its weights into every checkpoint a second time.
+        self._callable: tuple[Callable[..., Activity]] = (torch.compile(network) if compile_network else network,)
         self._state: StepState | None = None
         self._waiting: list[dict[str, Tensor | float]] = []
 
@@ -209,6 +210,9 @@ class Li2Module(lightning.LightningModule):
             statistics.reset()
         return state
 
+    def _forward(self, *args: Any) -> Activity:
+        return self._callable[0](*args)
+
     def _add(self, statistics: RowStatistics, outputs: Tensor, labels: Tensor, offset: Tensor | None) -> None:
         outputs = outputs if offset is None else outputs + offset
         statistics.update(self.loss.rows(outputs, labels), outputs, labels)
@@ -219,8 +223,12 @@ class Li2Module(lightning.LightningModule):
             return self._forward(rows.tokens)
         activity = self.network.compute_features(rows.tokens)
         F = self.network_config.output_scale * activity.features.detach()
-        Y = one_hot(rows.labels, self.network.V.shape[1], F.dtype)
-        V = ridge_readout(*self.loss.ridge_problem(F, Y), self.ridge)
+        # The loss sees Re(FV) = Re F·Re V − Im F·Im V, a real problem of twice the width.
+        real = torch.cat([F.real, -F.imag], dim=1) if F.is_complex() else F
+        Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
+        V = ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge)
+        if F.is_complex():
+            V = torch.complex(*torch.split(V, F.shape[1]))
         with torch.no_grad():
             self.network.V.copy_(V)
         activity.outputs = self.network.read(activity.features)

@@ -7,6 +7,7 @@ sum of k rows of W and is never formed as a product with zeros. All matrices are
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,11 +310,14 @@ def _read_npz(path: str, where: str) -> dict[str, Tensor]:
     try:
         weights = read_npz(Path(path))
     except (OSError, ValueError) as error:
-        raise InputError(f"{where} is not a readable .npz of plain arrays: {error}.") from error
+        # numpy goes on with advice to unpickle, which nobody should follow.
+        reason = re.split(r"[.;]\s|\n", str(error))[0].rstrip(".")
+        raise InputError(f"{where} is not a readable .npz of plain arrays: {reason}.") from error
     for name, array in weights.items():
         if array.dtype.name not in ("float16", "float32", "float64", "complex64", "complex128", "int32", "int64"):
             raise InputError(f"{where}: {name} holds {array.dtype}; save it as float32, float64 or complex128.")
-    return {name: torch.from_numpy(array) for name, array in weights.items()}
+    # torch knows this machine's byte order only.
+    return {name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for name, array in weights.items()}
 
 
 def _read_checkpoint(path: str, where: str) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     table.add_column("loss", justify="right")
     for split, steps in summary["first_step"].items():
         reached = ["never" if step is None else f"step {step}" for step in steps.values()]
-        numbers = [f"{final[name]:.4g}" for name in (f"{split}/accuracy", f"{split}/loss")]
+        numbers = [f"{final[name]:.4g}" if name in final else "–" for name in (f"{split}/accuracy", f"{split}/loss")]
         table.add_row(split, *reached, *numbers)
     lines: list[RenderableType] = [Text(_verdict(summary), style="bold"), table, *_stage_lines(summary["stages"])]
     lines.append(Text(f"{final['step']} steps, {summary['wall_time_s']:.1f} s, {summary['steps_per_second']} steps/s"))

@@ -35,10 +35,10 @@ class Thresholds:
         rows: rows in a row that must agree; the transition's step is the last of them.
         train_accuracy, independence: I → II at or above both.
         independence_fall: II → III below this share of the peak of independence …
-        coupling_lead: … and with coupling ahead of independence by at least this.
+        coupling_lead: … and with coupling ahead of independence by at least this (and not below stalled_alignment).
         feature_growth: where no ridge equilibrium is predicted, instead of the lead: mean energy, and purity where it
             is measured, at or above this multiple of their values when independence fell.
-        stalled_alignment: stalled when, at the end, both cosines lie below this.
+        stalled_alignment: a cosine below this is lost; a run that has lost both at the end has stalled.
     """
 
     rows: int = 5
@@ -48,7 +48,6 @@ class Thresholds:
     coupling_lead: float = 0.05
     feature_growth: float = 1.5
     stalled_alignment: float = 0.35
-
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -120,6 +119,8 @@ class StageTracker:
             return None
         self.last = seen
         self._follow(seen)
+        if self.stage == 2 and self._growth_unknown(seen):
+            return None
         agrees, caveat = self._leaves_lazy(seen) if self.stage == 1 else self._turns_interactive(seen)
         if not agrees:
             self.agreeing = 0
@@ -170,13 +171,24 @@ class StageTracker:
     def _turns_interactive(self, row: Mapping[str, float]) -> tuple[bool, str | None]:
         if not self._has_fallen(row):
             return False, None
-        if row[COUPLING] - row[INDEPENDENCE] >= self.thresholds.coupling_lead:
+        if self._leads(row):
             return True, self.equilibrium_caveat
         if self.equilibrium_caveat is None:
             return False, None
         growth = [row[name] / value for name, value in self.at_fall.items() if name in row and value > 0]
         grown = bool(growth) and min(growth) >= self.thresholds.feature_growth
         return grown, f"{self.equilibrium_caveat}; read from the growth of the features since independence fell"
+
+    def _growth_unknown(self, row: Mapping[str, float]) -> bool:
+        """Whether only growth could decide, and this row lacks a column that the fall had."""
+        if self.equilibrium_caveat is None or not self._has_fallen(row) or self._leads(row):
+            return False
+        return not self.at_fall or any(name not in row for name in self.at_fall)
+
+    def _leads(self, row: Mapping[str, float]) -> bool:
+        """Whether coupling is ahead, and itself no remnant: a run that lost both alignments has stalled."""
+        ahead = row[COUPLING] - row[INDEPENDENCE] >= self.thresholds.coupling_lead
+        return ahead and row[COUPLING] >= self.thresholds.stalled_alignment
 
     def _follow(self, row: Mapping[str, float]) -> None:
         """Keep the peak of independence, and what the features were when it fell."""

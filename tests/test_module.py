@@ -1,0 +1,389 @@
+"""Row t describes the weights after t updates: against a plain training loop, whatever the options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from li2_lightning.config import NetworkConfig
+from li2_lightning.errors import DivergenceError
+from li2_lightning.losses import build_loss
+from li2_lightning.module import rows_to_host
+from li2_lightning.network import build_network
+from li2_lightning.seeds import generator
+from li2_lightning.tasks import build_task
+
+M, K = 7, 16
+LOSSES = ["mse", "projected_mse", "cross_entropy"]
+Weights = dict[str, Tensor]
+
+# -- a plain loop, of its own making ----------------------------------------------------------------------------------
+
+
+class Plain:
+    """Z7 by dense matrices, hand-written losses, and Adam with coupled decay, from weights and rows of its own."""
+
+    def __init__(self, folder: Path, complex_weights: bool = False, hidden: int = 0) -> None:
+        draw = np.random.default_rng(5)
+        shapes = {"W": (2 * M, K), "V": (K, M), **{f"H{layer + 1}": (K, K) for layer in range(hidden)}}
+        arrays = {name: draw.uniform(-0.5, 0.5, shape) for name, shape in shapes.items()}
+        if complex_weights:
+            arrays = {name: array + 1j * draw.uniform(-0.5, 0.5, array.shape) for name, array in arrays.items()}
+        order = draw.permutation(M * M)
+        np.savez(folder / "weights.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(folder / "split.npz", train=order[:30], test=order[30:])
+        self.overrides = (
+            f"network.initial_weights={folder / 'weights.npz'}",
+            f"data.split_file={folder / 'split.npz'}",
+            f"network.complex_weights={complex_weights}",
+            f"network.hidden_layers={hidden}",
+        )
+        self.weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        one = torch.eye(M, dtype=torch.float64)
+        self.X, self.labels = {}, {}
+        for split, chosen in (("train", order[:30]), ("test", order[30:])):
+            chosen = np.sort(chosen)
+            self.X[split] = torch.cat([one[chosen // M], one[chosen % M]], dim=1)
+            self.labels[split] = torch.from_numpy((chosen // M + chosen % M) % M)
+
+    def outputs(self, w: Weights, split: str, batch_norm: bool = False, scale: float = 1.0) -> Tensor:
+        z = self.X[split].to(w["W"].dtype) @ w["W"]
+        if batch_norm:
+            known = self.X["train"] @ w["W"]
+            z = (z - known.mean(dim=0)) / (known.var(dim=0, unbiased=False) + 1e-5).sqrt()
+        F = z * z
+        for layer in range(len(w) - 2):
+            z = F + F @ w[f"H{layer + 1}"]
+            F = z * z
+        outputs = scale * F @ w["V"]
+        return outputs.real if outputs.is_complex() else outputs
+
+    def measure(self, w: Weights, loss: str, **options: Any) -> dict[str, Tensor]:
+        """Losses and accuracies of both splits."""
+        found = {}
+        shift = torch.zeros(M, dtype=torch.float64)
+        for split in ("train", "test"):
+            outputs, labels = self.outputs(w, split, **options), self.labels[split]
+            Y = torch.eye(M, dtype=torch.float64)[labels]
+            if loss == "projected_mse":
+                if split == "train":
+                    shift = (Y - outputs).mean(dim=0)
+                outputs = outputs + shift
+                value = (Y - outputs).square().sum() / len(Y)
+            elif loss == "mse":
+                value = (outputs - outputs.mean(dim=1, keepdim=True) - Y + 1 / M).square().sum() / len(Y)
+            else:
+                value = (outputs.logsumexp(dim=1) - (outputs * Y).sum(dim=1)).mean()
+            found[f"{split}/loss"] = value
+            found[f"{split}/accuracy"] = (outputs.argmax(dim=1) == labels).double().mean()
+        return found
+
+    def rows(self, steps: int, loss: str, lr: float = 1e-3, decay: float = 2e-4, **options: Any) -> list[Any]:
+        w = {name: value.clone().requires_grad_() for name, value in self.weights.items()}
+        first = {name: torch.zeros_like(value) for name, value in self.weights.items()}
+        second = {name: torch.zeros_like(torch.view_as_real(v) if v.is_complex() else v) for name, v in first.items()}
+        rows = []
+        for t in range(1, steps + 2):
+            found = self.measure(w, loss, **options)
+            rows.append({name: value.item() for name, value in found.items()})
+            gradients = torch.autograd.grad(found["train/loss"], list(w.values()))
+            for (name, value), gradient in zip(w.items(), gradients, strict=True):
+                g = gradient + decay * value.detach()
+                first[name] = 0.9 * first[name] + 0.1 * g
+                parts = torch.view_as_real(g) if g.is_complex() else g
+                second[name] = 0.999 * second[name] + 0.001 * parts**2
+                m = torch.view_as_real(first[name]) if g.is_complex() else first[name]
+                move = lr * (m / (1 - 0.9**t)) / ((second[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+                value.data -= torch.view_as_complex(move) if g.is_complex() else move
+        return rows
+
+
+def assert_rows(run: Any, expected: list[dict[str, float]]) -> None:
+    assert run.column("step") == list(range(len(expected)))
+    for row, plain in zip(run.rows, expected, strict=True):
+        for name, value in plain.items():
+            tolerance = 1e-6 if name.endswith("accuracy") else 1e-10
+            assert row[name] == pytest.approx(value, rel=tolerance, abs=1e-12), (row["step"], name)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ten_rows_of_every_loss_are_those_of_a_plain_loop(tiny_run: Any, tmp_path: Path, loss: str) -> None:
+    plain = Plain(tmp_path)
+    expected = plain.rows(10, loss)
+    assert expected[10]["train/loss"] < expected[0]["train/loss"]
+    assert_rows(tiny_run(*plain.overrides, f"loss={loss}"), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "overrides"),
+    [
+        ({"scale": 0.3}, ["network.output_scale=0.3"]),
+        ({"batch_norm": True}, ["network.batch_norm=true"]),
+        ({"lr": 0.02, "decay": 0.0}, ["optimizer.lr=0.02", "optimizer.weight_decay=0"]),
+    ],
+    ids=["output_scale", "batch_norm", "optimizer"],
+)
+@pytest.mark.parametrize("loss", ["mse", "projected_mse"])
+def test_rows_with_an_option_are_those_of_a_plain_loop(
+    tiny_run: Any, tmp_path: Path, loss: str, options: dict[str, Any], overrides: list[str]
+) -> None:
+    plain = Plain(tmp_path)
+    assert_rows(tiny_run(*plain.overrides, *overrides, f"loss={loss}"), plain.rows(10, loss, **options))
+
+
+@pytest.mark.parametrize(("complex_weights", "hidden"), [(True, 0), (False, 2), (True, 1)])
+def test_rows_of_other_networks_are_those_of_a_plain_loop(
+    tiny_run: Any, tmp_path: Path, complex_weights: bool, hidden: int
+) -> None:
+    plain = Plain(tmp_path, complex_weights, hidden)
+    assert_rows(tiny_run(*plain.overrides, "max_steps=5"), plain.rows(5, "mse"))
+
+
+# -- which rows there are, and of what --------------------------------------------------------------------------------
+
+
+def weights_after(run: Any, plain: Plain, loss: str) -> None:
+    """Every row's losses are those of the weights that the callbacks saw in it, over the whole of both splits."""
+    for row in run.rows:
+        weights = run.seen[int(row["step"])].weights
+        found = {name: value.item() for name, value in plain.measure(weights, loss).items()}
+        assert {name: row[name] for name in found} == pytest.approx(found, rel=1e-6)
+        assert row["train/loss"] == pytest.approx(found["train/loss"], rel=1e-10)
+        assert row["test/loss"] == pytest.approx(found["test/loss"], rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["data.batch_size=8"], [0, 4, 8, 10]),  # 30 rows make four batches: once an epoch
+        (["data.batch_size=8", "data.evaluate_every_n_steps=3"], [0, 3, 6, 9, 10]),
+        (["data.batch_size=8", "data.evaluate_every_n_steps=5"], [0, 5, 10]),
+        (["data.batch_size=8", "data.evaluate_every_n_steps=1", "max_steps=3"], [0, 1, 2, 3]),
+        (["data.evaluate_every_n_steps=4"], [0, 4, 8, 10]),
+        (["data.evaluate_every_n_steps=99"], [0, 10]),
+    ],
+    ids=lambda value: ",".join(map(str, value)),
+)
+@pytest.mark.parametrize("loss", ["mse", "projected_mse"])
+def test_rows_stand_at_the_cadence_and_describe_all_rows_of_both_splits(
+    tiny_run: Any, tmp_path: Path, overrides: list[str], steps: list[int], loss: str
+) -> None:
+    plain = Plain(tmp_path)
+    run = tiny_run(*plain.overrides, *overrides, f"loss={loss}")
+    assert run.column("step") == steps == sorted(run.seen)
+    weights_after(run, plain, loss)
+    for step, seen in run.seen.items():
+        z = plain.X["train"] @ seen.weights["W"]
+        torch.testing.assert_close(seen.features, z * z, rtol=1e-10, atol=1e-12, msg=f"features of row {step}")
+
+
+def test_every_pass_of_mini_batches_trains_on_every_row_once(tiny_run: Any, tmp_path: Path) -> None:
+    plain = Plain(tmp_path)
+    run = tiny_run(*plain.overrides, "data.batch_size=8", "max_steps=12")
+    assert [len(batch) for batch in run.batches] == [8, 8, 8, 6] * 3
+    whole = sorted(map(tuple, run.data.train.tokens.tolist()))
+    assert len(whole) == 30
+    orders = []
+    for part in range(0, 12, 4):
+        orders.append([tuple(row) for batch in run.batches[part : part + 4] for row in batch.tokens.tolist()])
+        assert sorted(orders[-1]) == whole
+    assert orders[0] != orders[1]
+
+
+def test_a_mini_batch_step_is_one_update_on_that_batch(tiny_run: Any, tmp_path: Path) -> None:
+    """SGD: the difference of the weights is −lr times the gradient of the batch's own loss."""
+    plain = Plain(tmp_path)
+    sgd = ["optimizer.hidden={name: sgd}", "optimizer.output={name: sgd}", "optimizer.weight_decay=0"]
+    run = tiny_run(*plain.overrides, *sgd, "optimizer.lr=0.5", "data.batch_size=8", "data.evaluate_every_n_steps=1")
+    for t, batch in enumerate(run.batches):
+        before = {name: value.clone().requires_grad_() for name, value in run.seen[t].weights.items()}
+        one = torch.eye(M, dtype=torch.float64)
+        X = torch.cat([one[batch.tokens[:, 0]], one[batch.tokens[:, 1]]], dim=1)
+        outputs = (X @ before["W"]).square() @ before["V"]
+        loss = (outputs - outputs.mean(dim=1, keepdim=True) - one[batch.labels] + 1 / M).square().sum(dim=1).mean()
+        loss.backward()
+        for name, value in before.items():
+            expected = value.detach() - 0.5 * value.grad  # type: ignore[operator]
+            torch.testing.assert_close(run.seen[t + 1].weights[name], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("inner_product", [False, True])
+def test_normalized_weights_are_normalized_after_each_update(tiny_run: Any, inner_product: bool) -> None:
+    """Row 0 is the initial weights, as they were drawn."""
+    run = tiny_run(
+        "network.normalize_weights=true", f"network.inner_product={inner_product}", "max_steps=3", "optimizer.lr=0.5"
+    )
+    for t in range(4):
+        W, V = run.seen[t].weights["W"], run.seen[t].weights["V"]
+        longest = torch.stack(W.split(M)).norm(dim=1).max().item()
+        assert (V.sum(dim=1).abs().max().item() < 1e-10) is (t > 0)
+        if inner_product:
+            # Updates of .5 drive the longest column to the cap.
+            assert (longest == pytest.approx(1, abs=1e-12)) is (t > 0)
+        else:
+            assert (W.sum(dim=0).abs().max().item() < 1e-10) is (t > 0)
+
+
+# -- ridge readout ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["mse", "projected_mse"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["network.width=60"],
+        ["network.output_scale=0.4"],
+        ["network.complex_weights=true"],
+        ["network.complex_weights=true", "network.width=60", "network.output_scale=3"],
+        ["network.hidden_layers=1", "network.batch_norm=true"],
+        ["data.batch_size=5", "data.evaluate_every_n_steps=2"],
+    ],
+    ids=lambda value: ",".join(value),
+)
+def test_a_ridge_readout_minimizes_the_loss_with_decay_in_every_row(
+    tiny_run: Any, overrides: list[str], loss: str
+) -> None:
+    """L(V) + (λ/2)‖V‖² with η = nλ/2 has no slope in V; and W is trained."""
+    run = tiny_run("network.readout=ridge", "optimizer.weight_decay=0.05", f"loss={loss}", "max_steps=4", *overrides)
+    network, rows = run.module.network, run.data.train
+    for row in run.rows:
+        seen = run.seen[int(row["step"])]
+        V = seen.weights["V"].clone().requires_grad_()
+        outputs = network.config.output_scale * seen.features @ V
+        value = build_loss(loss)(outputs.real if outputs.is_complex() else outputs, rows.labels)
+        assert row["train/loss"] == pytest.approx(value.item(), rel=1e-10)
+        objective = value + 0.05 / 2 * V.abs().square().sum()
+        (slope,) = torch.autograd.grad(objective, V)
+        assert slope.abs().max() < 1e-10
+        assert V.abs().max() > 1e-3
+    assert not torch.equal(run.seen[0].weights["W"], run.seen[4].weights["W"])
+
+
+def test_at_a_ridge_readout_of_eq_1_the_columns_show_the_equilibrium(tiny_run: Any) -> None:
+    run = tiny_run("network.readout=ridge", "network.ridge=0.7", "loss=projected_mse", "network.output_scale=0.4")
+    for row in run.rows:
+        assert row["gradient/readout_equilibrium"] == pytest.approx(1, abs=1e-9)
+        assert row["gradient/coupling"] == pytest.approx(1, abs=1e-9)
+        assert row["gradient/effective_ridge"] == pytest.approx(0.7, rel=1e-8)
+
+
+# -- how a run ends ---------------------------------------------------------------------------------------------------
+
+
+def test_stopping_at_a_test_accuracy_ends_with_the_update_after_the_first_row_that_has_it(tiny_run: Any) -> None:
+    """Also where the accuracy is the target to the last digit: 21 of 30 rows are .7."""
+    options = ["task.name=expression", "task.modulus=7", "task.expression=x", "max_steps=50", "optimizer.lr=0.01"]
+    options.append("trainer.precision=32-true")
+    whole = tiny_run(*options)
+    hits = [round(30 * accuracy) for accuracy in whole.column("test/accuracy")]
+    first = next(t for t, count in enumerate(hits) if count >= 21)
+    assert hits[first] == 21
+    assert 3 < first < 49
+    stopped = tiny_run(*options, "stop_at_test_accuracy=0.7")
+    assert stopped.column("step") == list(range(first + 2))
+    assert stopped.column("train/loss") == whole.column("train/loss")[: first + 2]
+    never = tiny_run(*options, "stop_at_test_accuracy=1")
+    assert max(hits) < 30
+    assert never.column("step") == list(range(51))
+
+
+@pytest.mark.parametrize(("lr", "value"), [(30.0, "inf"), (1e7, "nan"), (1e9, "inf")])
+def test_a_loss_that_is_not_finite_is_divergence_and_no_checkpoint_holds_it(
+    tiny_run: Any, make_record: Callable[[], Any], lr: float, value: str
+) -> None:
+    """Whether it creeps up over some rows or overflows at once."""
+    record = make_record()
+    with pytest.raises(DivergenceError, match=rf"Training diverged: train/loss is {value} in row \d+\."):
+        tiny_run(
+            f"optimizer.lr={lr}",
+            "optimizer.hidden={name: sgd}",
+            "optimizer.output={name: sgd}",
+            "trainer.precision=32-true",
+            "callbacks.checkpoint={every_n_steps: 1, keep: 99}",
+            into=record,
+        )
+    losses = record.column("train/loss")
+    assert len(losses) >= 2
+    assert all(math.isfinite(loss) for loss in losses[:-1])
+    kept = sorted((record.directory / "checkpoints").glob("row-*.ckpt"))
+    assert [path.name for path in kept] == [f"row-{t:06d}.ckpt" for t in range(1, len(losses) - 1)]
+    for path in kept:
+        for value in torch.load(path, weights_only=True)["state_dict"].values():
+            assert value.isfinite().all()
+
+
+# -- a checkpoint of row t is row t -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["loss=projected_mse", "network.batch_norm=true", "network.hidden_layers=1"],
+        ["loss=cross_entropy", "data.batch_size=8", "data.evaluate_every_n_steps=1"],
+        ["network.readout=ridge"],
+        ["network.trainable_embedding=true", "network.complex_weights=true", "network.normalize_weights=true"],
+    ],
+    ids=lambda value: ",".join(value),
+)
+def test_a_checkpoint_evaluated_reproduces_its_row_bit_for_bit(
+    tiny_run: Any, overrides: list[str], precision: str
+) -> None:
+    run = tiny_run(*overrides, f"trainer.precision={precision}", "callbacks.checkpoint={every_n_steps: 3, keep: 9}")
+    dtype = torch.float64 if precision == "64-true" else torch.float32
+    task, loss, data = build_task({"name": "cyclic", "order": 7}), run.module.loss, run.data
+    paths = sorted((run.directory / "checkpoints").glob("row-*.ckpt"))
+    assert [path.name for path in paths] == [f"row-{t:06d}.ckpt" for t in (3, 6, 9, 10)]
+    for path in paths:
+        checkpoint = torch.load(path, weights_only=True)
+        row = run.rows[checkpoint["li2_lightning"]["row"]]
+        assert path.name == f"row-{int(row['step']):06d}.ckpt"
+        section = dict(checkpoint["li2_lightning"]["config"]["network"], initial_weights=str(path))
+        del section["transformer"]
+        network = build_network(NetworkConfig(**section), task, dtype, generator(9, "other weights"))
+        with torch.no_grad():
+            train = network(data.train.tokens)
+            test = network(data.test.tokens, train.moments)
+            offset = loss.offset(train.outputs, data.train.labels)
+            for split, outputs, labels in (
+                ("train", train.outputs, data.train.labels),
+                ("test", test.outputs, data.test.labels),
+            ):
+                outputs = outputs if offset is None else outputs + offset
+                assert row[f"{split}/loss"] == (loss.rows(outputs, labels).sum() / len(labels)).item()
+
+
+def test_a_checkpoint_holds_every_weight_once(tiny_run: Any) -> None:
+    run = tiny_run("network.hidden_layers=1", "max_steps=1")
+    state = torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert set(state) == {"network.W", "network.V", "network.H1"}
+
+
+# -- rows on their way to the host ------------------------------------------------------------------------------------
+
+
+def test_rows_reach_the_host_as_floats_with_none_where_undefined() -> None:
+    rows: list[dict[str, Tensor | float]] = [
+        {"step": 3.0, "train/loss": torch.tensor(float("nan")), "a": torch.tensor(0.1, dtype=torch.float64)},
+        {
+            "step": 4.0,
+            "train/loss": torch.tensor(0.5),
+            "b": float("inf"),
+            "c": torch.tensor(7),
+            "d": torch.tensor(True),
+        },
+    ]
+    first, second = rows_to_host(rows)
+    assert first["a"] == 0.1
+    assert math.isnan(first["train/loss"])  # type: ignore[arg-type]
+    assert second == {"step": 4.0, "train/loss": 0.5, "b": None, "c": 7.0, "d": 1.0}
+    assert rows_to_host([]) == []

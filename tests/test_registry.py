@@ -1,0 +1,104 @@
+"""Plug-ins by name: the three ways of finding one, and what the user is told when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from li2_lightning import registry as registry_module
+from li2_lightning.errors import InputError
+from li2_lightning.registry import Registry, check_options
+
+
+@pytest.fixture
+def registry() -> Registry[Callable[..., Any]]:
+    registry: Registry[Callable[..., Any]] = Registry("probe", "li2_lightning.probes")
+
+    @registry.register("plain")
+    def plain(first: int, *, size: int = 3, mode: str) -> tuple[int, int, str]:
+        return first, size, mode
+
+    return registry
+
+
+def announce(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
+    """Pretend that installed packages announce these entry points in the group of `registry`."""
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        assert group == "li2_lightning.probes"
+        return [EntryPoint(name, value, group) for name, value in points.items()]
+
+    monkeypatch.setattr(registry_module, "entry_points", entry_points)
+
+
+def test_a_registered_name_is_found_and_built_with_ours_first_and_the_users_by_keyword(registry: Any) -> None:
+    assert registry.names() == ["plain"]
+    assert registry.build("plain", "probes.plain", {"mode": "x", "size": 5}, 7) == (7, 5, "x")
+
+
+def test_a_name_taken_twice_names_both(registry: Any) -> None:
+    with pytest.raises(InputError, match=r"Two probes are registered as 'plain': .*plain and types.SimpleNamespace"):
+        registry.register("plain")(SimpleNamespace)
+
+
+def test_an_entry_point_is_found_and_a_registered_name_comes_before_it(
+    registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(monkeypatch, installed="collections:OrderedDict", plain="collections:OrderedDict")
+    assert registry.names() == ["installed", "plain"]
+    assert registry.find("installed").__name__ == "OrderedDict"
+    assert registry.find("plain").__name__ == "plain"
+
+
+def test_an_import_path_is_found(registry: Any) -> None:
+    assert registry.find("collections:OrderedDict").__name__ == "OrderedDict"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("plane", r"Unknown probe 'plane'; known are plain\. Did you mean 'plain'\?"),
+        ("zzz", r"Unknown probe 'zzz'; known are plain\.$"),
+        ("no_such_module:thing", r"probe 'no_such_module:thing' could not be imported: ModuleNotFoundError: No module"),
+        ("math:no_such_name", r"probe 'math:no_such_name' could not be imported: AttributeError"),
+        ("math:pi", r"probe 'math:pi' is a float, not a class or function"),
+    ],
+)
+def test_what_cannot_be_found_is_one_sentence(registry: Any, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        registry.find(name)
+
+
+def test_an_entry_point_that_fails_on_import_is_one_sentence(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(monkeypatch, broken="no_such_module:Thing")
+    with pytest.raises(InputError, match="The probe 'broken' could not be imported: ModuleNotFoundError"):
+        registry.find("broken")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "x", "sise": 1}, r"no option 'sise' \(from probes\.plain\.sise\); it takes size=3, mode\. Did you"),
+        ({"size": 1}, r"The probe 'plain' needs probes\.plain\.mode; it takes size=3, mode"),
+        ({"mode": "x", "first": 1}, r"no option 'first'"),
+    ],
+    ids=["unknown", "missing", "ours"],
+)  # fmt: skip
+def test_options_that_do_not_fit_show_the_signature(registry: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        registry.build("plain", "probes.plain", options, 7)
+
+
+def test_a_plug_in_without_options_says_so_and_one_that_takes_any_is_left_alone() -> None:
+    with pytest.raises(InputError, match="it takes no options"):
+        check_options(lambda: None, {"size": 1}, "probe 'none'", "probes.none")
+    check_options(lambda **options: None, {"size": 1}, "probe 'any'", "probes.any")
+
+
+def test_what_has_no_signature_cannot_be_checked() -> None:
+    with pytest.raises(InputError, match="is no class or function of Python"):
+        check_options(dict, {"size": 1}, "probe 'dict'", "probes.dict")
