@@ -21,7 +21,8 @@ Then ``optimizer.hidden.name=sign_descent optimizer.hidden.lr=0.01``. Outside th
 ``optimizer.hidden.name=my_module:SignDescent``, or an entry point of a package, in the group
 ``li2_lightning.optimizers``. Any callable ``(params, **hyperparameters) -> torch.optim.Optimizer`` will do,
 also a function that returns somebody else's optimizer. It must leave ``p.grad`` as it is, keep its state in
-``self.state``, and train every parameter it is given. This package depends on torch alone.
+``self.state``, and train every parameter it is given; ``python -m optimizers.check my_module:SignDescent`` tells
+whether it does. This package depends on torch alone.
 """
 
 import pkgutil
@@ -47,5 +48,9 @@ __all__ = [
     "register",
 ]
 
-for _module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
-    import_plugin(_module.name)
+# Commands, run with python -m: what is imported already would run a second time there, and Python warns.
+_COMMANDS = ("check", "polar_table")
+
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name not in _COMMANDS:
+        import_plugin(f"{__name__}.{_module.name}")

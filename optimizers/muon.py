@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from optimizers.errors import OptimizerError, check_choice
-from optimizers.orthogonalize import METHODS, Method, orthogonalize
+from optimizers.orthogonalize import Method, Precision, coefficients, orthogonalize, working_dtype
 from optimizers.registry import register
 
 MomentumStyle = Literal["ema", "heavy_ball"]
@@ -48,7 +48,8 @@ class Muon(Optimizer):
         m ← βm + (1−β)g        d = βm + (1−β)g  (Nesterov)  or  d = m        (``momentum_style="ema"``)
         m ← βm + g             d = βm + g       (Nesterov)  or  d = m        (``"heavy_ball"``)
         W ← (1 − lr·λ)W                                   (weight decay, decoupled)
-        W ← W − lr·s·UVᴴ,      d = UDVᴴ.
+        W ← W − lr·s·UVᴴ,      d = UDVᴴ,
+        W ← (1 − lr·λ)W                                   (here instead, with ``decay_after_update``).
 
     The two styles of momentum differ by the constant factor 1−β, which UVᴴ does not see: they take the same
     steps while the momentum is larger than ``eps``.
@@ -75,15 +76,19 @@ class Muon(Optimizer):
         momentum: β in [0, 1).
         nesterov: look one step ahead.
         momentum_style: ``"ema"`` or ``"heavy_ball"``.
-        orthogonalization: ``"newton_schulz"`` (approximate, matrix products only) or ``"svd"`` (exact).
-        steps: Newton–Schulz steps.
-        eps: a momentum of smaller Frobenius norm is not scaled up to full length (Newton–Schulz only).
+        orthogonalization: ``"newton_schulz"``, ``"newton_schulz_scheduled"`` or ``"polar_express"``
+            (approximate, matrix products only), or ``"svd"`` (exact); see `orthogonalize`.
+        steps: polynomial steps; ``svd`` has none, ``newton_schulz_scheduled`` at most five.
+        eps: a momentum of smaller Frobenius norm is not scaled up to full length (not ``svd``).
+        precision: what to orthogonalize in: ``"parameter"`` (its own dtype), ``"float32"`` or ``"bfloat16"``.
         scale: ``"none"``, ``"rms"``, ``"spectral"`` or ``"match_adamw"``.
         orientation: ``"input_output"`` or ``"output_input"``.
         decoupled: weight decay acts on the weights (AdamW) rather than through the gradient (Adam).
+        decay_after_update: decoupled decay shrinks the update, too, and not only the weights before it.
 
     Raises:
-        OptimizerError: a value out of its range, a vector or scalar among ``params``, a sparse gradient.
+        OptimizerError: a value out of its range, a vector or scalar among ``params``, a sparse gradient,
+            coupled decay after the update, complex weights in bfloat16.
 
     Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); ``match_adamw`` from
     J. Liu et al., "Muon is scalable for LLM training" (2025).
@@ -100,9 +105,11 @@ class Muon(Optimizer):
         orthogonalization: Method = "newton_schulz",
         steps: int = 5,
         eps: float = 1e-7,
+        precision: Precision = "parameter",
         scale: Scale = "none",
         orientation: Orientation = "input_output",
         decoupled: bool = True,
+        decay_after_update: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -113,9 +120,11 @@ class Muon(Optimizer):
             "orthogonalization": orthogonalization,
             "steps": steps,
             "eps": eps,
+            "precision": precision,
             "scale": scale,
             "orientation": orientation,
             "decoupled": decoupled,
+            "decay_after_update": decay_after_update,
         }
         super().__init__(params, defaults)
 
@@ -160,11 +169,13 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
         momentum = state["momentum_buffer"].mul_(beta).add_(gradient, alpha=share)
         direction = beta * momentum + share * gradient if group["nesterov"] else momentum
-        update = orthogonalize(direction, group["orthogonalization"], group["steps"], group["eps"])
-        if decay and group["decoupled"]:
-            weight.mul_(1.0 - lr * decay)
+        update = orthogonalize(direction, group["orthogonalization"], group["steps"], group["eps"], group["precision"])
         scale = update_scale(tuple(weight.shape), group["scale"], group["orientation"])
+        if decay and group["decoupled"] and not group["decay_after_update"]:
+            weight.mul_(1.0 - lr * decay)
         weight.add_(update, alpha=-lr * scale)
+        if decay and group["decay_after_update"]:
+            weight.mul_(1.0 - lr * decay)
 
 
 def _check(group: dict[str, Any]) -> None:
@@ -184,6 +195,13 @@ def _check(group: dict[str, Any]) -> None:
         if not is_valid:
             raise OptimizerError(f"Muon's {key} must be {allowed}, not {group[key]!r}.")
     check_choice("Muon's momentum_style", group["momentum_style"], ("ema", "heavy_ball"))
-    check_choice("Muon's orthogonalization", group["orthogonalization"], METHODS)
+    try:
+        coefficients(group["orthogonalization"], group["steps"])
+        for weight in group["params"]:
+            working_dtype(weight.dtype, group["orthogonalization"], group["precision"])
+    except OptimizerError as error:
+        raise OptimizerError(f"Muon: {error}") from None
+    if group["decay_after_update"] and not group["decoupled"]:
+        raise OptimizerError("Muon's decay_after_update needs decoupled=true: coupled decay is part of the gradient.")
     check_choice("Muon's scale", group["scale"], SCALES)
     check_choice("Muon's orientation", group["orientation"], ("input_output", "output_input"))

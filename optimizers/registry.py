@@ -5,12 +5,15 @@ A name is looked up in this order:
 1. ``@register("name")`` in any module of ``optimizers/``;
 2. an entry point ``name`` of an installed package, in the group ``li2_lightning.optimizers``;
 3. an import path ``package.module:Class``;
-4. a class of ``torch.optim`` by its lower-case name.
+4. a class of ``torch.optim`` by its lower-case name;
+5. a class of the package ``pytorch_optimizer`` by its lower-case name, if that is installed. These see copies of the
+   gradients, because many of them write into what they are given.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -21,9 +24,11 @@ import torch
 from torch.optim import Optimizer
 
 from optimizers.errors import OptimizerError, nearest, reason
+from optimizers.gradient_filter import GradientFilter
 from optimizers.signature import accepts, fit
 
 ENTRY_POINT_GROUP = "li2_lightning.optimizers"
+EXTRA = "pytorch_optimizer"
 
 Factory = Callable[..., Optimizer]
 F = TypeVar("F", bound=Factory)
@@ -74,7 +79,8 @@ def registered() -> list[str]:
 
 def names() -> list[str]:
     """Every name that `find` knows without an import path, sorted."""
-    return sorted({*_registered, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP)), *_from_torch})
+    announced = (point.name for point in entry_points(group=ENTRY_POINT_GROUP))
+    return sorted({*_registered, *announced, *_from_torch, *_from_extra()})
 
 
 def find(name: str) -> Factory:
@@ -101,8 +107,12 @@ def find(name: str) -> Factory:
         return _load(name, lambda: _import_path(name))
     if name in _from_torch:
         return _from_torch[name]
+    extra = _from_extra()
+    if name in extra:
+        return _on_copies(extra[name])
+    more = "" if extra else "; pip install 'li2-lightning[optimizers]' adds lion, shampoo, soap and others"
     raise OptimizerError(
-        f"Unknown optimizer {name!r}; known are {', '.join(names())}, or an import path package.module:Class."
+        f"Unknown optimizer {name!r}; known are {', '.join(names())}, or an import path package.module:Class{more}."
         f"{nearest(str(name), names())}"
     )
 
@@ -112,6 +122,9 @@ def resolve(
 ) -> tuple[Factory, dict[str, Any]]:
     """The callable and its keyword arguments, nothing built yet; arguments and errors as for `build`."""
     factory = find(name)
+    # A plug-in that wraps another takes that one's hyperparameters, too: it says what its signature is then.
+    if specialize := getattr(factory, "specialize", None):
+        factory = specialize(hyperparameters)
     # null in a role's lr or weight_decay means that the role leaves it to the shared one.
     own = {key: v for key, v in hyperparameters.items() if not (v is None and key in shared)}
     common = {key: v for key, v in shared.items() if v is not None and accepts(factory, key)}
@@ -140,7 +153,13 @@ def build(
             no optimizer, needs a closure or sparse gradients, or does not train exactly ``params``.
     """
     factory, arguments = resolve(name, hyperparameters, shared or {}, role)
-    section = f"optimizer.{role}"
+    return construct(name, factory, params, arguments, f"optimizer.{role}")
+
+
+def construct(
+    name: str, factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[str, Any], section: str
+) -> Optimizer:
+    """What ``factory`` builds from its ``arguments``, checked; errors as for `build`."""
     try:
         optimizer = factory(list(params), **arguments)
     # A plug-in is foreign code: whatever it raises is the user's to read, as one sentence.
@@ -166,6 +185,32 @@ def build(
             "a plug-in must train every parameter it is given and no other."
         )
     return optimizer
+
+
+def _from_extra() -> dict[str, Factory]:
+    # Imported only for a name that nobody else knows: it takes a second.
+    if importlib.util.find_spec(EXTRA) is None:
+        return {}
+    try:
+        module = importlib.import_module(EXTRA)
+    except Exception as error:
+        raise OptimizerError(f"The package {EXTRA} could not be imported: {reason(error)}.") from error
+    # Some wrap another optimizer; what does not begin with parameters cannot be built from them.
+    return {
+        value.__name__.lower(): value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Optimizer)
+        and next(iter(inspect.signature(value).parameters), "") == "params"
+    }
+
+
+def _on_copies(factory: Factory) -> Factory:
+    def build(params: Sequence[torch.Tensor], **hyperparameters: Any) -> Optimizer:
+        return GradientFilter(factory(params, **hyperparameters))
+
+    build.__signature__ = inspect.signature(factory)  # type: ignore[attr-defined]
+    return build
 
 
 def _import_path(name: str) -> Any:

@@ -1,0 +1,10 @@
+"""The optimizer keeps the contract: the checks of ``python -m optimizers.check``, one test each."""
+
+import pytest
+
+from optimizers.check import CHECKS, Candidate
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_contract(check):
+    CHECKS[check](Candidate("sign_momentum:SignMomentum"))

@@ -1,0 +1,77 @@
+"""What stands between the gradients and an optimizer, and leaves ``p.grad`` as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class GradientFilter(Optimizer):
+    """An optimizer that sees `filtered` gradients; nobody else does.
+
+    Groups and state are the inner optimizer's own, so schedulers and checkpoints reach them. As it is, a filter
+    passes on copies: an optimizer that writes into the gradients it is given spoils nobody else's. A subclass
+    overrides `filtered`, and keeps what it remembers in attributes and in its state dict.
+
+    Args:
+        inner: the optimizer that steps.
+    """
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        super().__init__(inner.param_groups, inner.defaults)
+        self._share()
+
+    def _share(self) -> None:
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+    def filtered(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """What the inner optimizer sees as the gradient of ``weight``: a new tensor."""
+        return gradient.clone()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Show the filtered gradients to the inner optimizer, and put the others back.
+
+        Args:
+            closure: recomputes loss and gradients first, if given.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        seen = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        try:
+            with torch.no_grad():
+                for weight, gradient in seen:
+                    weight.grad = self.filtered(weight, gradient)
+            self.inner.step()
+        finally:
+            for weight, gradient in seen:
+                weight.grad = gradient
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the inner optimizer."""
+        # The constructor of the base class hands over those that are the inner optimizer's already.
+        if all(param_group is not group for group in self.inner.param_groups):
+            self.inner.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.inner.load_state_dict(state_dict)
+        self._share()
+
+    # The base class would leave out all that is not defaults, state and groups; a scheduler wraps step.
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "step"}

@@ -1,0 +1,139 @@
+"""A low-pass filter before any optimizer: gradients that keep their direction for long are amplified."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optimizers.errors import OptimizerError, check_choice
+from optimizers.gradient_filter import GradientFilter
+from optimizers.registry import Factory, construct, find, register, resolve
+from optimizers.signature import hyperparameters as parameters_of
+
+Filter = Literal["ema", "moving_average"]
+
+
+@register("slow_gradients")
+class SlowGradients(GradientFilter):
+    """Any optimizer, on gradients whose slow part is amplified.
+
+    The inner optimizer sees, for every parameter, instead of the gradient g
+
+        g + λμ,    μ ← αμ + (1 − α)g, at first μ = g    (``filter="ema"``)
+        g + λμ,    μ = mean of the last w gradients     (``"moving_average"``; g alone in the first w − 1 steps)
+
+    and nothing else changes: ``p.grad`` is what it was, weight decay is the inner optimizer's.
+
+    Args:
+        params: the tensors to train.
+        inner: name of the optimizer that follows the filtered gradients.
+        filter: ``"ema"`` or ``"moving_average"``.
+        amplification: λ ≥ 0; 0 is the inner optimizer by itself.
+        filter_decay: α in [0, 1), for ``"ema"``; the filter remembers about 1/(1 − α) steps.
+        window: w ≥ 1, for ``"moving_average"``; takes w times the memory of the gradients.
+        hyperparameters: of the inner optimizer.
+
+    Raises:
+        OptimizerError: a value out of its range, an inner optimizer that cannot be built with its
+            hyperparameters or takes one of the names above.
+
+    Source: J. Lee et al., "Grokfast: accelerated grokking by amplifying slow gradients" (2024), algorithms 1 and 2.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        inner: str = "adam",
+        filter: Filter = "ema",
+        amplification: float = 2.0,
+        filter_decay: float = 0.98,
+        window: int = 100,
+        **hyperparameters: Any,
+    ) -> None:
+        check_choice("The filter", filter, ("ema", "moving_average"))
+        for key, value, is_valid, allowed in (
+            ("amplification", amplification, amplification >= 0, "at least 0"),
+            ("filter_decay", filter_decay, 0 <= filter_decay < 1, "at least 0 and below 1"),
+            ("window", window, isinstance(window, int) and window >= 1, "a whole number from 1 on"),
+        ):
+            if not is_valid:
+                raise OptimizerError(f"{key} must be {allowed}, not {value!r}.")
+        factory, arguments = resolve(inner, hyperparameters, {}, "inner")
+        super().__init__(construct(inner, factory, list(params), arguments, "optimizer.inner"))
+        self.inner_name, self.filter = inner, filter
+        self.amplification, self.filter_decay, self.window = amplification, filter_decay, window
+        self.slow: dict[Tensor, dict[str, Any]] = {}
+
+    @classmethod
+    def specialize(cls, given: Mapping[str, Any]) -> Factory:
+        """This optimizer with the signature of the inner one that ``given`` names in the place of ``**``."""
+        signature = inspect.signature(cls)
+        own = signature.parameters
+        inner = given.get("inner", own["inner"].default)
+        its, is_open = parameters_of(find(inner))
+        for name in its:
+            if name in own:
+                raise OptimizerError(f"slow_gradients cannot wrap {inner}: both have a hyperparameter {name!r}.")
+
+        def build(params: Sequence[Tensor], **hyperparameters: Any) -> Optimizer:
+            return cls(params, **hyperparameters)
+
+        *named, rest = own.values()
+        added = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in its.values()]
+        parameters = [*named, *added, *([rest] if is_open else [])]
+        build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return build
+
+    def filtered(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """g + λμ, with g remembered."""
+        slow = self.slow.setdefault(weight, {})
+        if self.filter == "ema":
+            if not slow:
+                slow["mean"] = gradient.clone()
+            mean: Tensor = slow["mean"]
+            # At first both are g, and so is what lies between.
+            return gradient + self.amplification * mean.lerp_(gradient, 1 - self.filter_decay)
+        if not slow:
+            slow |= {"last": gradient.new_zeros(self.window, *gradient.shape), "sum": torch.zeros_like(gradient)}
+            slow["steps"] = 0
+        oldest: Tensor = slow["last"][slow["steps"] % self.window]
+        slow["sum"] += gradient - oldest
+        oldest.copy_(gradient)
+        slow["steps"] += 1
+        if slow["steps"] % self.window == 0:  # or rounding would pile up
+            slow["sum"] = slow["last"].sum(dim=0)
+        if slow["steps"] < self.window:
+            return gradient.clone()
+        return gradient.add(slow["sum"], alpha=self.amplification / self.window)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's, and the filter's under ``slow_gradients``."""
+        weights = [p for group in self.param_groups for p in group["params"]]
+        filters = [dict(self.slow.get(weight, {})) for weight in weights]
+        return {**super().state_dict(), "slow_gradients": {"of": self._kind(), "filters": filters}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            OptimizerError: it is of another inner optimizer or another filter (nothing is changed).
+        """
+        state_dict = dict(state_dict)
+        saved = state_dict.pop("slow_gradients", {"of": "no slow_gradients"})
+        if saved["of"] != self._kind():
+            raise OptimizerError(f"The checkpoint is of {saved['of']} and this run has {self._kind()}.")
+        super().load_state_dict(state_dict)
+        weights = [p for group in self.param_groups for p in group["params"]]
+        self.slow = {
+            weight: {key: v.to(weight.device, copy=True) if isinstance(v, Tensor) else v for key, v in slow.items()}
+            for weight, slow in zip(weights, saved["filters"], strict=True)
+        }
+
+    def _kind(self) -> str:
+        memory = self.filter_decay if self.filter == "ema" else self.window
+        return f"slow_gradients({self.inner_name}, {self.filter} {memory:g})"
