@@ -11,6 +11,7 @@ From Python: ``train.run({"task": {"order": 31}, "max_steps": 100})``.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -22,10 +23,10 @@ import hydra
 import lightning
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from callbacks import build_callbacks
-from li2_lightning.command_line import finish_sweep, one_sentence, prepare, show_error
+from li2_lightning.command_line import explain_keys, finish_sweep, one_sentence, prepare, show_error
 from li2_lightning.config import Config, load_config, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
@@ -104,7 +105,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
     mode = wandb_mode(config)
 
     with (
-        directory.claim(config, keep=config.resume is not None and not config.force),
+        directory.claim(config, keep=config.resume is not None and not config.force, checkpoint=checkpoint),
         logging_to(trainer, config, directory.path, mode, keep_through=None if checkpoint is None else start),
         directory.summarizing(config, start),
         stopping_on_signals(module),
@@ -119,6 +120,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("explain_keys", explain_keys)
 failed_runs: list[str] = []
 
 
@@ -150,6 +152,8 @@ def main() -> int:
         try:
             sys.argv[1:] = prepare(sys.argv[1:], bookkeeping)
             train()
+        except KeyboardInterrupt:
+            return show_error(Interrupted(signal.SIGINT, "Stopped before training began."), debug=False)
         # Hydra and OmegaConf raise many kinds while they compose a config; all of them are about the user's input.
         except Exception as error:
             return show_error(error, debug="debug=true" in sys.argv, composing=True)

@@ -1,7 +1,8 @@
 """Plug-in callbacks, one a file: what is measured each step, what is kept, and what is shown.
 
 A callback of your own is a ``lightning.Callback`` registered by name; drop the file into this folder, announce it as
-an entry point in the group ``li2_lightning.callbacks``, or name it by import path::
+an entry point in the group ``li2_lightning.callbacks``, or name it by import path (from Python or in a YAML: a key of
+the command line takes no colon)::
 
     from callbacks.diagnostic import Diagnostic
     from callbacks.registry import CALLBACKS

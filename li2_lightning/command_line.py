@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 
 from omegaconf.errors import OmegaConfBaseException
 
-from li2_lightning.config import explain, unknown_key
+from li2_lightning.config import Config, explain, unknown_key
 from li2_lightning.errors import InputError, Li2Error, nearest
 
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
@@ -30,9 +32,24 @@ def prepare(arguments: Sequence[str], bookkeeping: str) -> list[str]:
         if argument.startswith("="):
             raise InputError(f"The argument {argument!r} is not of the form key=value.")
     prepared = [f"++{argument}" if _OPEN.match(argument) else argument for argument in arguments]
-    if {"-m", "--multirun"} & set(arguments):
-        prepared.append(f"hydra.sweep.dir={_quoted(bookkeeping)}")
+    flags = {"-m", "--multirun"}
+    if flags & set(arguments):
+        # argparse wants the overrides in one piece, and there is no telling where the flag stands.
+        overrides = [argument for argument in prepared if argument not in flags]
+        return ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(bookkeeping)}"]
     return prepared
+
+
+def explain_keys(schema: type = Config, prefix: str = "") -> str:
+    """A line for every key that config.py has a comment for."""
+    lines = []
+    for line in inspect.getsource(schema).splitlines():
+        if match := re.match(r"    (\w+): .*?  # (.+)", line):
+            lines.append(f"{prefix + match.group(1):<34} {match.group(2)}")
+    for item in fields(schema):
+        if isinstance(item.default_factory, type) and is_dataclass(item.default_factory):
+            lines.append(explain_keys(item.default_factory, f"{prefix}{item.name}."))
+    return "\n".join(line for line in lines if line)
 
 
 def one_sentence(error: BaseException, composing: bool = False) -> str:

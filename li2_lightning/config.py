@@ -253,7 +253,9 @@ def ridge_strength(config: Config, n: int) -> float | None:
     """
     if config.network.readout != "ridge":
         return None
-    decay = config.optimizer.output.get("weight_decay", config.optimizer.weight_decay) or 0.0
+    own = config.optimizer.output.get("weight_decay")
+    # null leaves it to the shared one, as `optimizers` has it.
+    decay = (config.optimizer.weight_decay if own is None else own) or 0.0
     ridge = config.network.ridge if config.network.ridge is not None else n * float(decay) / 2
     if ridge <= 0:
         raise InputError("network.readout=ridge needs network.ridge or optimizer.weight_decay to be positive.")

@@ -88,6 +88,7 @@ class Li2Module(lightning.LightningModule):
         self.last_row = -1
         # Set by whoever catches signals; the run stops where its state is whole.
         self.stop_signal: int | None = None
+        self.signal_handlers: dict[int, Any] = {}
         self.train_statistics, self.test_statistics = RowStatistics(), RowStatistics()
         self.optimizer, self.scheduler = optimizer, scheduler
         # In a tuple, since an attribute that is a module would put its weights into every checkpoint a second time.
@@ -126,6 +127,11 @@ class Li2Module(lightning.LightningModule):
                     self._forward_training_rows(data.train)
             activity = self._forward(batch.tokens)
         return self.loss(activity.outputs, batch.labels)
+
+    def on_train_start(self) -> None:
+        # Lightning has just put its own in front of ours, which ends the run after this step, with nothing saved.
+        for signum, handler in self.signal_handlers.items():
+            signal.signal(signum, handler)
 
     def on_after_backward(self) -> None:
         if self._state is not None:

@@ -59,9 +59,10 @@ class RunDirectory:
             return None
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(summary, dict) or "status" not in summary:
+                raise ValueError("it is no summary of a run")
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); remove it or use force=true.") from error
-        assert isinstance(summary, dict)
         return summary
 
     def find_checkpoint(self, config: Config) -> Path | None:
@@ -72,7 +73,7 @@ class RunDirectory:
         """
         if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
             raise InputError(f"resume={config.resume!r} is no file; give a checkpoint, auto or null.")
-        if self.summary() is not None and not config.force:
+        if not config.force and self.summary() is not None:
             return None
         unfinished = (self.path / "config.yaml").exists()
         if config.resume is None or config.force:
@@ -82,16 +83,22 @@ class RunDirectory:
                 )
             return None
         if config.resume == "auto":
-            if not self.last_checkpoint.exists():
+            # That of the last row is written before the report and summary.json: from there nothing would follow.
+            rows = {int(path.stem[4:]): path for path in (self.path / "checkpoints").glob("row-*.ckpt")}
+            earlier = [row for row in rows if row < config.max_steps]
+            if not earlier:
                 return None
-            path = self.last_checkpoint
+            path = rows[max(earlier)]
         else:
             path = Path(config.resume)
         read_checkpoint(str(path), f"resume={str(path)!r}")
         return path
 
-    def claim(self, config: Config, keep: bool) -> IO[str]:
+    def claim(self, config: Config, keep: bool, checkpoint: Path | None = None) -> IO[str]:
         """Create the directory, or empty it unless ``keep``, and lock it; the lock lasts as long as the file is open.
+
+        Args:
+            checkpoint: what the run continues from; rows before it are taken over where this directory has none.
 
         Raises:
             InputError: another process writes it, or it cannot be written.
@@ -99,7 +106,11 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                raise
         except BlockingIOError as error:
             raise InputError(f"{self.path} is being written by another process; wait for it or change name.") from error
         except OSError as error:
@@ -110,6 +121,11 @@ class RunDirectory:
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         with replacing(self.path / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
+        if checkpoint is not None and not (self.path / "metrics.csv").exists():
+            # A longer run starts with the rows of the one that it continues.
+            earlier = checkpoint.parent.parent / "metrics.csv"
+            if earlier.exists():
+                shutil.copyfile(earlier, self.path / "metrics.csv")
         self._point_latest(Path(config.output_dir))
         return lock
 
@@ -130,7 +146,8 @@ class RunDirectory:
             self._finish(config, "diverged", time.monotonic() - began, start, reason=reason)
             raise DivergenceError(reason) from error
         except Interrupted as error:
-            message = f"{error} Continue with resume=auto; the state is kept in {self.path}."
+            kept = f"Continue with resume=auto; the state is kept in {self.path}."
+            message = f"{error} {kept if self.last_checkpoint.exists() else 'No checkpoint was kept.'}"
             raise Interrupted(error.signum, message) from error
         self._finish(config, "finished", time.monotonic() - began, start)
 

@@ -86,6 +86,7 @@ def stopping_on_signals(module: Li2Module) -> Iterator[None]:
     except ValueError:
         # Only the main thread may catch signals; elsewhere (a notebook's worker) they are not ours.
         before.clear()
+    module.signal_handlers = dict.fromkeys(before, stop)
     try:
         yield
     finally:

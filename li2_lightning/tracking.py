@@ -99,7 +99,7 @@ def logging_to(
 def _start(config: Config, directory: Path, mode: str) -> WandbLogger:
     logger = WandbLogger(
         name=f"{run_name(config)}-s{config.seed}",
-        save_dir=directory,
+        save_dir=directory.resolve(),
         project=config.logger.project,
         entity=config.logger.entity,
         group=config.logger.group,

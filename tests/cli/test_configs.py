@@ -1,0 +1,114 @@
+"""Every YAML that we ship composes and trains, and says what the code says."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict
+from inspect import Parameter, signature
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from callbacks import CALLBACKS
+from callbacks.registry import KEEPING, MEASURING
+from li2_lightning.config import Config, config_hash, load_config
+from li2_lightning.metrics_file import read_metrics
+from li2_lightning.run_directory import RunDirectory
+from tests.cli.conftest import ROOT, CommandLine
+
+CONFIGS = ROOT / "configs"
+VARIATIONS = [path.relative_to(CONFIGS).with_suffix("") for path in sorted(CONFIGS.glob("*/*.yaml"))]
+GROUPS = {variation.parent.name for variation in VARIATIONS}
+SHRUNK = ("network.width=8", "max_steps=3", "logger.mode=disabled", "trainer.threads=1")
+
+
+def composed(*overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def settings(variation: Path) -> list[str]:
+    """The overrides for three steps of ``variation``; the file under test itself is left as it is."""
+    group, name = variation.parent.name, variation.name
+    shrunk = [f"{group}={name}", *SHRUNK]
+    if group not in ("task", "experiment"):
+        shrunk.append("task.order=7")
+    if name == "cayley_table":
+        shrunk.append("task.path=table.csv")
+    if group not in ("callbacks", "trainer"):
+        shrunk.append("callbacks.report.enabled=false")
+    return shrunk
+
+
+@pytest.mark.parametrize("variation", VARIATIONS, ids=str)
+def test_every_variation_trains_three_steps(variation: Path, command_line: CommandLine, workplace: Path) -> None:
+    (workplace / "table.csv").write_text("0,1,2\n1,2,0\n2,0,1\n")
+    outcome = command_line(*settings(variation), "output_dir=out")
+    assert outcome.code == 0, outcome
+    assert not re.search("error|warning", outcome.err, re.IGNORECASE)
+    metrics = read_metrics(workplace / "out" / "latest" / "metrics.csv")
+    assert metrics["step"].tolist() == [0, 1, 2, 3]
+    assert all(map(math.isfinite, metrics["train/loss"]))
+    kept = yaml.safe_load((workplace / "out" / "latest" / "config.yaml").read_text())
+    group, file = variation.parent.name, yaml.safe_load((CONFIGS / f"{variation}.yaml").read_text()) or {}
+    section = kept if group == "experiment" else kept[group]
+    for key, value in file.items():
+        if key not in ("defaults", "hydra", "mode", "max_steps", "network", "width") and not isinstance(value, dict):
+            assert section[key] == value, f"{variation} says {key}={value}"
+
+
+def test_the_composed_default_is_the_default_of_the_schema() -> None:
+    typed, plain = load_config(composed()), load_config({})
+    assert typed.callbacks != {}, "configs/callbacks/default.yaml lists what there is"
+    plain.callbacks = typed.callbacks
+    assert typed == plain
+
+
+def test_callbacks_default_lists_exactly_the_options_with_their_defaults() -> None:
+    listed = yaml.safe_load((CONFIGS / "callbacks" / "default.yaml").read_text())
+    assert list(listed) == [*MEASURING, *KEEPING]
+    for name, options in listed.items():
+        parameters = [p for p in signature(CALLBACKS.find(name)).parameters.values() if p.name != "self"]
+        assert all(p.default is not Parameter.empty for p in parameters)
+        assert options == {"enabled": True} | {p.name: p.default for p in parameters}, name
+
+
+def test_callbacks_minimal_switches_off_every_measurement() -> None:
+    listed = yaml.safe_load((CONFIGS / "callbacks" / "minimal.yaml").read_text())
+    assert set(listed) == {*MEASURING, "report"}
+    assert all(options == {"enabled": False} for options in listed.values())
+
+
+@pytest.mark.parametrize("variation", VARIATIONS, ids=str)
+def test_no_variation_instantiates_by_path(variation: Path) -> None:
+    assert "_target_" not in (CONFIGS / f"{variation}.yaml").read_text()
+
+
+def test_every_group_is_one_of_the_sections_or_experiment() -> None:
+    assert {*asdict(Config()), "experiment"} >= GROUPS
+
+
+@pytest.mark.parametrize("quick", [v for v in VARIATIONS if v.name.endswith("_quick")], ids=str)
+def test_a_quick_experiment_is_its_full_one_with_one_seed(quick: Path) -> None:
+    full = load_config(composed(f"experiment={quick.name.removesuffix('_quick')}"))
+    small = load_config(composed(f"experiment={quick.name}"))
+    assert config_hash(full) == config_hash(small)
+    assert RunDirectory.of(full).path != RunDirectory.of(small).path
+
+
+def test_the_experiments_differ_in_weight_decay_alone() -> None:
+    with_decay, without = (
+        OmegaConf.to_container(composed(f"experiment=fig03_{name}")) for name in ("weight_decay", "no_weight_decay")
+    )
+    assert isinstance(with_decay, dict)
+    assert isinstance(without, dict)
+    assert without["optimizer"].pop("weight_decay") == 0
+    assert with_decay["optimizer"].pop("weight_decay") == 2e-4
+    del with_decay["name"], without["name"]
+    assert with_decay == without

@@ -1,0 +1,145 @@
+"""Weights & Biases as a newcomer meets it: no account, no network, no questions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from li2_lightning.metrics_file import read_metrics
+from tests.cli.conftest import TINY, CommandLine, StartProcess
+
+# Two transitions lie within these steps, and the slower columns are due at another step than the last.
+TOLD = ("task.order=7", "network.width=128", "max_steps=85", "trainer.threads=1")
+WANDB = Path(sys.executable).with_name("wandb")
+
+
+def runs(directory: Path) -> list[Path]:
+    return sorted((directory / "wandb").glob("*run-*"))
+
+
+def inspect(run: Path) -> dict[str, Any]:
+    """What `wandb leet inspect` reads back."""
+    told = subprocess.run(
+        [WANDB, "leet", "inspect", "--summary", "--json", run], capture_output=True, text=True, check=True
+    )
+    summary = json.loads(told.stdout)
+    assert isinstance(summary, dict)
+    return summary
+
+
+def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+def test_a_newcomer_gets_an_offline_run(start_process: StartProcess, workplace: Path, tmp_path: Path) -> None:
+    """Nothing but the command: an empty home, no credentials, nobody at the keyboard."""
+    (tmp_path / "empty home").mkdir()
+    outcome = start_process(*TOLD, HOME=str(tmp_path / "empty home"), NETRC="").wait()
+    assert outcome.code == 0, outcome
+    assert "wandb" not in outcome.err
+    folder = (workplace / "outputs" / "latest").resolve()
+    (run,) = runs(folder)
+    assert run.name.startswith("offline-run-")
+    # The closing table gives the two commands, with paths that exist.
+    for command, path in (("wandb leet ", folder / "wandb"), ("wandb sync ", run)):
+        (line,) = [line for line in outcome.out.splitlines() if command in line]
+        assert (workplace / line.split(command)[1]).resolve() == path.resolve()
+
+    told = inspect(run)
+    assert (told["exit_code"], told["state"], told["project"]) == (0, "finished", "li2_lightning")
+    metrics = read_metrics(folder / "metrics.csv")
+    for column in metrics.columns:
+        last = metrics[column].dropna().iloc[-1]
+        assert told["summary"][column] == pytest.approx(last, rel=1e-12), column
+    assert told["summary"]["step"] == 85
+
+    config = flattened(told["config"])
+    expected = {"task.order": 7, "network.width": 128, "max_steps": 85, "optimizer.hidden.name": "adam", "seed": 0}
+    assert {key: config[key] for key in expected} == expected
+    assert {"data.train_fraction", "callbacks.stages.independence", "trainer.precision", "loss"} <= set(config)
+
+    stages = json.loads((folder / "stages.json").read_text())
+    assert stages["events"]
+    for event in stages["events"]:
+        logged = told["summary"][f"stage/{event['from']}_to_{event['to']}"]
+        assert flattened(logged) == pytest.approx(flattened(event))
+    assert told["summary"]["stage/transition"] == stages["events"][-1]["to"]
+    assert told["summary"]["stage/stalled"] == stages["stalled"]
+    assert told["summary"]["report"]["_type"] == "image-file"
+    assert (run / "files" / told["summary"]["report"]["path"]).exists()
+
+
+def test_disabled_writes_no_wandb_folder(command_line: CommandLine, workplace: Path) -> None:
+    assert command_line(*TINY, "callbacks=minimal", "logger.mode=disabled").code == 0
+    assert not list(workplace.rglob("wandb"))
+
+
+def test_every_run_of_a_sweep_is_a_run_of_its_own(command_line: CommandLine, workplace: Path) -> None:
+    """Two runs in one process."""
+    outcome = command_line("-m", *TINY, "callbacks=minimal", "logger.mode=offline", "seed=0,1", "name=sweep")
+    assert outcome.code == 0, outcome
+    directories = sorted(path.parent for path in workplace.rglob("summary.json"))
+    assert len(directories) == 2
+    told = [inspect(*runs(folder)) for folder in directories]
+    assert told[0]["run_id"] != told[1]["run_id"]
+    assert [t["name"] for t in told] == ["sweep-s0", "sweep-s1"]
+    for folder, one in zip(directories, told, strict=True):
+        last = read_metrics(folder / "metrics.csv").iloc[-1]
+        assert one["summary"]["train/loss"] == last["train/loss"]
+        assert one["summary"]["step"] == 3
+    assert not (workplace / "wandb").exists()
+
+
+def test_a_notebook_may_change_its_folder_between_runs(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B keeps a service process that stays in the folder where it was started."""
+    for name in ("first", "second"):
+        (workplace / name).mkdir()
+        monkeypatch.chdir(workplace / name)
+        assert command_line(*TINY, "callbacks=minimal", "logger.mode=offline").code == 0
+        (run,) = runs((workplace / name / "outputs" / "latest").resolve())
+        assert len(list(run.glob("run-*.wandb"))) == 1, name
+
+
+def test_a_run_that_diverged_is_marked_as_failed(command_line: CommandLine, workplace: Path) -> None:
+    outcome = command_line(*TINY, "callbacks=minimal", "logger.mode=offline", "optimizer.lr=1e30")
+    assert outcome.code == 3
+    (run,) = runs((workplace / "outputs" / "latest").resolve())
+    assert inspect(run)["exit_code"] == 1
+
+
+def test_name_project_group_and_tags(command_line: CommandLine, workplace: Path) -> None:
+    command_line(*TINY, "callbacks=minimal", "logger.mode=offline", "logger.project=mine", "logger.tags=[a,b]")
+    (run,) = runs((workplace / "outputs" / "latest").resolve())
+    told = inspect(run)
+    assert (told["project"], told["tags"], told["name"]) == ("mine", ["a", "b"], "cyclic-adam-s0")
+
+
+def test_wandb_mode_of_the_environment_counts_for_auto(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert command_line(*TINY, "callbacks=minimal", "logger.mode=auto").code == 0
+    assert not list(workplace.rglob("wandb"))
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_is_no_reason_to_stop(start_process: StartProcess, workplace: Path) -> None:
+    """Slow because W&B tries for half a minute."""
+    key = "0123456789" * 4
+    outcome = start_process(*TINY, "logger.mode=auto", WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:9").wait()
+    assert outcome.code == 0, outcome
+    assert "offline" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    folder = (workplace / "outputs" / "latest").resolve()
+    (run,) = [run for run in runs(folder) if run.name.startswith("offline-")]
+    assert inspect(run)["summary"]["step"] == 3
