@@ -9,7 +9,7 @@ PYTEST := $(RUN) -m pytest -n 2
 # What `make train` passes on, for example: make train ARGS="seed=3 max_steps=200"
 ARGS ?=
 
-.PHONY: venv train test test-slow lint bench clean
+.PHONY: venv train test test-slow lint bench verify clean
 
 venv: $(VENV)/installed
 
@@ -32,6 +32,9 @@ lint: venv
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+verify: venv
+	$(RUN) -m li2_lightning.verify
 
 bench: venv
 	$(RUN) -m benchmarks.callbacks

@@ -18,9 +18,10 @@ import lightning
 import torch
 
 import train
-from callbacks.registry import KEEPING, MEASURING
+from callbacks.registry import CALLBACKS, KEEPING, MEASURING
 
 
+@CALLBACKS.register("step_clock")
 class StepClock(lightning.Callback):
     """Notes the time at which each batch starts."""
 
@@ -40,7 +41,7 @@ def median_step(callbacks: dict[str, dict[str, Any]], steps: int, threads: int |
             "force": True,
             "logger": {"mode": "disabled"},
             "trainer": {"threads": threads},
-            "callbacks": {**callbacks, "benchmarks.callbacks:StepClock": {}},
+            "callbacks": {**callbacks, "step_clock": {}},
         }
     )
     return statistics.median(

@@ -172,6 +172,84 @@ def block_slices(group: FiniteGroup) -> tuple[slice, ...]:
     return tuple(slice(start, end) for start, end in pairwise(ends))
 
 
+@lru_cache(maxsize=16)
+def irreducible_subspaces(group: FiniteGroup) -> tuple[RealArray, ...]:
+    """Each real isotypic block cut into irreducible subspaces that all left translations keep.
+
+    For block k of `isotypic_blocks` an array (rank/d_R, M, d_R): entry i has orthonormal columns, spans an
+    irreducible subspace of (L_g f)(x) = f(g⁻¹x), and is orthogonal to the others. A maximum of the energy lies in
+    one of them, or in one between them (Theorem 2 of arXiv:2509.21519, as corrected). Read-only; errors as for
+    `character_table`.
+    """
+    # What commutes with every L_g is a convolution from the right, R[x, y] = b(y⁻¹x), symmetric where
+    # b(g) = b(g⁻¹). On a block of multiplicity m it has m eigenvalues, each on an irreducible subspace.
+    blocks, basis, slices = isotypic_blocks(group), block_basis(group), block_slices(group)
+    generator = np.random.default_rng(0)
+    found = [_frozen(np.full((1, group.order, 1), group.order**-0.5))]
+    for block, columns in zip(blocks[1:], slices, strict=True):
+        Q, multiplicity = basis[:, columns], block.rank // block.real_dimension
+        if multiplicity == 1:
+            found.append(_frozen(Q[None].copy()))
+            continue
+        for _ in range(1000):
+            b = generator.standard_normal(group.order)
+            values, vectors = np.linalg.eigh(Q.T @ _right_convolution(group, b + b[group.inverses]) @ Q)
+            starts = values[:: block.real_dimension]
+            if np.diff(starts).min() > 0.1 / multiplicity**2 * np.abs(values).max():
+                break
+        else:
+            raise RuntimeError(f"Block {block.label} of {group.name} did not split; this is a defect of li2_lightning.")
+        parts = (Q @ vectors).reshape(group.order, multiplicity, block.real_dimension)
+        found.append(_frozen(np.ascontiguousarray(parts.transpose(1, 0, 2))))
+    return tuple(found)
+
+
+@lru_cache(maxsize=16)
+def matrix_irreps(group: FiniteGroup) -> tuple[ComplexArray, ...]:
+    """The unitary matrices ρ(g) of every complex irrep, (M, d, d) each, in the order of `character_table`.
+
+    ρ(g)ρ(h) = ρ(gh), tr ρ(g) = χ(g), and the two of a conjugate pair are exact conjugates. For every j the columns of
+    B = √(d/M)·conj ρ(·)[:, :, j] (M×d) are an orthonormal basis of an irreducible left-invariant subspace of the
+    complex functions on the group. Read-only; errors as for `character_table`.
+    """
+    irreps, found = character_table(group), dict[int, ComplexArray]()
+    quotients = group.table[group.inverses]  # row g, column x: g⁻¹x
+    for block, subspaces in zip(isotypic_blocks(group), irreducible_subspaces(group), strict=True):
+        irrep, B = block.irreps[0], subspaces[0] + 0j
+        if irrep.kind != "R":
+            B = B @ _complex_half(group, subspaces[0])
+        rho = B.conj().T @ B[quotients]
+        if irrep.kind == "C":
+            # The half may be that of the conjugate; a character tells which by its mean product with χ, 1 or 0.
+            if abs((np.trace(rho, axis1=1, axis2=2) * irrep.character.conj()).mean()) < 0.5:
+                rho = rho.conj()
+            found[irrep.conjugate] = _frozen(rho.conj())
+        found[irrep.index] = _frozen(rho)
+    return tuple(found[irrep.index] for irrep in irreps)
+
+
+def _complex_half(group: FiniteGroup, subspace: RealArray) -> ComplexArray:
+    """(2d, d) coordinates of a complex invariant half of a real irreducible subspace of kind C or H.
+
+    What commutes with the group on it is ℂ or ℍ; an antisymmetric element J has J² = −c², so that iJ has the
+    eigenvalues ±c on two invariant halves.
+    """
+    generator = np.random.default_rng(1)
+    for _ in range(1000):
+        S = _right_convolution(group, generator.standard_normal(group.order))
+        J = subspace.T @ S @ subspace
+        J = J - J.T
+        values, vectors = np.linalg.eigh(1j * J)
+        if values[-1] > 0.1:  # its typical size is 1
+            return np.asarray(vectors[:, len(values) // 2 :])
+    raise RuntimeError(f"A subspace of {group.name} did not split over ℂ; this is a defect of li2_lightning.")
+
+
+def _right_convolution(group: FiniteGroup, b: RealArray) -> RealArray:
+    """R[x, y] = b(y⁻¹x), which commutes with every left translation."""
+    return b[group.table[group.inverses].T]
+
+
 def _central_eigenvectors(group: FiniteGroup) -> ComplexArray:
     """Eigenvectors (columns) of a random Hermitian central element c on the normalized class functions.
 

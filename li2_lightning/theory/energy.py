@@ -9,10 +9,17 @@ for any σ and any data. Ỹ is centred over samples, so Ỹᵀσ = Ỹᵀσ̃.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from li2_lightning.activations import Activation
+from li2_lightning.groups import FiniteGroup
+from li2_lightning.representations import block_basis, block_slices, isotypic_blocks
 
 
 def energy(target_features: Tensor) -> Tensor:
@@ -46,3 +53,192 @@ def unit_energy(energies: Tensor, norms: Tensor, degree: int) -> Tensor:
     A node of norm zero has no direction; its energy is NaN.
     """
     return torch.where(norms > 0, energies / norms.pow(2 * degree), torch.nan)
+
+
+def group_convolution(u: Tensor, v: Tensor, group: FiniteGroup) -> Tensor:
+    """(u∗v)(g) = Σ_h u(h)v(h⁻¹g), M×K from M×K each, column by column."""
+    products: Tensor = u[:, None] * v[_indices(group.table[group.inverses], v)]
+    return products.sum(dim=0)
+
+
+def group_energy(weights: Tensor, group: FiniteGroup) -> Tensor:
+    """E of every node for σ = x² and all M² pairs of a group: E(w) = 2‖u∗v − mean(u∗v)‖², (K,).
+
+    Args:
+        weights: 2M×K, real or complex; w = [u; v] has the pre-activations u[h₁] + v[h₂].
+    """
+    u, v = weights.chunk(2)
+    spread = group_convolution(u, v, group)
+    return 2 * (spread - spread.mean(dim=0)).abs().square().sum(dim=0)
+
+
+def group_energy_gradient(weights: Tensor, group: FiniteGroup) -> tuple[Tensor, Tensor]:
+    """E (K,) as `group_energy`, and ∇E (2M×K).
+
+    With c = u∗v − mean: ∇_u E(h) = 4Σ_g c(g)v̄(h⁻¹g), ∇_v E(k) = 4Σ_h c(hk)ū(h); for complex weights ∇E is
+    ∂E/∂Re w + i∂E/∂Im w, the direction of steepest ascent.
+    """
+    u, v = weights.chunk(2)
+    shifted = v[_indices(group.table[group.inverses], u)]
+    c = (u[:, None] * shifted).sum(dim=0)
+    c = c - c.mean(dim=0)
+    by_u = 4 * (shifted.conj() * c).sum(dim=1)
+    by_v = 4 * (c[_indices(group.table, u)] * u.conj()[:, None]).sum(dim=0)
+    return 2 * c.abs().square().sum(dim=0), torch.cat([by_u, by_v])
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Where gradient ascent on the unit sphere ended.
+
+    Attributes:
+        weights: d×K, every column of norm 1.
+        energies: E, (K,).
+        residuals: ‖∇E − ⟨w,∇E⟩w‖/⟨w,∇E⟩ (K,), 0 at a stationary point of the sphere.
+        steps: steps that each column took, (K,).
+    """
+
+    weights: Tensor
+    energies: Tensor
+    residuals: Tensor
+    steps: Tensor
+
+
+def ascend(
+    start: Tensor,
+    energy_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
+    rate: float = 0.25,
+    tolerance: float = 1e-10,
+    max_steps: int = 1000,
+) -> Ascent:
+    """Climb an energy on the unit sphere: w ← normalize(w + t∇E/⟨w,∇E⟩), every column on its own.
+
+    For σ = x², ⟨w,∇E⟩ = 4E, the energy being of degree 4. With t = .25 every Gaussian start on all pairs of the groups
+    tried came to rest within 140 steps (tolerance 1e-10 needs float64; float32 reaches 4e-7).
+
+    Args:
+        start: d×K, no column zero; where ⟨w,∇E⟩ ≤ 0 the step is not defined (non-homogeneous σ, negative starts).
+        energy_and_gradient: from weights d×k to E (k,) and ∇E (d×k).
+        rate: t.
+        tolerance: a column rests once its residual is below.
+        max_steps: the most a column takes.
+    """
+    weights = start / torch.linalg.vector_norm(start, dim=0)
+    count = weights.shape[1]
+    energies = torch.zeros(count, dtype=weights.abs().dtype, device=weights.device)
+    residuals = torch.full_like(energies, torch.inf)
+    steps = torch.zeros(count, dtype=torch.int64, device=weights.device)
+    moving = torch.arange(count, device=weights.device)
+    for step in range(max_steps + 1):
+        w = weights[:, moving]
+        energy_now, gradient = energy_and_gradient(w)
+        radial = (w.conj() * gradient).sum(dim=0)
+        radial = (radial.real if radial.is_complex() else radial).clamp_min(torch.finfo(energies.dtype).tiny)
+        direction = gradient / radial
+        residual = torch.linalg.vector_norm(direction - w, dim=0)
+        energies[moving], residuals[moving], steps[moving] = energy_now, residual, step
+        far = residual >= tolerance
+        moving = moving[far]
+        if step == max_steps or not len(moving):
+            break
+        w = w[:, far] + rate * direction[:, far]
+        weights[:, moving] = w / torch.linalg.vector_norm(w, dim=0)
+    return Ascent(weights, energies, residuals, steps)
+
+
+def predicted_maxima(group: FiniteGroup, complex_weights: bool = False) -> Tensor:
+    """E* of every non-trivial block, in the order of ``isotypic_blocks(group)[1:]``: Theorem 2, as corrected.
+
+    E* = M/(2d_R) on ‖w‖ = 1 for σ = x² and all pairs, d_R the dimension of the real irreducible: M/(2d), M/(4d), M/(4d)
+    for kinds R, C, H. With complex weights E* = M/(2d) for every irrep. float64.
+
+    Source: arXiv:2509.21519, Theorem 2, which prints M/(8d) for real irreps and M/(16d) for complex pairs (a factor 2
+    of the cross term in (u+v)² is lost, a factor 4 in E) and has no quaternionic case.
+    """
+    dimensions = [b.dimension if complex_weights else b.real_dimension for b in isotypic_blocks(group)[1:]]
+    return group.order / (2 * torch.tensor(dimensions, dtype=torch.float64))
+
+
+def maximizer(basis: Tensor, x: Tensor, y: Tensor, group: FiniteGroup) -> Tensor:
+    """w = [Bx; conj(PBy)]/√2 with x, y scaled to norm 1 and (Pf)(g) = f(g⁻¹): a maximum of E on the sphere, 2M×K.
+
+    Args:
+        basis: B, M×d_R (or complex M×d): orthonormal, of one irreducible left-invariant subspace
+            (`irreducible_subspaces`, `matrix_irreps`).
+        x, y: d_R×K each, independent of each other. The source's [u; ±Pu] is y = ±x.
+    """
+    u, z = (basis @ (a / torch.linalg.vector_norm(a, dim=0)) for a in (x, y))
+    return torch.cat([u, z[_indices(group.inverses, z)].conj()]) / 2**0.5
+
+
+def block_shares(weights: Tensor, group: FiniteGroup) -> Tensor:
+    """‖Π_k w‖²/‖w‖² with both halves of w together, blocks×K; blocks as ``isotypic_blocks(group)[1:]``."""
+    basis = torch.tensor(block_basis(group), dtype=weights.abs().dtype, device=weights.device).to(weights.dtype)
+    u, v = weights.chunk(2)
+    squares = (basis.mT @ u).abs().square() + (basis.mT @ v).abs().square()
+    parts = [squares[columns].sum(dim=0) for columns in block_slices(group)]
+    return torch.stack(parts) / weights.abs().square().sum(dim=0)
+
+
+def orbit_rank(weights: Tensor, group: FiniteGroup, tolerance: float = 1e-6) -> Tensor:
+    """Dimension of the span of all left translates of u and of z = P v̄, for w = [u; v]; (K,) integers.
+
+    At a maximum u and z share one irreducible left-invariant subspace and it is d_R (d over ℂ); at a point of rank r
+    inside a block, a strict saddle with E = E*/r, it is r·d_R.
+
+    Args:
+        tolerance: smallest singular value that counts, relative to the largest.
+    """
+    u, v = weights.chunk(2)
+    z = v[_indices(group.inverses, v)].conj()
+    quotients = _indices(group.table[group.inverses], u)
+    translates = torch.cat([u.mT[:, quotients], z.mT[:, quotients]], dim=1)  # K×2M×M
+    values = torch.linalg.eigvalsh(translates.mH @ translates)
+    counts: Tensor = values > tolerance**2 * values[:, -1:]
+    return counts.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the end points of an ascent are; (K,) each.
+
+    Attributes:
+        block: position in ``isotypic_blocks(group)[1:]`` of the block that holds most of w.
+        purity: share of ‖w‖² in it.
+        relative_error: |E − E*|/E* against the prediction for that block.
+        rank: orbit rank in units of d_R; 1 at a maximum.
+        imbalance: |‖u‖² − ‖v‖²|/‖w‖².
+    """
+
+    block: Tensor
+    purity: Tensor
+    relative_error: Tensor
+    rank: Tensor
+    imbalance: Tensor
+
+    def maximizers(self, tolerance: float = 1e-9) -> Tensor:
+        """(K,) whether each passes all of Theorem 2: value, one block, one irreducible subspace, equal halves."""
+        within = (self.relative_error < tolerance) & (self.purity > 1 - tolerance) & (self.imbalance < tolerance)
+        return within & (self.rank == 1)
+
+
+def classify_limits(weights: Tensor, group: FiniteGroup) -> Limits:
+    """Judge points of the sphere (2M×K, real or complex) by Theorem 2, as corrected."""
+    purity, block = block_shares(weights, group).max(dim=0)
+    blocks = isotypic_blocks(group)[1:]
+    sizes = [b.dimension if weights.is_complex() else b.real_dimension for b in blocks]
+    dimensions = torch.tensor(sizes, device=weights.device)
+    predicted = predicted_maxima(group, weights.is_complex()).to(weights.device)[block]
+    norms = torch.stack([half.abs().square().sum(dim=0) for half in weights.chunk(2)])
+    return Limits(
+        block=block,
+        purity=purity,
+        relative_error=(group_energy(weights, group) - predicted).abs() / predicted,
+        rank=orbit_rank(weights, group) / dimensions[block],
+        imbalance=(norms[0] - norms[1]).abs() / norms.sum(dim=0),
+    )
+
+
+def _indices(array: npt.NDArray[np.int64], like: Tensor) -> Tensor:
+    """Indices of a group as a tensor beside ``like``."""
+    return torch.tensor(array, device=like.device)

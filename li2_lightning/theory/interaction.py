@@ -18,6 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from li2_lightning.activations import Activation
+from li2_lightning.theory.energy import energy_of_weights
+from li2_lightning.theory.lazy import center
+
 
 @dataclass(frozen=True)
 class GradientStructure:
@@ -94,6 +98,98 @@ def node_coupling(readout: Tensor, residual_gram: Tensor, pairs: Tensor) -> Tens
     norms = [(weighted * side.conj()).sum(dim=1).real.clamp_min(0).sqrt()
              for weighted, side in ((weighted_left, left), (weighted_right, right))]  # fmt: skip
     return _ratio(product, norms[0] * norms[1]).nanmedian()
+
+
+def node_interaction(features: Tensor, ridge: float) -> Tensor:
+    """B = (F̃ᴴF̃+ηI)⁻¹, …×K×K, in float64 (complex128): float32 gets up to 28 % of its off-diagonal signs wrong.
+
+    For n < K by Woodbury's identity, B = (I − F̃ᴴ(F̃F̃ᴴ+ηI)⁻¹F̃)/η.
+
+    Args:
+        features: F, …×n×K; centred here.
+        ridge: η > 0.
+
+    Source: arXiv:2509.21519, section 3.4: G_F at the ridge readout is P_η ỸỸᵀF̃B.
+    """
+    K = features.shape[-1]
+    eye = torch.eye(K, dtype=torch.promote_types(features.dtype, torch.float64), device=features.device)
+    return _interaction_columns(features, ridge, eye.expand(*features.shape[:-2], K, K))
+
+
+def repulsion_entry(features: Tensor, ridge: float, j: int, l: int) -> Tensor:  # noqa: E741
+    """b_jl = −c/(ab − |c|²), a scalar: Theorem 6, without forming B.
+
+    c = f̃_jᴴPf̃_l, a = f̃_jᴴPf̃_j + η, b = f̃_lᴴPf̃_l + η, with P = η(F̃'F̃'ᴴ+ηI)⁻¹ of all the other columns F̃': nodes
+    that are alike in what the others leave over (c > 0) repel each other. It is an identity.
+
+    Args:
+        features: F, n×K; centred here.
+        ridge: η > 0.
+        j, l: two different nodes.
+
+    Source: arXiv:2509.21519, Theorem 6.
+    """
+    F = center(features.to(torch.promote_types(features.dtype, torch.float64)))
+    keep = torch.ones(F.shape[1], dtype=torch.bool, device=F.device)
+    keep[[j, l]] = False
+    two, others = F[:, [j, l]], F[:, keep]
+    shifted = others @ others.mH / ridge + torch.eye(len(F), dtype=F.dtype, device=F.device)
+    gram = two.mH @ torch.linalg.solve(shifted, two)
+    a, b, c = gram[0, 0] + ridge, gram[1, 1] + ridge, gram[0, 1]
+    entry: Tensor = -c / (a * b - c * c.conj())
+    return entry
+
+
+def top_down_energy(weights: Tensor, inputs: Tensor, residual: Tensor, activation: Activation) -> Tensor:
+    """E_S(w) = ½‖(Ỹ − Ŷ)ᵀσ(Xw)‖², (…, K): what is left for a new node to climb (Theorem 7).
+
+    Where the features span the irreps S at η → 0, R is Ỹ projected on the missing irreps, and on all pairs of a group
+    with σ = x² its maxima lie there alone, with the E* = M/(2d_R) of Theorem 2.
+
+    Args:
+        weights: …×d×K.
+        inputs: X, n×d.
+        residual: R = P₁⊥(Y − Ŷ), n×C.
+        activation: σ.
+
+    Source: arXiv:2509.21519, Theorem 7.
+    """
+    return energy_of_weights(weights, inputs, residual, activation)
+
+
+def new_node_gradient(node: Tensor, features: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """What drives a node f that joins the features F_S, at the ridge readout of all of them: −∂J*/∂f, n×m.
+
+    g = [QQᵀf̃ − (f̃ᴴQQᵀf̃/α)Pf̃]/α with P = η(F̃_SF̃_Sᴴ+ηI)⁻¹, Q = PỸ, α = f̃ᴴPf̃ + η, where J* = min_V J of Eq. 1.
+    It is the gradient of E_S over η, QQᵀf̃/η, only for ‖f̃‖² ≪ η.
+
+    Args:
+        node: f, n×m: m nodes, each joining alone; centred here.
+        features: F_S, n×K; centred here.
+        targets: Y, n×C; centred here.
+        ridge: η > 0.
+
+    Source: arXiv:2509.21519, Theorem 7, which gives the direction for small f.
+    """
+    F, Y, f = center(features), center(targets).to(features.dtype), center(node)
+    shifted = F @ F.mH / ridge + torch.eye(len(F), dtype=F.dtype, device=F.device)
+    Q, Pf = torch.linalg.solve(shifted, torch.cat([Y, f], dim=1)).split([Y.shape[1], f.shape[1]], dim=1)
+    alpha = (f.conj() * Pf).sum(dim=0).real + ridge
+    driven = Q @ (Q.mH @ f)
+    gradient: Tensor = (driven - (f.conj() * driven).sum(dim=0) / alpha * Pf) / alpha
+    return gradient
+
+
+def _interaction_columns(features: Tensor, ridge: float, units: Tensor) -> Tensor:
+    """(F̃ᴴF̃+ηI)⁻¹ units, on the smaller side."""
+    F = center(features.to(units.dtype))
+    n, K = F.shape[-2:]
+    gram = F.mH @ F if n >= K else F @ F.mH
+    gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    factor = torch.linalg.cholesky(gram)
+    if n >= K:
+        return torch.cholesky_solve(units, factor)
+    return (units - F.mH @ torch.cholesky_solve(F @ units, factor)) / ridge
 
 
 def _trace(real: Tensor, other: Tensor) -> Tensor:

@@ -96,3 +96,62 @@ def kernel_deviation(columns: Tensor, gram_rows: Tensor, norms: Tensor, mean: Te
     distance = (centered - within + 2 * n * spread).clamp_min(0)
     whole = distance + within + (n * mean.abs().square().sum()).square()
     return (distance / whole).sqrt()
+
+
+def lazy_limit(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """G_F(∞) = η(F̃F̃ᴴ+ηI)⁻¹ ỸỸᵀF̃ (F̃ᴴF̃+ηI)⁻¹, …×n×K: G_F once the readout has come to rest (Prop. 1).
+
+    Evaluated as R Vᴴ = ηZ(ZᴴF̃) with Z = (F̃F̃ᴴ+ηI)⁻¹Ỹ: one solve with C right-hand sides, in float64, on the smaller
+    side (K < n: V* first, and R = Ỹ − F̃V*). With n < K distances to it decay like e^(−ηt): wait for ηt ≥ 30.
+
+    Args:
+        features, targets: F (…×n×K) and Y (…×n×C); both are centred here.
+        ridge: η > 0. With output scale β it is η/β² (the scaled readout βV has that ridge).
+
+    Source: arXiv:2509.21519, Prop. 1; its Eq. 68–69 state the scale for the error times Vᵀ, one factor β less.
+    """
+    wide = torch.promote_types(features.dtype, torch.float64)
+    F, Y = center(features.to(wide)), center(targets.to(wide))
+    if F.shape[-2] <= F.shape[-1]:
+        Z = _solve_shifted(F @ F.mH, ridge, Y)
+        limit = ridge * Z @ (Z.mH @ F)
+    else:
+        V = _solve_shifted(F.mH @ F, ridge, F.mH @ Y)
+        limit = (Y - F @ V) @ V.mH
+    return limit.to(features.dtype)
+
+
+def early_gradient(features: Tensor, targets: Tensor, time: float, output_scale: float = 1.0) -> Tensor:
+    """G_F(t) = β²t·ỸỸᵀF̃ + O(t²), …×n×K, while V(0) = 0 grows by gradient flow on Eq. 1 (section 3.1).
+
+    With V(0) ~ N(0, α²) it comes with an error O(α).
+
+    Args:
+        features, targets: F (…×n×K) and Y (…×n×C); both are centred here.
+        time: t of the flow V̇ = −∂J/∂V.
+        output_scale: β, for Ŷ = βFV.
+    """
+    F, Y = center(features), center(targets).to(features.dtype)
+    return output_scale**2 * time * Y @ (Y.mH @ F)
+
+
+def readout_flow(
+    features: Tensor, targets: Tensor, ridge: float, time: float, start: Tensor, output_scale: float = 1.0
+) -> Tensor:
+    """V(t) of the gradient flow V̇ = βF̃ᴴ(Ỹ − βF̃V) − ηV at fixed features, …×K×C, in closed form.
+
+    V(t) = V∞ + e^(−(β²F̃ᴴF̃+ηI)t)(V(0) − V∞) with V∞ = β(β²F̃ᴴF̃+ηI)⁻¹F̃ᴴỸ, by an eigendecomposition of the K×K side.
+
+    Args:
+        features, targets: F (…×n×K) and Y (…×n×C); both are centred here.
+        ridge: η > 0.
+        time: t.
+        start: V(0), …×K×C.
+        output_scale: β, for Ŷ = βFV.
+    """
+    F, Y = center(features), center(targets).to(features.dtype)
+    values, vectors = torch.linalg.eigh(output_scale**2 * F.mH @ F)
+    rates = (values.clamp_min(0) + ridge)[..., None]
+    limit = vectors.mH @ (output_scale * F.mH @ Y) / rates
+    flow: Tensor = vectors @ (limit + torch.exp(-rates * time) * (vectors.mH @ start - limit))
+    return flow

@@ -260,7 +260,7 @@ def assert_one_sentence(outcome: Outcome, mentions: str, workplace: Path) -> Non
     assert len(lines) == 1, outcome.err
     assert lines[0].startswith("error: ")
     assert mentions in lines[0]
-    assert re.fullmatch(r"[^\x00-\x1f\x7f]{15,700}[.?]", lines[0]), "no sentence, or not for reading"
+    assert re.fullmatch(r"[^\x00-\x1f\x7f]{15,2500}[.?]", lines[0]), "no sentence, or not for reading"
     assert list(workplace.iterdir()) == [], "something was written"
 
 

@@ -1,0 +1,94 @@
+"""Theorem 8: collection times by quadrature, closed forms, and draws one by one; the shrink of the polar factor."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from li2_lightning.theory.muon import (
+    collection_probabilities,
+    independent_collection_time,
+    muon_collection_time,
+    polar_factor,
+    shrink_factor,
+    simulate_collection,
+)
+
+P = collection_probabilities(torch.linspace(1, 2, 8, dtype=torch.float64), 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 11, 500])
+def test_equal_probabilities_take_harmonic_numbers(count: int) -> None:
+    expected = count * sum(1 / k for k in range(1, count + 1))
+    p = torch.full((count,), 1 / count, dtype=torch.float64)
+    assert independent_collection_time(p).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_published_values() -> None:
+    equal = torch.full((11,), 1 / 11, dtype=torch.float64)
+    assert independent_collection_time(equal).item() == pytest.approx(33.2187, abs=5e-5)
+    assert independent_collection_time(P).item() == pytest.approx(23.7393, abs=5e-5)
+    assert muon_collection_time(P, 0.5).item() == pytest.approx(15.8697, abs=5e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
+def test_quadrature_is_inclusion_and_exclusion(power: float) -> None:
+    p = collection_probabilities(torch.linspace(1, 2, 8, dtype=torch.float64), power)
+    sums = [
+        (-1) ** (size + 1) / p[list(subset)].sum().item()
+        for size in range(1, 9)
+        for subset in combinations(range(8), size)
+    ]
+    assert independent_collection_time(p).item() == pytest.approx(sum(sums), rel=1e-10)
+
+
+def test_a_rare_maximum_decides() -> None:
+    p = torch.tensor([1e-6, 1 - 1e-6], dtype=torch.float64)
+    expected = 1 / p[0] + 1 / p[1] - 1
+    assert independent_collection_time(p).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("shrink", "power"), [(1.0, 1.0), (0.5, 1.0), (0.5, 2.0), (0.1, 1.0)])
+def test_draws_one_by_one_take_as_long_on_average(shrink: float, power: float) -> None:
+    """Within four standard errors of 20,000 trials."""
+    times = simulate_collection(P, shrink**power, 20000, torch.Generator().manual_seed(0)).double()
+    error = (times.mean() - muon_collection_time(P, shrink, power)).abs()
+    assert error < 4 * times.std() / 20000**0.5
+    assert times.min() >= 8
+
+
+def test_with_all_of_the_pull_gone_every_node_finds_a_new_one() -> None:
+    assert muon_collection_time(P, 0.0).item() == 8
+    assert (simulate_collection(P, 1e-30, 100, torch.Generator().manual_seed(0)) == 8).all()
+
+
+@pytest.mark.parametrize("nodes", [1, 4, 9])
+@pytest.mark.parametrize(("new", "held", "pull"), [(1.0, 1.0, 0.7), (0.3, 2.0, 1.5), (2.0, 0.1, -0.4)])
+def test_the_polar_factor_shrinks_the_pull_of_what_others_hold(
+    new: float, held: float, pull: float, nodes: int
+) -> None:
+    """Against a singular value decomposition of m held columns and a new one, in a random frame."""
+    frame = torch.linalg.qr(torch.randn(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    held_columns = held * frame[:, :1].expand(-1, nodes)
+    gradient = torch.cat([held_columns, pull * frame[:, :1] + new * frame[:, 1:]], dim=1)
+    U, D, Vh = torch.linalg.svd(gradient, full_matrices=False)
+    column = (U[:, :2] @ Vh[:2])[:, -1]  # of rank 2: the rest of the factor is arbitrary
+    before, after = pull / new, (frame[:, 0] @ column) / (frame[:, 1] @ column)
+    assert (D[2:] < 1e-12).all()
+    assert after.item() / before == pytest.approx(shrink_factor(new, held, nodes), rel=1e-10)
+
+
+def test_equal_norms_and_one_node_give_a_half() -> None:
+    assert shrink_factor(2.0, 2.0, 1) == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_lemma_2(dtype: torch.dtype) -> None:
+    """⟨UVᴴ, G⟩ = tr D ≥ 0, and the factor has orthonormal columns."""
+    G = torch.randn(3, 9, 5, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    factor = polar_factor(G)
+    inner = (factor.conj() * G).sum(dim=(-2, -1))
+    torch.testing.assert_close(inner.real, torch.linalg.svdvals(G).sum(dim=-1))
+    torch.testing.assert_close(factor.mH @ factor, torch.eye(5, dtype=dtype).expand(3, 5, 5))
