@@ -83,6 +83,13 @@ def names() -> list[str]:
     return sorted({*_registered, *announced, *_from_torch, *_from_extra()})
 
 
+def listing() -> str:
+    """The names for a message: ours, announced ones and torch's first, then those of the optional extra."""
+    extra = sorted(_from_extra())
+    first = ", ".join(name for name in names() if name not in extra or name in _registered or name in _from_torch)
+    return f"{first}, and from {EXTRA} {', '.join(extra)}" if extra else first
+
+
 def find(name: str) -> Factory:
     """The callable that builds the optimizer called ``name``.
 
@@ -112,7 +119,7 @@ def find(name: str) -> Factory:
         return _on_copies(extra[name])
     more = "" if extra else "; pip install 'li2-lightning[optimizers]' adds lion, shampoo, soap and others"
     raise OptimizerError(
-        f"Unknown optimizer {name!r}; known are {', '.join(names())}, or an import path package.module:Class{more}."
+        f"Unknown optimizer {name!r}; known are {listing()}, or an import path package.module:Class{more}."
         f"{nearest(str(name), names())}"
     )
 

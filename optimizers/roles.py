@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError, check_choice
-from optimizers.registry import build, names, resolve
+from optimizers.registry import build, listing, resolve
 from optimizers.signature import accepts
 
 ROLES = ("hidden", "output", "embedding")
@@ -45,8 +45,7 @@ def build_optimizer(parameters: Mapping[str, NamedParameters], config: Mapping[s
             continue
         if not isinstance(section, Mapping) or not section.get("name"):
             raise OptimizerError(
-                f"optimizer.{role} needs a name, for example optimizer.{role}.name=adam; "
-                f"known are {', '.join(names())}."
+                f"optimizer.{role} needs a name, for example optimizer.{role}.name=adam; known are {listing()}."
             )
         name, hyperparameters = section["name"], {key: v for key, v in section.items() if key != "name"}
         factory, _ = resolve(name, hyperparameters, shared, role)

@@ -13,7 +13,18 @@ from callbacks import CALLBACKS, build_callbacks
 from callbacks.diagnostic import Cadence, Diagnostic
 from li2_lightning.errors import InputError
 
-OURS = ["gradient", "gram", "energy", "features", "interaction", "updates", "stages", "progress", "checkpoint", "report"]
+OURS = [
+    "gradient",
+    "gram",
+    "energy",
+    "features",
+    "interaction",
+    "updates",
+    "stages",
+    "progress",
+    "checkpoint",
+    "report",
+]
 
 
 def names(sections: dict[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,7 @@ def starting_with(*start: str) -> list[list[str]]:
 
 
 RUNS = starting_with("python", "train.py")
+MODULES = [words for words in commands(README) if words[:2] == ["python", "-m"]]
 TARGETS = starting_with("make")
 
 
@@ -61,7 +64,14 @@ def test_there_are_commands() -> None:
 
 def test_every_command_is_one_of_those_that_are_tested() -> None:
     for words in commands(README):
-        assert words[:2] == ["python", "train.py"] or words[0] in ("make", "wandb", "source"), words
+        assert words[:2] in (["python", "train.py"], ["python", "-m"]) or words[0] in ("make", "wandb", "source"), words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", MODULES, ids=" ".join)
+def test_every_module_of_the_readme_runs(arguments: list[str]) -> None:
+    """Slow because the checks of the theorems take 5 to 20 s."""
+    subprocess.run([sys.executable, *arguments[1:]], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("arguments", RUNS, ids=" ".join)
