@@ -58,7 +58,7 @@ def describe_transition(entry: dict[str, Any]) -> str:
     peak = f", peak {evidence[PEAK]:.2f}" if entry["from"] == 2 or entry["caveat"] else ""
     decided = f"independence {evidence[INDEPENDENCE]:.2f}{peak}, coupling {evidence[COUPLING]:.2f}"
     caveat = f"; {entry['caveat']}" if entry["caveat"] else ""
-    return f"step {entry['step']}: stage {entry['from'] * 'I'} → {STAGE_NAMES[entry['to']]} ({decided}{caveat})"
+    return f"step {entry['step']}: {entry['from'] * 'I'} → {STAGE_NAMES[entry['to']]} ({decided}{caveat})"
 
 
 def _stage_lines(stages: dict[str, Any] | None) -> list[Text]:

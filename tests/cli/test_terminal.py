@@ -31,7 +31,7 @@ def test_in_a_log_there_are_lines_and_nothing_else(command_line: CommandLine) ->
     assert steps == list(range(0, 121, 12)), "ten lines and the start"
     stages = [stage for _, stage in progress]
     assert stages == sorted(stages)
-    assert re.search(r"^step \d+: stage I → II independent \(independence \d", outcome.out, re.MULTILINE)
+    assert re.search(r"^step \d+: I → II independent \(independence \d", outcome.out, re.MULTILINE)
     assert_closing_table(outcome.out)
 
 
@@ -99,7 +99,7 @@ def test_on_a_terminal_there_is_a_bar(workplace: Path) -> None:
     assert re.search(r"120/120 loss \d\S* \d\S*  acc \d\S* \d\S*  stage II", bars[-1])
     for line in lines:
         assert width(line.rstrip()) <= 80 or re.match(r"Files: |Look:  |Sync:  ", line), line
-    assert any(re.match(r"step \d+: stage I → II independent", line) for line in lines)
+    assert any(re.match(r"step \d+: I → II independent", line) for line in lines)
     assert_closing_table("\n".join(lines))
     assert text.count("\x1b[?25h") == text.count("\x1b[?25l"), "the cursor is shown again"
 
