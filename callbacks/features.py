@@ -13,6 +13,7 @@ from li2_lightning.module import Li2Module
 from li2_lightning.network import TwoLayerNetwork
 from li2_lightning.representations import block_basis, block_slices
 from li2_lightning.state import StepState
+from li2_lightning.theory.features import feature_shares
 
 
 @CALLBACKS.register("features")
@@ -53,9 +54,7 @@ class Features(Diagnostic):
         if self._basis is None or weights is None:
             return {}
         self._basis = self._basis.to(weights.device, weights.dtype)
-        parts = (self._basis @ weights.unflatten(0, (-1, self._basis.shape[1]))).abs().square().sum(dim=0)
-        shares = torch.stack([parts[block].sum(dim=0) for block in self._slices])
-        shares = shares / shares.sum(dim=0)
+        shares = feature_shares(weights, self._basis, self._slices)
         return {
             "features/purity": shares.max(dim=0).values.nanmean(),
             "features/coverage": (shares > 0.5).any(dim=1).sum(),

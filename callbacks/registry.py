@@ -15,7 +15,7 @@ CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry("callback", "l
 # On unless they are switched off. Measurements come first; the stages read their columns; plug-ins see the stage; the
 # terminal shows it all; a checkpoint holds the state of everything before it; the report reads the finished files.
 MEASURING = ("gradient", "gram", "energy", "features", "interaction", "updates", "stages")
-KEEPING = ("progress", "checkpoint", "report")
+KEEPING = ("progress", "pictures", "checkpoint", "report")
 
 
 def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning.Callback]:

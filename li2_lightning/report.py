@@ -12,7 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from li2_lightning.files import replacing
+from li2_lightning.figures.features import draw_panels
+from li2_lightning.files import read_npz, replacing
+from li2_lightning.groups import FiniteGroup
 from li2_lightning.metrics_file import read_metrics
 
 # Okabe–Ito: told apart by colour-blind readers; line styles differ too, for grey prints.
@@ -23,17 +25,26 @@ STAGE_SHADES = {1: "#ffffff", 2: "#eef4fa", 3: "#fdf1e3"}
 def draw_report(directory: Path) -> Path:
     """Draw ``report.png`` into a run directory from its files, and return its path.
 
-    Four panels over the step: accuracy and loss; G_F; energy and purity; updates. Stages are shaded and named.
+    Four panels over the step: accuracy and loss; G_F; energy and purity; updates. Stages are shaded and named. Below
+    them the learned features, where the run has kept them.
     """
     metrics = read_metrics(directory / "metrics.csv")
     config = OmegaConf.load(directory / "config.yaml")
     stages_file = directory / "stages.json"
     stages = json.loads(stages_file.read_text(encoding="utf-8")) if stages_file.exists() else None
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    learned = directory / "features" / "last.npz"
+    heights = [8.0, 4.2] if learned.exists() else [8.0]
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    learning, gradient, features, updates = figure.subplots(2, 2, sharex=True).ravel()
-    figure.suptitle(_title(config, stages), fontsize=11)
+    # Figures of their own, since a colour bar would narrow the panels above it.
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    learning, gradient, features, updates = parts[0].subplots(2, 2, sharex=True).ravel()
+    if learned.exists():
+        arrays = read_npz(learned, ("W", "table", "step"))
+        left, right = parts[1].subplots(1, 2)
+        draw_panels(left, right, arrays["W"], FiniteGroup("", arrays["table"]), int(arrays["step"]))
+    parts[0].suptitle(_title(config, stages), fontsize=11)
     _draw_learning(learning, metrics)
     _draw_gradient(gradient, metrics)
     _draw_features(features, metrics)

@@ -22,6 +22,7 @@ OURS = [
     "updates",
     "stages",
     "progress",
+    "pictures",
     "checkpoint",
     "report",
 ]

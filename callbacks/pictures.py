@@ -1,0 +1,63 @@
+"""The learned features as pictures, while they grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+
+from callbacks.diagnostic import Cadence
+from callbacks.registry import CALLBACKS
+from li2_lightning.figures.features import draw_features
+from li2_lightning.files import replacing
+from li2_lightning.module import Li2Module
+from li2_lightning.state import StepState
+from li2_lightning.theory.stages import Transition
+from li2_lightning.tracking import wandb_runs
+
+
+@CALLBACKS.register("pictures")
+class Pictures(lightning.Callback):
+    """Draws ``features/row-NNNNNN.png`` and keeps the newest weights in ``features/last.npz``, which report.png shows.
+
+    At row 0, at the cadence, in the first row after a stage transition was declared, and at the last row; W&B gets each
+    as the image ``features``. A task that is no group, and a network without nodes on the one-hots, has none.
+
+    Args:
+        every_n_steps: cadence.
+    """
+
+    def __init__(self, every_n_steps: int = 200) -> None:
+        self.cadence = Cadence("pictures.every_n_steps", every_n_steps)
+        self._transition = False
+
+    def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
+        self._transition = True
+
+    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
+        if self.cadence.due(state.step) or self._transition or state.step == trainer.max_steps:
+            self._transition = False
+            self._draw(trainer, module, state.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_row": self.cadence.last_row, "transition": self._transition}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.cadence.last_row, self._transition = state_dict["last_row"], state_dict["transition"]
+
+    def _draw(self, trainer: lightning.Trainer, module: Li2Module, step: int) -> None:
+        group, weights = module.data.task.group, module.network.input_weights()
+        if group is None or group.order == 1 or weights is None or not weights.isfinite().all():
+            return
+        folder = Path(trainer.default_root_dir) / "features"
+        folder.mkdir(exist_ok=True)
+        W = weights.cpu().numpy()
+        with replacing(folder / "last.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, W=W, table=group.table, step=step)
+        picture = draw_features(folder / f"row-{step:06d}.png", W, group, step)
+        for run in wandb_runs(trainer):
+            import wandb
+
+            run.log({"step": step, "features": wandb.Image(str(picture))})

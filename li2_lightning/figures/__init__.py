@@ -1,0 +1,1 @@
+"""Pictures beyond the report: what the nodes have learned."""

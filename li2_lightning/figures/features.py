@@ -1,0 +1,84 @@
+"""The learned features: every node's irreps, and the weights of the purest node of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from li2_lightning.files import replacing
+from li2_lightning.groups import FiniteGroup
+from li2_lightning.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.theory.features import feature_shares
+
+MOST_NODES = 8
+BLUE, ORANGE = "#0072B2", "#D55E00"
+
+
+def draw_features(path: Path, weights: npt.NDArray[np.inexact], group: FiniteGroup, step: int) -> Path:
+    """Draw the nodes of one row into a PNG and return its path.
+
+    Args:
+        path: the file, replaced in one move.
+        weights: from the one-hots to the nodes, (operands·M)×K.
+        group: of the task.
+        step: the row, for the title.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    draw_panels(left, right, weights, group, step)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return path
+
+
+def draw_panels(left: Axes, right: Axes, weights: npt.NDArray[np.inexact], group: FiniteGroup, step: int) -> None:
+    """The two panels of `draw_features`: shares of all nodes, and the purest nodes' weights."""
+    labels = [block.label for block in isotypic_blocks(group)[1:]]
+    basis = torch.tensor(block_basis(group).T)
+    wide = torch.promote_types(torch.from_numpy(weights).dtype, torch.float64)
+    shares = feature_shares(torch.from_numpy(weights).to(wide), basis.to(wide), block_slices(group)).numpy()
+    _draw_shares(left, np.nan_to_num(shares), labels, step)
+    _draw_nodes(right, weights, np.nan_to_num(shares), labels, group.order)
+
+
+def _draw_shares(axes: Axes, shares: npt.NDArray[np.floating], labels: list[str], step: int) -> None:
+    """A column a node, sorted by its leading block and then by how far it leads."""
+    order = np.lexsort((-shares.max(axis=0), shares.argmax(axis=0)))
+    image = axes.imshow(shares[:, order], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes, label="share of ‖w‖²")
+    axes.set_title(f"Irreps of all {shares.shape[1]} nodes at step {step}", loc="left", fontsize=10)
+    axes.set_xlabel("nodes, sorted by their leading irrep")
+    every = max(1, len(labels) // 12)
+    axes.set_yticks(range(0, len(labels), every), labels[::every], fontsize=8)
+
+
+def _draw_nodes(
+    axes: Axes, weights: npt.NDArray[np.inexact], shares: npt.NDArray[np.floating], labels: list[str], order: int
+) -> None:
+    """u (solid) and v (dashed) of the purest node of each block, the purest blocks first."""
+    purest = [(float(shares[k].max()), k, int(shares[k].argmax())) for k in range(len(labels))]
+    shown = sorted(purest, reverse=True)[:MOST_NODES]
+    axes.set_title(
+        "Weights of the purest node of an irrep (first operand solid, second dashed)", loc="left", fontsize=10
+    )
+    for row, (share, block, node) in enumerate(shown):
+        parts = weights[:, node].reshape(-1, order)[:2].real
+        height = 2.4 * max(np.abs(parts).max(), 1e-12)
+        for part, color, style in zip(parts, (BLUE, ORANGE), ("-", "--"), strict=False):
+            axes.plot(part / height - row, style, color=color, linewidth=1)
+        axes.annotate(f"{labels[block]}  {share:.2f}", (1.01, -row), xycoords=("axes fraction", "data"), va="center",
+                      fontsize=8, annotation_clip=False)  # fmt: skip
+    axes.set_yticks([])
+    axes.set_ylim(-len(shown) + 0.4, 0.6)
+    axes.set_xlim(0, max(order - 1, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("group element")

@@ -1,0 +1,24 @@
+"""Which irreps a node has turned to (Theorem 2 of arXiv:2509.21519 says that a maximum of E lies inside one)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def feature_shares(weights: Tensor, basis: Tensor, blocks: Sequence[slice]) -> Tensor:
+    """‖Π_k w‖²/Σ_k‖Π_k w‖² over the non-trivial isotypic blocks k, the operands' parts of w together; blocks×K.
+
+    For a cyclic group these are the squared Fourier amplitudes of each node, as shares of their sum.
+
+    Args:
+        weights: (operands·M)×K; a node without non-trivial part has shares NaN.
+        basis: orthonormal, (M−1)×M: the rows span the non-trivial functions, sorted by block.
+        blocks: which rows belong to each block.
+    """
+    operands = weights.reshape(-1, basis.shape[1], weights.shape[1])
+    parts = (basis @ operands).abs().square().sum(dim=0)
+    energies = torch.stack([parts[block].sum(dim=0) for block in blocks])
+    return energies / energies.sum(dim=0)

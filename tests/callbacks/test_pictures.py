@@ -1,0 +1,88 @@
+"""The learned features as pictures: when they are drawn, and that they show the weights of that row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from li2_lightning.groups import symmetric
+from li2_lightning.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.theory.features import feature_shares
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(folder: Path, **values: Any) -> Path:
+    """Directory of a tiny run with pictures."""
+    base = {
+        "task": {"order": 7},
+        "network": {"width": 8},
+        "max_steps": 5,
+        "output_dir": str(folder),
+        "logger": {"mode": "disabled"},
+        "trainer": {"threads": 1},
+        "callbacks": {"pictures": {"every_n_steps": 2}, "report": {"enabled": False}},
+    }
+    return train.run({**base, **values}).directory
+
+
+def test_pictures_at_the_cadence_and_of_the_last_row(tmp_path: Path) -> None:
+    folder = run(tmp_path) / "features"
+    drawn = sorted(path.name for path in folder.glob("*.png"))
+    assert drawn == [f"row-{step:06d}.png" for step in (0, 2, 4, 5)]
+    assert all((folder / name).read_bytes().startswith(PNG) for name in drawn)
+    last = torch.load(folder.parent / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["network.W"]
+    with np.load(folder / "last.npz") as arrays:
+        assert arrays["step"] == 5
+        assert np.array_equal(arrays["W"], last.numpy())
+
+
+def test_a_picture_in_the_first_row_after_a_transition(tmp_path: Path) -> None:
+    at_once = {"rows": 1, "train_accuracy": 0.0, "independence": -1.0, "independence_fall": -1.0}
+    sections = {"pictures": {"every_n_steps": 100}, "stages": at_once, "report": {"enabled": False}}
+    directory = run(tmp_path, callbacks=sections)
+    assert [path.name for path in sorted((directory / "features").glob("*.png"))] == [
+        "row-000000.png",
+        "row-000001.png",
+        "row-000005.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"task": {"name": "expression", "expression": "x*y", "modulus": 5}},
+        {"network": {"name": "transformer", "width": 8, "activation": "relu"}},
+    ],
+)
+def test_what_has_no_features_on_a_group_has_no_pictures(tmp_path: Path, values: dict[str, Any]) -> None:
+    assert not (run(tmp_path, **values) / "features").exists()
+
+
+def test_the_report_is_taller_with_features(tmp_path: Path) -> None:
+    heights = []
+    for enabled in (True, False):
+        directory = run(tmp_path / str(enabled), callbacks={"pictures": {"enabled": enabled}})
+        heights.append(int.from_bytes((directory / "report.png").read_bytes()[20:24], "big"))
+    assert heights[0] > 1.3 * heights[1]
+
+
+def test_shares_are_those_of_the_projectors() -> None:
+    group = symmetric(3)
+    weights = torch.randn(2 * 6, 5, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    shares = feature_shares(weights, torch.tensor(block_basis(group).T).to(weights.dtype), block_slices(group))
+    energies = torch.stack(
+        [
+            sum(
+                (torch.tensor(block.projector).to(weights.dtype) @ half).abs().square().sum(dim=0)
+                for half in weights.split(6)
+            )
+            for block in isotypic_blocks(group)[1:]
+        ]
+    )
+    assert torch.allclose(shares, energies / energies.sum(dim=0), rtol=1e-12)
