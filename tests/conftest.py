@@ -86,7 +86,7 @@ def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
             "max_steps": 10,
             "output_dir": str(tmp_path),
             "network": {"width": 16},
-            "callbacks": {"report": {"enabled": False}},
+            "callbacks": {"report": {"enabled": False}, "pictures": {"enabled": False}},
             "logger": {"mode": "disabled"},
             "trainer": {"accelerator": "cpu", "precision": "64-true"},
         }

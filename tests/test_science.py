@@ -20,7 +20,12 @@ SEEDS = range(5)
 
 def run(folder: Path, **values: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Metrics and summary of a default run with changes."""
-    quiet = {"report": {"enabled": False}, "progress": {"enabled": False}, "checkpoint": {"enabled": False}}
+    quiet = {
+        "report": {"enabled": False},
+        "pictures": {"enabled": False},
+        "progress": {"enabled": False},
+        "checkpoint": {"enabled": False},
+    }
     result = train.run(
         {
             "output_dir": str(folder),

@@ -62,7 +62,7 @@ def config(folder: Path, **sections: Any) -> dict[str, Any]:
         "output_dir": str(folder / "outputs"),
         "task": {"name": "cyclic", "order": 7},
         "network": {"width": 8} | sections.pop("network", {}),
-        "callbacks": {"report": {"enabled": False}},
+        "callbacks": {"report": {"enabled": False}, "pictures": {"enabled": False}},
         "logger": {"mode": "disabled"},
         "trainer": {"threads": 1} | sections.pop("trainer", {}),
         **sections,

@@ -42,7 +42,7 @@ def settings(variation: Path) -> list[str]:
     if name == "cayley_table":
         shrunk.append("task.path=table.csv")
     if group not in ("callbacks", "trainer"):
-        shrunk.append("callbacks.report.enabled=false")
+        shrunk += ["callbacks.report.enabled=false", "callbacks.pictures.enabled=false"]
     return shrunk
 
 

@@ -13,7 +13,7 @@ import torch
 from li2_lightning.metrics_file import read_metrics
 from tests.cli.conftest import TINY, CommandLine, StartProcess
 
-QUIET = (*TINY, "callbacks.report.enabled=false", "max_steps=40")
+QUIET = (*TINY, "callbacks.report.enabled=false", "callbacks.pictures.enabled=false", "max_steps=40")
 # Gradient descent at a rate that grows the loss for some steps before it overflows.
 GROWING = (*QUIET, "optimizer=sgd", "optimizer.lr=20", "callbacks.checkpoint.every_n_steps=1")
 

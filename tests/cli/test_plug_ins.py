@@ -44,7 +44,7 @@ def test_a_compiled_network_gives_the_same_rows(tmp_path: Path) -> None:
                 "output_dir": str(tmp_path / str(compiled)),
                 "logger": {"mode": "disabled"},
                 "trainer": {"threads": 1, "compile": compiled, "precision": "64-true"},
-                "callbacks": {"report": {"enabled": False}},
+                "callbacks": {"report": {"enabled": False}, "pictures": {"enabled": False}},
             }
         )
         rows.append(read_metrics(result.directory / "metrics.csv"))

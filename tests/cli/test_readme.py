@@ -16,7 +16,7 @@ from tests.cli.conftest import ROOT, CommandLine
 README = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else ""
 # What makes any command small; a task named in the command keeps its own size.
 SHRUNK = ("network.width=8", "max_steps=3", "logger.mode=disabled", "trainer.threads=1", "output_dir=out",
-          "callbacks.report.enabled=false")  # fmt: skip
+          "callbacks.report.enabled=false", "callbacks.pictures.enabled=false")  # fmt: skip
 
 
 def fenced(text: str, *languages: str) -> list[str]:

@@ -42,7 +42,7 @@ def test_contents(command_line: CommandLine, workplace: Path) -> None:
     assert outcome.code == 0, outcome
     folder = directory(workplace)
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
-        "checkpoints", "config.yaml", "metrics.csv", "report.png", "stages.json", "summary.json"
+        "checkpoints", "config.yaml", "features", "metrics.csv", "report.png", "stages.json", "summary.json"
     ]  # fmt: skip
 
     config = load_config(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_repeated(command_line: CommandLine, workplace: Pa
 def test_from_python_the_stored_result_is_returned(workplace: Path) -> None:
     values: dict[str, Any] = {
         "task": {"order": 7}, "network": {"width": 8}, "max_steps": 3, "logger": {"mode": "disabled"},
-        "callbacks": {"report": {"enabled": False}},
+        "callbacks": {"report": {"enabled": False}, "pictures": {"enabled": False}},
     }  # fmt: skip
     first, second = train.run(values), train.run(values)
     assert (first.stored, second.stored) == (False, True)

@@ -27,6 +27,7 @@ LONG = (
     "logger.mode=disabled",
     "trainer.threads=1",
     "callbacks.report.enabled=false",
+    "callbacks.pictures.enabled=false",
     "callbacks.checkpoint.every_n_steps=50",
 )
 MINI_BATCHES = ("data.batch_size=16", "data.evaluate_every_n_steps=5", "optimizer=muon", "scheduler=cosine")
@@ -152,7 +153,11 @@ def test_whenever_in_a_step_a_signal_comes_the_state_is_saved(hook: str, signum:
         "task": {"order": 7},
         "network": {"width": 8},
         "max_steps": 12,
-        "callbacks": {"report": {"enabled": False}, "tests.cli.test_signals:Stop": stop},
+        "callbacks": {
+            "report": {"enabled": False},
+            "pictures": {"enabled": False},
+            "tests.cli.test_signals:Stop": stop,
+        },
         "logger": {"mode": "disabled"},
         "trainer": {"threads": 1},
     }

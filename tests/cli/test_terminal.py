@@ -18,7 +18,14 @@ import pytest
 from tests.cli.conftest import ROOT, TINY, CommandLine, StartProcess
 
 # Long enough for both transitions, so that their lines are looked at, too.
-TOLD = ("task.order=7", "network.width=128", "max_steps=120", *TINY[3:], "callbacks.report.enabled=false")
+TOLD = (
+    "task.order=7",
+    "network.width=128",
+    "max_steps=120",
+    *TINY[3:],
+    "callbacks.report.enabled=false",
+    "callbacks.pictures.enabled=false",
+)
 
 
 def test_in_a_log_there_are_lines_and_nothing_else(command_line: CommandLine) -> None:
