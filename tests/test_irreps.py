@@ -15,26 +15,9 @@ from li2_lightning.representations import (
     isotypic_blocks,
     matrix_irreps,
 )
+from li2_lightning.verify import affine_group, special_linear_group
 
 TOLERANCE = 1e-9
-
-
-def affine(p: int, factors: tuple[int, ...]) -> FiniteGroup:
-    """The maps x ↦ ax + b of Z_p with a in ``factors``, composed like functions; b varies fastest."""
-    elements = [(a, b) for a in factors for b in range(p)]
-    index = {element: i for i, element in enumerate(elements)}
-    table = [[index[a * c % p, (a * d + b) % p] for c, d in elements] for a, b in elements]
-    return FiniteGroup(f"Z{p}⋊Z{len(factors)}", np.array(table))
-
-
-def special_linear(p: int) -> FiniteGroup:
-    """SL(2, p): 2×2 matrices modulo p of determinant 1."""
-    cells = np.stack(np.unravel_index(np.arange(p**4), (p,) * 4), axis=1)
-    matrices = cells[(cells[:, 0] * cells[:, 3] - cells[:, 1] * cells[:, 2]) % p == 1].reshape(-1, 2, 2)
-    place = p ** np.arange(3, -1, -1)
-    codes = matrices.reshape(-1, 4) @ place
-    products = np.einsum("aij,bjk->abik", matrices, matrices) % p
-    return FiniteGroup(f"SL(2,{p})", np.searchsorted(codes, products.reshape(len(codes), len(codes), 4) @ place))
 
 
 GROUPS = [
@@ -46,10 +29,10 @@ GROUPS = [
     groups.alternating(5),
     *(groups.dihedral(degree) for degree in (4, 5, 64)),
     *(groups.quaternion(order) for order in (8, 12, 16, 128)),
-    affine(7, (1, 2, 4)),
-    affine(11, tuple(range(1, 11))),
-    special_linear(3),
-    special_linear(5),
+    affine_group(7, (1, 2, 4)),
+    affine_group(11, tuple(range(1, 11))),
+    special_linear_group(3),
+    special_linear_group(5),
 ]
 every_group = pytest.mark.parametrize("group", GROUPS, ids=lambda group: f"{group.name}-{group.order}")
 
@@ -106,7 +89,7 @@ def test_matrix_entries_are_an_orthogonal_basis_of_all_functions(group: FiniteGr
 
 
 def test_a_column_of_entries_spans_an_invariant_subspace() -> None:
-    group = special_linear(3)
+    group = special_linear_group(3)
     for rho in matrix_irreps(group):
         B = np.sqrt(rho.shape[1] / group.order) * rho[:, :, 0].conj()
         assert np.abs(B.conj().T @ B - np.eye(rho.shape[1])).max() < TOLERANCE
@@ -115,7 +98,7 @@ def test_a_column_of_entries_spans_an_invariant_subspace() -> None:
 
 
 def test_nothing_depends_on_the_numbering_of_the_elements() -> None:
-    for group in (groups.quaternion(), special_linear(3), groups.symmetric(4)):
+    for group in (groups.quaternion(), special_linear_group(3), groups.symmetric(4)):
         new = np.random.default_rng(3).permutation(group.order)
         table = np.empty_like(group.table)
         table[np.ix_(new, new)] = new[group.table]
@@ -138,7 +121,7 @@ PUBLISHED = {
            [[1, 1, 1, 1, 1], [1, 1, 1, -1, -1], [1, 1, -1, 1, -1], [1, 1, -1, -1, 1], [2, -2, 0, 0, 0]]),
     "D5": (groups.dihedral(5), [(1, 1), (5, 2), (2, 5), (2, 5)],
            [[1, 1, 1, 1], [1, -1, 1, 1], [2, 0, PHI - 1, -PHI], [2, 0, -PHI, PHI - 1]]),
-    "SL(2,3)": (special_linear(3), [(1, 1), (1, 2), (6, 4), (4, 3), (4, 3), (4, 6), (4, 6)],
+    "SL(2,3)": (special_linear_group(3), [(1, 1), (1, 2), (6, 4), (4, 3), (4, 3), (4, 6), (4, 6)],
                 [[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, W, W**2, W**2, W], [1, 1, 1, W**2, W, W, W**2],
                  [2, -2, 0, -1, -1, 1, 1], [2, -2, 0, -W, -W**2, W**2, W], [2, -2, 0, -W**2, -W, W, W**2],
                  [3, 3, -1, 0, 0, 0, 0]]),
