@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from li2_lightning.errors import unknown
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -24,6 +26,7 @@ class Activation:
         degree: k where σ(cz) = cᵏσ(z) for every c > 0, else None.
         polynomial: polynomials act on complex numbers as they stand; every other σ acts on the real and the
             imaginary part separately, σ(a + ib) = σ(a) + iσ(b).
+        fused: σ'(z)·g from (g, z) in one pass over memory, where torch has it.
     """
 
     name: str
@@ -31,11 +34,18 @@ class Activation:
     derivative: Callable[[Tensor], Tensor]
     degree: int | None = None
     polynomial: bool = False
+    fused: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
         if z.is_complex() and not self.polynomial:
             return torch.complex(self.function(z.real), self.function(z.imag))
         return self.function(z)
+
+    def backward(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """∂L/∂z = σ'(z)·∂L/∂F for real z; ``gradient`` may be overwritten."""
+        if self.fused is not None:
+            return self.fused(gradient, z)
+        return gradient.mul_(self.derivative(z))
 
 
 def _gelu_derivative(z: Tensor) -> Tensor:
@@ -52,12 +62,18 @@ ACTIVATIONS = {
     activation.name: activation
     for activation in (
         Activation("square", torch.square, lambda z: 2 * z, degree=2, polynomial=True),
-        Activation("relu", functional.relu, lambda z: (z > 0).to(z.dtype), degree=1),
+        Activation(
+            "relu",
+            functional.relu,
+            lambda z: (z > 0).to(z.dtype),
+            degree=1,
+            fused=lambda gradient, z: aten.threshold_backward(gradient, z, 0),
+        ),
         Activation("relu_squared", lambda z: functional.relu(z).square(), lambda z: 2 * functional.relu(z), degree=2),
-        Activation("silu", functional.silu, _silu_derivative),
+        Activation("silu", functional.silu, _silu_derivative, fused=aten.silu_backward),
         Activation("tanh", torch.tanh, lambda z: 1 - torch.tanh(z).square()),
         Activation("sigmoid", torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z))),
-        Activation("gelu", functional.gelu, _gelu_derivative),
+        Activation("gelu", functional.gelu, _gelu_derivative, fused=aten.gelu_backward),
         Activation("identity", lambda z: z, torch.ones_like, degree=1, polynomial=True),
         Activation("linear+quadratic", lambda z: z + z * z, lambda z: 1 + 2 * z, polynomial=True),
     )

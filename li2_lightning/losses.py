@@ -26,6 +26,17 @@ class Loss:
         """The offset per class, (C,), fitted on training rows; None where the loss sees the outputs as they are."""
         return None
 
+    def error(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        """D with ∂L/∂Ŷ = −(2/n)D, n × C, of a squared loss over training rows; None for any other.
+
+        It differs from the residual R = P₁⊥(Y − Ŷ) by what the loss does not see: R = P₁⊥(D + δ1ᵀ), δ as `unseen`.
+        """
+        return None
+
+    def unseen(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        """δ (n,), the part of each row of Y − Ŷ that is the same for all classes; None where the loss sees it."""
+        return None
+
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """F and Y as the ridge readout that minimizes this loss sees them; `InputError` where it has none."""
         raise InputError(f"The loss {type(self).__name__} has no ridge readout; use network.readout=gradient.")
@@ -49,9 +60,15 @@ class ClassCentredMSE(Loss):
     """L = (1/n) Σ_i ‖(o_i − mean_c o_i) − (y_i − 1/C)‖², centred over classes (the experiments of the source)."""
 
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.error(outputs, labels).square().sum(dim=1)
+
+    def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
         classes = outputs.shape[1]
         targets = one_hot(labels, classes, outputs.dtype) - 1 / classes
-        return (outputs - outputs.mean(dim=1, keepdim=True) - targets).square().sum(dim=1)
+        return targets - (outputs - outputs.mean(dim=1, keepdim=True))
+
+    def unseen(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return 1 / outputs.shape[1] - outputs.mean(dim=1)
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return features, targets - 1 / targets.shape[1]
@@ -69,6 +86,9 @@ class ProjectedMSE(Loss):
 
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return (one_hot(labels, outputs.shape[1], outputs.dtype) - outputs).square().sum(dim=1)
+
+    def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return center(one_hot(labels, outputs.shape[1], outputs.dtype) - outputs)
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return center(features), center(targets)

@@ -33,7 +33,7 @@ from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.metrics import RowStatistics
-from li2_lightning.network import EVALUATION_BLOCK, Activity, Network
+from li2_lightning.network import Activity, Network
 from li2_lightning.state import StepState
 from li2_lightning.theory.lazy import ridge_readout
 
@@ -94,6 +94,7 @@ class Li2Module(lightning.LightningModule):
         # In a tuple, since an attribute that is a module would put its weights into every checkpoint a second time.
         self._callable: tuple[Callable[..., Activity]] = (torch.compile(network) if compile_network else network,)
         self._state: StepState | None = None
+        self._is_whole_batch = False
         self._waiting: list[dict[str, Tensor | float]] = []
 
     @property
@@ -113,8 +114,9 @@ class Li2Module(lightning.LightningModule):
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         data, step = self.data, self.global_step
+        self._is_whole_batch = batch is data.train
         due = step > self.last_row and step % self.evaluate_every_n_steps == 0
-        if batch is data.train:
+        if self._is_whole_batch:
             activity = self._forward_training_rows(data.train)
             if due:
                 self._state = self._measure(step, data, activity)
@@ -123,8 +125,7 @@ class Li2Module(lightning.LightningModule):
                 with torch.no_grad():
                     self._state = self._measure(step, data, self._forward_training_rows(data.train))
             elif self.ridge is not None:
-                with torch.no_grad():
-                    self._forward_training_rows(data.train)
+                self._solve_readout(data.train)
             activity = self._forward(batch.tokens)
         return self.loss(activity.outputs, batch.labels)
 
@@ -136,6 +137,7 @@ class Li2Module(lightning.LightningModule):
     def on_after_backward(self) -> None:
         if self._state is not None:
             state, self._state = self._state, None
+            state.readout_gradient = self._readout_gradient
             self._publish(state)
         if self.stop_signal is not None:
             self.hand_over()
@@ -163,6 +165,12 @@ class Li2Module(lightning.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TableDataModule)
         return data
+
+    @property
+    def _readout_gradient(self) -> Tensor | None:
+        """∂L/∂V over all training rows, if that is what the backward pass has left in V."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return self.network.V.grad if self._is_whole_batch and scaler is None else None
 
     def hand_over(self) -> None:
         """Move the waiting rows to the host in one transfer; callbacks and loggers get them in order.
@@ -200,17 +208,15 @@ class Li2Module(lightning.LightningModule):
     @torch.no_grad()
     def _measure(self, step: int, data: TableDataModule, activity: Activity) -> StepState:
         """Losses and accuracies of both splits at the weights of ``activity``."""
-        state = StepState(step, activity, data.train.labels, self.network)
+        state = StepState(step, activity, data.train, self.network, self.loss)
         offset = self.loss.offset(state.outputs, state.targets)
-        self._add(self.train_statistics, state.outputs, state.targets, offset)
-        for block in data.test.blocks(EVALUATION_BLOCK):
-            self._add(
-                self.test_statistics,
-                self._forward(block.tokens, activity.moments).outputs,
-                block.labels,
-                offset,
-            )
-        for split, statistics in (("train", self.train_statistics), ("test", self.test_statistics)):
+        test_outputs = self.network.evaluate(data.test.tokens, activity.moments)
+        for split, statistics, outputs, labels in (
+            ("train", self.train_statistics, state.outputs, state.targets),
+            ("test", self.test_statistics, test_outputs, data.test.labels),
+        ):
+            outputs = outputs if offset is None else outputs + offset
+            statistics.update(self.loss.rows(outputs, labels), outputs, labels)
             for name, value in statistics.compute().items():
                 state.log(f"{split}/{name}", value)
             statistics.reset()
@@ -219,26 +225,22 @@ class Li2Module(lightning.LightningModule):
     def _forward(self, *args: Any) -> Activity:
         return self._callable[0](*args)
 
-    def _add(self, statistics: RowStatistics, outputs: Tensor, labels: Tensor, offset: Tensor | None) -> None:
-        outputs = outputs if offset is None else outputs + offset
-        statistics.update(self.loss.rows(outputs, labels), outputs, labels)
-
     def _forward_training_rows(self, rows: Rows) -> Activity:
         """A forward pass over all training rows; solves V first where the readout is ridge."""
-        if self.ridge is None:
-            return self._forward(rows.tokens)
-        activity = self.network.compute_features(rows.tokens)
-        F = self.network_config.output_scale * activity.features.detach()
+        if self.ridge is not None:
+            self._solve_readout(rows)
+        return self._forward(rows.tokens)
+
+    @torch.no_grad()
+    def _solve_readout(self, rows: Rows) -> None:
+        """Set V to the ridge readout of these rows at the present hidden weights."""
+        assert self.ridge is not None
+        F = self.network_config.output_scale * self.network.compute_features(rows.tokens).last
         # The loss sees Re(FV) = Re F·Re V − Im F·Im V, a real problem of twice the width.
         real = torch.cat([F.real, -F.imag], dim=1) if F.is_complex() else F
         Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
         V = ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge)
-        if F.is_complex():
-            V = torch.complex(*torch.split(V, F.shape[1]))
-        with torch.no_grad():
-            self.network.V.copy_(V)
-        activity.outputs = self.network.read(activity.features)
-        return activity
+        self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
 
 
 def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:

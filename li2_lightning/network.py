@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,10 +21,11 @@ from li2_lightning.activations import find_activation
 from li2_lightning.config import NetworkConfig
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
+from li2_lightning.kernel import blocked_outputs, feature_blocks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
-# Rows whose features need not be kept go through in blocks of this many, so that activations stay in cache.
+# Rows whose features need not be kept go through the plain formula in blocks of this many.
 EVALUATION_BLOCK = 256
 
 
@@ -50,20 +51,36 @@ class Moments:
 
 
 @dataclass
+class Features:
+    """Everything before the readout.
+
+    Attributes:
+        last: F, what the readout sees (n × K).
+        first: what the first hidden layer gives (n × K); F itself without extra layers.
+        moments: of every batch-normalized layer; empty without batch norm.
+    """
+
+    last: Tensor
+    first: Tensor
+    moments: tuple[Moments, ...] = ()
+
+
+@dataclass
 class Activity:
     """What one forward pass leaves behind.
 
     Attributes:
-        features: F, what the readout sees (n × K).
         outputs: Ŷ, real (n × C).
-        input_features: what the first hidden layer gives (n × K); F itself without extra layers.
-        moments: of every batch-normalized layer; empty without batch norm.
+        features: None where the blocked kernel computed the outputs, which keeps none.
     """
 
-    features: Tensor
     outputs: Tensor
-    input_features: Tensor
-    moments: tuple[Moments, ...] = ()
+    features: Features | None = None
+
+    @property
+    def moments(self) -> tuple[Moments, ...]:
+        """Batch norm's statistics of this pass; empty without batch norm."""
+        return () if self.features is None else self.features.moments
 
 
 class Network(nn.Module):
@@ -91,19 +108,39 @@ class Network(nn.Module):
         """βV, the matrix that takes F to Ŷ (K × C), detached."""
         return self.config.output_scale * self.V.detach()
 
-    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
-        """Everything before the readout; ``outputs`` is left empty."""
+    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
+        """Everything before the readout."""
         raise NotImplementedError
 
     def forward(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
-        """Features and outputs of the rows ``tokens`` (n × k, integer).
+        """Outputs of the rows ``tokens`` (n × k, integer), and their features where they are kept.
 
         Args:
             moments: statistics for batch norm; those of the rows at hand where empty.
         """
-        activity = self.compute_features(tokens, moments)
-        activity.outputs = self.read(activity.features)
-        return activity
+        if self.why_plain() is None:
+            return Activity(self._blocked(tokens))
+        features = self.compute_features(tokens, moments)
+        return Activity(self.read(features.last), features)
+
+    @torch.no_grad()
+    def evaluate(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Tensor:
+        """Ŷ of rows whose features nobody needs, n × C."""
+        if self.why_plain() is None:
+            return self._blocked(tokens)
+        return torch.cat([self(block, moments).outputs for block in tokens.split(EVALUATION_BLOCK)])
+
+    @torch.no_grad()
+    def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
+        """F of the rows in order, some rows at a time, computed anew; the blocks together are n × K."""
+        yield self.compute_features(tokens).last
+
+    def why_plain(self) -> str | None:
+        """Why the plain formula is used instead of the blocked kernel (`li2_lightning.kernel`); None where it is not."""
+        return "this network has no blocked kernel"
+
+    def _blocked(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def read(self, features: Tensor) -> Tensor:
         """Ŷ = Re(β F V), n × C; float32 at least, since losses are sums of small differences."""
@@ -165,20 +202,38 @@ class TwoLayerNetwork(Network):
     def role_of(self, name: str, parameter: nn.Parameter) -> str:
         return "embedding" if name == "E" else super().role_of(name, parameter)
 
-    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
+    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
         seen: list[Moments] = []
         z = self._batch_norm(self._combine(tokens, self._tables()), moments, seen)
-        features = input_features = z if self.config.inner_product else self.activation(z)
+        features = first = z if self.config.inner_product else self.activation(z)
         for layer in range(1, self.config.hidden_layers + 1):
             z = features + features @ self.get_parameter(f"H{layer}")
             features = self.activation(self._batch_norm(z, moments, seen))
-        return Activity(features, features.new_empty(0), input_features, tuple(seen))
+        return Features(features, first, tuple(seen))
+
+    @torch.no_grad()
+    def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
+        if self.why_plain() is None:
+            yield from feature_blocks(self._table(), self._index(tokens), self.activation)
+        else:
+            yield from super().feature_blocks(tokens)
+
+    def why_plain(self) -> str | None:
+        for option in ("hidden_layers", "batch_norm", "inner_product"):
+            if getattr(self.config, option):
+                return f"network.{option}"
+        if torch.compiler.is_compiling():
+            return "trainer.compile"
+        if self.W.device.type != "cpu":
+            return f"a device of type {self.W.device.type}"
+        return "mixed precision" if torch.is_autocast_enabled("cpu") else None
 
     def input_weights(self) -> Tensor:
-        return torch.cat([table.detach() for table in self._tables()])
+        table = self._table().detach()
+        return table.repeat(self.num_operands, 1) if self.config.shared_embedding else table
 
     def node_features(self, tokens: Tensor, input_weights: Tensor) -> Tensor:
-        """σ(Xw) of nodes with other input weights (d × K), without batch norm; n × K."""
+        """σ(Xw) of nodes with other input weights (d × any number), without batch norm; n × as many."""
         z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens)))
         return z if self.config.inner_product else self.activation(z)
 
@@ -207,12 +262,28 @@ class TwoLayerNetwork(Network):
             z = z * projection if self.config.inner_product else z + projection
         return z
 
+    def _blocked(self, tokens: Tensor) -> Tensor:
+        outputs = blocked_outputs(
+            self._table(), self.config.output_scale * self.V, self._index(tokens), self.activation
+        )
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def _table(self) -> Tensor:
+        """The tables of all operands under each other (d × K); one table where they share it."""
+        if not self.config.trainable_embedding:
+            return self.W
+        return torch.cat([self.E @ half for half in torch.split(self.W, self.num_tokens)])
+
+    def _index(self, tokens: Tensor) -> Tensor:
+        """The rows of `_table` that make up each row of XW, n × k."""
+        if self.config.shared_embedding:
+            return tokens
+        return tokens + self.num_tokens * torch.arange(self.num_operands, device=tokens.device)
+
     def _tables(self) -> list[Tensor]:
         """Per operand the M × K table whose row h is what token h adds to the pre-activation."""
-        halves: list[Tensor] = [self.W] if self.config.shared_embedding else list(torch.split(self.W, self.num_tokens))
-        if self.config.trainable_embedding:
-            halves = [self.E @ half for half in halves]
-        return halves * self.num_operands if self.config.shared_embedding else halves
+        tables = list(torch.split(self._table(), self.num_tokens))
+        return tables * self.num_operands if self.config.shared_embedding else tables
 
     def _batch_norm(self, z: Tensor, moments: tuple[Moments, ...], seen: list[Moments]) -> Tensor:
         if not self.config.batch_norm:
@@ -264,7 +335,7 @@ class TransformerNetwork(Network):
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
         sequence = functional.embedding(tokens, self.tokens) + self.positions
         features = self.encoder(sequence).mean(dim=1)
-        return Activity(features, features.new_empty(0), features)
+        return Features(features, features)
 
 
 def _take_rows(table: Tensor, index: Tensor) -> Tensor:

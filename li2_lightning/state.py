@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from li2_lightning.losses import one_hot
-from li2_lightning.network import EVALUATION_BLOCK, Activity, Network
+from li2_lightning.data import Rows
+from li2_lightning.losses import Loss, one_hot
+from li2_lightning.network import Activity, Features, Network, TwoLayerNetwork
 from li2_lightning.theory.interaction import GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
+
+
+class FeatureSums(NamedTuple):
+    """What one pass over F adds up.
+
+    Attributes:
+        classes: YᵀF, C × K.
+        squares: Σ_i |f_ij|², (K,), in `StepState.precise`.
+        unseen: Fᴴδ (K,) with `Loss.unseen`; None where the loss sees all of the residual.
+    """
+
+    classes: Tensor
+    squares: Tensor
+    unseen: Tensor | None
 
 
 class StepState:
@@ -19,25 +36,34 @@ class StepState:
     All of it is about the training rows, in the order of the data module. Ratios and small matrices are in float64
     (float32 where the device has none). For complex features every transpose is a conjugate transpose.
 
+    The blocked kernel keeps no features. What callbacks need of them mostly comes from one pass over blocks of rows
+    (`sums`), from `project` and from `node_features`; `features` computes them whole. All of these belong to the
+    weights of this row, so they are there during ``on_step_state`` and not after the update.
+
     Attributes:
         step: t; the weights are those after t updates.
-        features: F, n × K.
         outputs: Ŷ, n × C, real.
-        input_features: features of the first hidden layer, n × K.
         targets: labels, (n,).
         network: with the weights of this row.
+        readout_gradient: ∂L/∂V over all training rows where the training step has just computed it, else None.
         columns: what goes into the row; callbacks add theirs with `log`.
+
+    Args:
+        activity: of the forward pass over ``rows``.
+        rows: the training rows.
+        loss: the training loss.
     """
 
-    def __init__(self, step: int, activity: Activity, targets: Tensor, network: Network) -> None:
+    def __init__(self, step: int, activity: Activity, rows: Rows, network: Network, loss: Loss) -> None:
         self.step = step
-        self.features = _at_least_single(activity.features)
         self.outputs = activity.outputs.detach()
-        same = activity.input_features is activity.features
-        self.input_features = self.features if same else _at_least_single(activity.input_features)
-        self.targets = targets
+        self.targets = rows.labels
         self.network = network
+        self.readout_gradient: Tensor | None = None
         self.columns: dict[str, Tensor | float] = {}
+        self._rows, self._loss = rows, loss
+        self._kept = activity.features
+        self._versions = self._weight_versions()
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Add a column to this row. NaN means undefined and becomes an empty cell.
@@ -58,6 +84,51 @@ class StepState:
     def precise(self) -> torch.dtype:
         """The real dtype of ratios and small matrices."""
         return torch.float32 if self.outputs.device.type == "mps" else torch.float64
+
+    @cached_property
+    @torch.no_grad()
+    def _features(self) -> Features:
+        features = self._kept
+        if features is None:
+            self._check_weights()
+            features = self.network.compute_features(self._rows.tokens)
+        last = _at_least_single(features.last)
+        return Features(last, last if features.first is features.last else _at_least_single(features.first))
+
+    @property
+    def features(self) -> Tensor:
+        """F, n × K."""
+        return self._features.last
+
+    @property
+    def input_features(self) -> Tensor:
+        """Features of the first hidden layer, n × K; `features` itself without extra layers."""
+        return self._features.first
+
+    @torch.no_grad()
+    def feature_blocks(self) -> Iterator[Tensor]:
+        """F, some rows at a time in their order: cheaper than `features`, since it stays in cache."""
+        if self._kept is not None or "_features" in self.__dict__:
+            yield self.features
+            return
+        self._check_weights()
+        yield from self.network.feature_blocks(self._rows.tokens)
+
+    @torch.no_grad()
+    def node_features(self, nodes: Tensor) -> Tensor:
+        """Some columns of F, n × S.
+
+        Args:
+            nodes: their indices, (S,).
+        """
+        if self._kept is not None or "_features" in self.__dict__ or not isinstance(self.network, TwoLayerNetwork):
+            return self.features[:, nodes]
+        self._check_weights()
+        return self.network.node_features(self._rows.tokens, self.network.input_weights()[:, nodes])
+
+    def project(self, directions: Tensor) -> Tensor:
+        """F times a vector (K,) or a matrix (K × r)."""
+        return torch.cat([block @ directions for block in self.feature_blocks()])
 
     @cached_property
     def one_hot_targets(self) -> Tensor:
@@ -90,9 +161,28 @@ class StepState:
         return torch.bincount(self.targets, minlength=self.outputs.shape[1]).to(self.outputs.dtype)
 
     @cached_property
+    def sums(self) -> FeatureSums:
+        """Sums over the rows of F, in one pass."""
+        unseen = self._loss.unseen(self.outputs, self.targets)
+        classes: Tensor | None = None
+        squares = driven = torch.zeros((), dtype=self.precise, device=self.outputs.device)
+        start = 0
+        for F in self.feature_blocks():
+            rows = slice(start, start := start + len(F))
+            if classes is None:
+                classes = F.new_zeros(self.outputs.shape[1], F.shape[1])
+            classes.index_add_(0, self.targets[rows], F)
+            # A norm over the long dimension of a matrix costs many times as much as this sum of squares.
+            squares = squares + (F.real.square() + F.imag.square() if F.is_complex() else F.square()).sum(dim=0)
+            if unseen is not None:
+                driven = driven + F.mH @ unseen[rows].to(F.dtype)
+        assert classes is not None
+        return FeatureSums(classes, squares, None if unseen is None else driven.to(classes.dtype))
+
+    @property
     def class_sums(self) -> Tensor:
         """YᵀF, C × K: a segment sum over labels, not a product with zeros."""
-        return _class_sums(self.features, self.targets, self.outputs.shape[1])
+        return self.sums.classes
 
     @cached_property
     def feature_means(self) -> Tensor:
@@ -102,10 +192,7 @@ class StepState:
     @cached_property
     def feature_norms(self) -> Tensor:
         """‖f̃_j‖² of every centred feature, (K,), in `precise`."""
-        # Squares in blocks that stay in cache; a norm over the long dimension costs thirty times as much.
-        squares = sum(block.abs().square().sum(dim=0) for block in torch.split(self.features, EVALUATION_BLOCK))
-        assert isinstance(squares, Tensor)
-        centered = squares.to(self.precise) - len(self.targets) * self.feature_means.abs().to(self.precise).square()
+        centered = self.sums.squares - len(self.targets) * self.feature_means.abs().to(self.precise).square()
         return centered.clamp_min(0)
 
     @cached_property
@@ -116,16 +203,36 @@ class StepState:
     @cached_property
     def target_input_features(self) -> Tensor:
         """ỸᵀF of the first hidden layer, C × K; `target_features` itself without extra layers."""
-        if self.input_features is self.features:
+        if self._kept is None or self._kept.first is self._kept.last:
             return self.target_features
         sums = _class_sums(self.input_features, self.targets, self.outputs.shape[1])
         return _center_sums(sums, self.class_counts)
 
     @cached_property
     def residual_features(self) -> Tensor:
-        """Q = F̃ᴴR, K × C (= FᴴR, since R is centred)."""
-        # In this order the long dimension is read along the rows of F.
-        return (self.residual.to(self.features.dtype).mT @ self.features).mH
+        """Q = F̃ᴴR, K × C (= FᴴR, since R is centred).
+
+        Where the step has just computed ∂L/∂V, it is that but for terms of rank one: with ∂L/∂Ŷ = −(2/n)D
+        (`Loss.error`), FᴴD = −(n/2β)·∂L/∂V, and R = P₁⊥(D + δ1ᵀ) (`Loss.unseen`).
+        """
+        error = self._loss.error(self.outputs, self.targets)
+        if error is None or self.readout_gradient is None:
+            products: Tensor | float = 0.0
+            start = 0
+            for F in self.feature_blocks():
+                rows = self.residual[start : (start := start + len(F))]
+                # In this order the long dimension is read along the rows of F.
+                products = products + rows.to(F.dtype).mT @ F
+            assert isinstance(products, Tensor)
+            return products.mH
+        n, beta = len(self.targets), self.network.config.output_scale
+        mean = self.feature_means.conj()
+        driven = self.readout_gradient * (-n / (2 * beta)) - torch.outer(mean, error.sum(dim=0).to(mean.dtype))
+        if self.sums.unseen is not None:
+            unseen = self._loss.unseen(self.outputs, self.targets)
+            assert unseen is not None
+            driven = driven + (self.sums.unseen - unseen.sum() * mean)[:, None]
+        return driven
 
     @cached_property
     def residual_gram(self) -> Tensor:
@@ -140,15 +247,23 @@ class StepState:
     @cached_property
     def structure(self) -> GradientStructure:
         """Norm and cosines of G_F."""
-        complex_or_real = self.precise.to_complex() if self.features.is_complex() else self.precise
         return gradient_structure(
-            self.target_features.to(complex_or_real),
-            self.residual_features.to(complex_or_real),
-            self.readout.to(complex_or_real),
+            self.target_features,
+            self.residual_features,
+            self.readout.to(self.target_features.dtype),
             self.residual_gram,
             _class_sums(self.residual, self.targets, self.outputs.shape[1]).mT.to(self.precise),
             self._target_gram(),
         )
+
+    def _weight_versions(self) -> list[int]:
+        return [parameter._version for parameter in self.network.parameters()]
+
+    def _check_weights(self) -> None:
+        if self._weight_versions() != self._versions:
+            raise RuntimeError(
+                f"The features of row {self.step} belong to weights that are gone; ask for them in on_step_state."
+            )
 
 
 def _class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:

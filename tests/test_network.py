@@ -105,7 +105,7 @@ def test_the_forward_pass_is_the_dense_one(options: dict[str, Any], operands: in
     network, tokens = build(operands, **options), rows(operands=operands)
     activity = network(tokens)
     features, outputs = dense(options, weights(network), tokens)
-    torch.testing.assert_close(activity.features, features, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(network.compute_features(tokens).last, features, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(activity.outputs, outputs, rtol=1e-10, atol=1e-10)
     assert activity.outputs.dtype == F64
     torch.testing.assert_close(
@@ -132,10 +132,10 @@ def test_test_rows_are_normalized_by_the_statistics_of_the_training_rows(options
 @pytest.mark.parametrize("depth", [0, 2])
 def test_input_features_are_those_of_the_first_layer(depth: int) -> None:
     network, tokens = build(hidden_layers=depth, activation="relu"), rows()
-    activity = network(tokens)
+    features = network.compute_features(tokens)
     shallow, _ = dense({"activation": "relu"}, weights(network), tokens)
-    torch.testing.assert_close(activity.input_features, shallow, rtol=1e-12, atol=1e-12)
-    assert (activity.input_features is activity.features) is (depth == 0)
+    torch.testing.assert_close(features.first, shallow, rtol=1e-12, atol=1e-12)
+    assert (features.first is features.last) is (depth == 0)
 
 
 @pytest.mark.parametrize("readout", ["gradient", "ridge"])
@@ -232,7 +232,7 @@ def test_node_features_are_the_features_of_the_input_weights(options: dict[str, 
     w = network.input_weights()
     assert w.shape == (operands * M, K)
     assert not w.requires_grad
-    torch.testing.assert_close(network.node_features(tokens, w), network(tokens).features, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(network.node_features(tokens, w), network.compute_features(tokens).last, rtol=1e-10, atol=1e-12)
     X = functional.one_hot(tokens, M).flatten(1).to(w.dtype)
     if not options.get("inner_product"):
         torch.testing.assert_close(
@@ -446,7 +446,7 @@ def test_the_transformer_is_attention_and_a_perceptron_with_norms_after_them(act
     hidden = getattr(functional, activation)(x @ w["encoder.layers.0.linear1.weight"].T)
     x = norm(x + hidden @ w["encoder.layers.0.linear2.weight"].T)
     activity = network(tokens)
-    torch.testing.assert_close(activity.features, x.mean(dim=1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(network.compute_features(tokens).last, x.mean(dim=1), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(activity.outputs, x.mean(dim=1) @ w["V"], rtol=1e-10, atol=1e-10)
     assert activity.outputs.shape == (17, C)
     assert network.input_weights() is None

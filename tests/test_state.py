@@ -15,8 +15,9 @@ from torch.nn import functional
 from li2_lightning import state as state_module
 from li2_lightning.activations import ACTIVATIONS
 from li2_lightning.config import NetworkConfig
+from li2_lightning.data import Rows
 from li2_lightning.losses import build_loss
-from li2_lightning.network import Network, TwoLayerNetwork, build_network
+from li2_lightning.network import Activity, Features, Network, TwoLayerNetwork, build_network
 from li2_lightning.seeds import generator
 from li2_lightning.state import StepState
 from li2_lightning.theory.lazy import ridge_readout
@@ -45,6 +46,7 @@ def draw(high: int, *shape: int, seed: int = 0) -> Tensor:
 
 
 TOKENS, LABELS = draw(M, n, 2), draw(M - 1, n, seed=1)  # the last class has no row
+ROWS = Rows(TOKENS, LABELS)
 
 
 def network_of(options: dict[str, Any]) -> Network:
@@ -56,8 +58,8 @@ def network_of(options: dict[str, Any]) -> Network:
     return network
 
 
-def state_of(network: Network, step: int = 0) -> StepState:
-    return StepState(step, network(TOKENS), LABELS, network)
+def state_of(network: Network, step: int = 0, loss: str = "mse") -> StepState:
+    return StepState(step, network(TOKENS), ROWS, network, build_loss(loss))
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
@@ -91,14 +93,14 @@ def test_g_f_drives_the_weights_through_the_derivative_of_the_activation(name: s
 @pytest.mark.parametrize("options", NETWORKS, ids=label)
 def test_every_shared_quantity_is_the_dense_one(options: dict[str, Any]) -> None:
     network = network_of(options)
-    state, activity = state_of(network), network(TOKENS)
-    F, V = activity.features.detach(), network.V.detach() * options.get("output_scale", 1.0)
+    state, features = state_of(network), network.compute_features(TOKENS)
+    F, V = features.last.detach(), network.V.detach() * options.get("output_scale", 1.0)
     P = torch.eye(n, dtype=torch.float64) - 1 / n
     Y = torch.eye(M, dtype=torch.float64)[LABELS]
     outputs = F @ V
     R = P @ (Y - (outputs.real if outputs.is_complex() else outputs))
     Pc, Yc, Rc = (matrix.to(F.dtype) for matrix in (P, Y, R))
-    first = activity.input_features.detach()
+    first = features.first.detach()
     for actual, expected in (
         (state.readout, V),
         (state.one_hot_targets, Y),
@@ -155,6 +157,46 @@ def test_at_a_ridge_readout_equilibrium_and_coupling_are_one_and_proposition_1_h
     close(state.feature_gradient, P @ Y @ Y.T @ F @ B, 1e-9)
 
 
+@pytest.mark.parametrize("loss", ["mse", "projected_mse", "cross_entropy"])
+@pytest.mark.parametrize("options", NETWORKS, ids=label)
+def test_the_readouts_gradient_gives_what_a_product_of_its_own_gives(options: dict[str, Any], loss: str) -> None:
+    network = network_of(options)
+    build_loss(loss)(network(TOKENS).outputs, LABELS).backward()  # type: ignore[no-untyped-call]
+    direct, state = state_of(network, loss=loss), state_of(network, loss=loss)
+    state.readout_gradient = network.V.grad
+    close(state.residual_features, direct.residual_features, 1e-12)
+    if loss != "cross_entropy":
+        # It is the gradient that is used, and not a second product.
+        state = state_of(network, loss=loss)
+        state.readout_gradient = network.V.grad * 2  # type: ignore[operator]
+        assert not torch.allclose(state.residual_features, direct.residual_features)
+
+
+@pytest.mark.parametrize("options", NETWORKS, ids=label)
+def test_blocks_projections_and_single_nodes_are_parts_of_the_features(options: dict[str, Any]) -> None:
+    network, nodes = network_of(options), torch.tensor([3, 0, 3, 5])
+    whole = network.compute_features(TOKENS).last.detach()
+    directions = torch.randn(whole.shape[1], 2, dtype=whole.dtype, generator=torch.Generator().manual_seed(0))
+    for state in (state_of(network), state_of(network)):
+        close(torch.cat(list(state.feature_blocks())), whole)
+        close(state.node_features(nodes), whole[:, nodes])
+        close(state.project(directions), whole @ directions)
+        close(state.project(directions[:, 0]), whole @ directions[:, 0])
+        close(state.features, whole)  # and once more with the features at hand
+        close(state.node_features(nodes), whole[:, nodes])
+        close(torch.cat(list(state.feature_blocks())), whole)
+
+
+def test_features_of_weights_that_are_gone_are_an_error() -> None:
+    network = network_of({})
+    state = state_of(network)
+    with torch.no_grad():
+        network.W.mul_(2)  # type: ignore[operator, union-attr]
+    for ask in (lambda: state.features, lambda: state.sums, lambda: state.node_features(torch.tensor([0]))):
+        with pytest.raises(RuntimeError, match="row 0 belong to weights that are gone; ask for them in on_step_state"):
+            ask()
+
+
 def test_each_quantity_is_computed_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two callbacks that ask for everything, deep network and all."""
     calls: Counter[str] = Counter()
@@ -187,7 +229,9 @@ def test_each_quantity_is_computed_at_most_once(monkeypatch: pytest.MonkeyPatch)
 
 def test_nothing_is_computed_before_somebody_asks() -> None:
     state = state_of(network_of({}))
-    assert set(vars(state)) == {"step", "features", "outputs", "input_features", "targets", "network", "columns"}
+    names = {"step", "outputs", "targets", "network", "readout_gradient", "columns"}
+    assert {name for name in vars(state) if not name.startswith("_")} == names
+    assert "_features" not in vars(state)
 
 
 def test_without_extra_layers_the_first_layers_features_are_the_features() -> None:
@@ -199,10 +243,9 @@ def test_without_extra_layers_the_first_layers_features_are_the_features() -> No
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_sums_over_half_precision_features_are_taken_in_single(dtype: torch.dtype) -> None:
     network = network_of({})
-    activity = network(TOKENS)
-    activity.features = activity.input_features = activity.features.to(dtype)
-    activity.outputs = activity.outputs.float()
-    state = StepState(0, activity, LABELS, network.float())
+    half = network.compute_features(TOKENS).last.to(dtype)
+    activity = Activity(network(TOKENS).outputs.float(), Features(half, half))
+    state = StepState(0, activity, ROWS, network.float(), build_loss("mse"))
     assert state.features.dtype == torch.float32
     assert state.residual_gram.dtype == state.structure.norm.dtype == torch.float64
     assert not state.features.requires_grad
@@ -220,7 +263,7 @@ def test_single_precision_gives_the_same_scalars(activation: str) -> None:
         config = NetworkConfig(width=64, activation=activation)
         network = build_network(config, sizes, dtype, generator(0, "test"))
         assert isinstance(network, TwoLayerNetwork)
-        state = StepState(0, network(tokens), labels, network)
+        state = StepState(0, network(tokens), Rows(tokens, labels), network, build_loss("mse"))
         found.append({**asdict(state.structure), "norms": state.feature_norms.norm()})
     for name, exact in found[1].items():
         assert found[0][name].item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-5), name

@@ -53,44 +53,69 @@ def _solve_shifted(gram: Tensor, ridge: float, right: Tensor) -> Tensor:
     return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
 
 
-def gram_deviation(columns: Tensor, gram_rows: Tensor, norms: Tensor) -> Tensor:
-    """Mean |off-diagonal entry| of F̃ᴴF̃ over its mean diagonal entry (Lemma 1: near 0 for wide random features).
+def off_diagonal_sum(values: Tensor) -> Tensor:
+    """Σ_{j≠l} v_jl of a whole K×K matrix."""
+    return values.sum() - values.diagonal().sum()
 
-    Exact where ``columns`` names all K nodes. From S sampled rows of the Gram matrix it is a ratio estimate: each
-    entry is compared with the product of its two norms, and the ratio is applied to all pairs.
+
+def draw_nodes(weights: Tensor, order: Tensor, count: int) -> Tensor:
+    """Nodes drawn in proportion to ``weights`` by systematic sampling, (count,); a heavy node may come several times.
+
+    The nodes are laid out in ``order``, each as long as its weight, and met at equal distances. The same order in
+    every row makes the sample follow the weights as they grow, instead of jumping from row to row.
 
     Args:
-        columns: indices of the rows at hand (S,).
-        gram_rows: those rows of F̃ᴴF̃, S×K.
+        weights: positive (K,).
+        order: a permutation of the nodes (K,), drawn once.
+        count: S.
+    """
+    reached = weights[order].cumsum(dim=0)
+    points = (torch.arange(count, device=weights.device) + 0.5) / count * reached[-1]
+    return order[torch.searchsorted(reached, points).clamp_max(len(order) - 1)]
+
+
+def estimated_off_diagonal_sum(values: Tensor, nodes: Tensor, weights: Tensor) -> Tensor:
+    """Σ_{j≠l} v_jl over all K nodes, estimated from the S×S values of nodes drawn in proportion to ``weights``.
+
+    The mean of v_jl/(w_j w_l) over pairs of different nodes, times Σ_{j≠l} w_j w_l. It has no variance where v_jl is
+    w_j w_l times a constant: for |f̃_jᴴf̃_l| = ‖f̃_j‖‖f̃_l‖|cos| the weights are the norms, for its square their squares.
+
+    Args:
+        values: S×S.
+        nodes: which nodes they belong to, from `draw_nodes`.
+        weights: w (K,).
+    """
+    drawn = weights[nodes]
+    different = nodes[:, None] != nodes
+    ratios = torch.where(different, values / torch.outer(drawn, drawn), 0.0)
+    return ratios.sum() / different.sum() * (weights.sum().square() - weights.square().sum())
+
+
+def gram_deviation(off_diagonal: Tensor, norms: Tensor) -> Tensor:
+    """Mean |off-diagonal entry| of F̃ᴴF̃ over its mean diagonal entry (Lemma 1: near 0 for wide random features).
+
+    Args:
+        off_diagonal: Σ_{j≠l} |f̃_jᴴf̃_l|, a scalar.
         norms: ‖f̃_j‖² of every node (K,).
     """
-    lengths = norms.sqrt()
-    K = norms.numel()
-    absolute = gram_rows.abs().sum(dim=1) - norms[columns]
-    expected = lengths[columns] * (lengths.sum() - lengths[columns])
-    ratio = absolute.sum() / expected.sum()
-    total = ratio * (lengths.sum().square() - norms.sum())
-    return total / (K - 1) / norms.sum()
+    return off_diagonal / (norms.numel() - 1) / norms.sum()
 
 
-def kernel_deviation(columns: Tensor, gram_rows: Tensor, norms: Tensor, mean: Tensor, spread: Tensor, n: int) -> Tensor:
+def kernel_deviation(off_diagonal: Tensor, norms: Tensor, mean: Tensor, spread: Tensor, n: int) -> Tensor:
     """min over a, b of ‖FFᴴ − aI − b11ᵀ‖ / ‖FFᴴ‖ (Lemma 1; Fig. 3 of the source).
 
     With P = P₁⊥ and J = 11ᵀ/n the two matrices span {P, J}, whose norms are √(n−1) and 1, so that with
     μ = Fᵀ1/n the squared distance is ‖F̃F̃ᴴ‖² − ‖F̃‖⁴/(n−1) + 2n‖F̃μ̄‖², and ‖FFᴴ‖² adds ‖F̃‖⁴/(n−1) + n²‖μ‖⁴.
-    Nothing of size n×n is formed: ‖F̃F̃ᴴ‖ = ‖F̃ᴴF̃‖, which is exact where ``columns`` names all K nodes, and else the
-    ratio estimate of `gram_deviation`, on squares.
+    Nothing of size n×n is formed: ‖F̃F̃ᴴ‖ = ‖F̃ᴴF̃‖.
 
     Args:
-        columns, gram_rows, norms: as for `gram_deviation`.
+        off_diagonal: Σ_{j≠l} |f̃_jᴴf̃_l|², a scalar.
+        norms: ‖f̃_j‖² of every node (K,).
         mean: μ (K,).
         spread: ‖F̃μ̄‖², a scalar.
         n: samples.
     """
     total = norms.sum()
-    squares = gram_rows.abs().square().sum(dim=1) - norms[columns].square()
-    expected = norms[columns] * (total - norms[columns])
-    off_diagonal = squares.sum() / expected.sum() * (total.square() - norms.square().sum())
     centered = off_diagonal + norms.square().sum()
     within = total.square() / (n - 1)
     distance = (centered - within + 2 * n * spread).clamp_min(0)

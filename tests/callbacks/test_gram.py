@@ -10,7 +10,9 @@ from torch import Tensor
 
 from callbacks.gram import Gram
 from li2_lightning.config import NetworkConfig
+from li2_lightning.data import Rows
 from li2_lightning.errors import InputError
+from li2_lightning.losses import build_loss
 from li2_lightning.network import build_network
 from li2_lightning.seeds import generator
 from li2_lightning.state import StepState
@@ -34,8 +36,8 @@ def dense(F: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize(
     "overrides",
     [
-        [],  # width 16 is below the 64 columns: exact by itself
-        ["network.width=70", "callbacks.gram.exact=true"],
+        [],  # width 16 is below the 128 columns: exact by itself
+        ["network.width=150", "callbacks.gram.exact=true"],
         ["network.complex_weights=true", "network.activation=sigmoid"],
         ["network.hidden_layers=1", "network.activation=relu"],
         ["network={name: transformer, activation: gelu}"],
@@ -70,7 +72,7 @@ def test_lemma_1_at_the_default_initialization() -> None:
     network = build_network(NetworkConfig(width=512), task, torch.float32, generator(0, "initial weights"))
     tokens, labels = torch.from_numpy(task.operands[rows]), torch.from_numpy(task.labels[rows])
     with torch.no_grad():
-        state = StepState(0, network(tokens), labels, network)
+        state = StepState(0, network(tokens), Rows(tokens, labels), network, build_loss("mse"))
     columns = Gram().measure(None, state)  # type: ignore[arg-type]
     assert float(columns[GRAM]) == pytest.approx(0.026, abs=1e-3)
 

@@ -1,0 +1,80 @@
+"""The blocked kernel against the plain formula: outputs, gradients, features, whatever the block size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from li2_lightning import kernel
+from li2_lightning.activations import ACTIVATIONS, find_activation
+from li2_lightning.kernel import block_rows, blocked_outputs, feature_blocks
+
+M, K, C, n = 5, 6, 7, 150
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def problem(operands: int, dtype: torch.dtype, rows: int = n) -> tuple[Tensor, Tensor, Tensor]:
+    """W, V and the index of each row into W."""
+    index = torch.randint(M, (rows, operands), generator=torch.Generator().manual_seed(2))
+    W, V = draw(operands * M, K, dtype=dtype), draw(K, C, dtype=dtype, seed=1)
+    return W.requires_grad_(), V.requires_grad_(), index + M * torch.arange(operands)
+
+
+def plain(W: Tensor, V: Tensor, index: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """F and Ŷ by autograd's own operations."""
+    F = find_activation(name)(torch.stack([W[operand] for operand in index.unbind(dim=1)]).sum(dim=0))
+    outputs = F @ V
+    return F, outputs.real if outputs.is_complex() else outputs
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2**21], ids=["32 rows", "one block"])
+@pytest.mark.parametrize("operands", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_outputs_gradients_and_features_are_those_of_the_plain_formula(
+    name: str, dtype: torch.dtype, operands: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "BLOCK_BYTES", block_bytes)
+    W, V, index = problem(operands, dtype)
+    F, outputs = plain(W, V, index, name)
+    weight = draw(n, C, seed=3)
+    expected = torch.autograd.grad((outputs * weight).sum(), (W, V))
+    blocked = blocked_outputs(W, V, index, find_activation(name))
+    actual = torch.autograd.grad((blocked * weight).sum(), (W, V))
+    for one, other in zip((blocked, *actual), (outputs, *expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    blocks = list(feature_blocks(W.detach(), index, find_activation(name)))
+    assert len(blocks) == (5 if block_bytes == 1 else 1)
+    torch.testing.assert_close(torch.cat(blocks), F.detach(), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gradcheck(name: str, dtype: torch.dtype) -> None:
+    W, V, index = problem(2, dtype, rows=40)
+    assert torch.autograd.gradcheck(lambda W, V: blocked_outputs(W, V, index, find_activation(name)), (W, V))
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+def test_only_what_needs_a_gradient_gets_one(needed: tuple[bool, bool]) -> None:
+    W, V, index = problem(2, torch.float64)
+    matrices = [matrix.detach().requires_grad_(need) for matrix, need in zip((W, V), needed, strict=True)]
+    blocked_outputs(*matrices, index, find_activation("square")).sum().backward()  # type: ignore[no-untyped-call]
+    assert [matrix.grad is not None for matrix in matrices] == list(needed)
+
+
+def test_a_table_that_operands_share_collects_the_gradient_of_each() -> None:
+    W, V, index = problem(1, torch.float64)
+    twice = index.repeat(1, 2)
+    blocked = torch.autograd.grad(blocked_outputs(W, V, twice, find_activation("silu")).sum(), W)
+    torch.testing.assert_close(blocked, torch.autograd.grad(plain(W, V, twice, "silu")[1].sum(), W))
+
+
+def test_a_block_has_rows_for_its_bytes_but_never_a_handful() -> None:
+    assert block_rows(2048, 4) == 128
+    assert block_rows(256, 4) == 1024
+    assert block_rows(10**6, 8) == 32
