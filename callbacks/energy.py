@@ -13,7 +13,7 @@ from li2_lightning.module import Li2Module
 from li2_lightning.network import EVALUATION_BLOCK, TwoLayerNetwork
 from li2_lightning.representations import isotypic_blocks
 from li2_lightning.state import StepState
-from li2_lightning.theory.energy import energy, unit_energy
+from li2_lightning.theory.energy import column_norms, energy, unit_energy
 
 
 @CALLBACKS.register("energy")
@@ -70,7 +70,7 @@ class Energy(Diagnostic):
 
     def _unit_energies(self, module: Li2Module, network: TwoLayerNetwork, state: StepState) -> Tensor:
         weights = network.input_weights()
-        norms = torch.linalg.vector_norm(weights, dim=0)
+        norms = column_norms(weights)
         if network.node_degree is not None and not network.config.batch_norm:
             return unit_energy(energy(state.target_input_features), norms, network.node_degree)
         unit = torch.where(norms > 0, weights / norms, torch.nan)

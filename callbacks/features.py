@@ -56,6 +56,6 @@ class Features(Diagnostic):
         self._basis = self._basis.to(weights.device, weights.dtype)
         shares = feature_shares(weights, self._basis, self._slices)
         return {
-            "features/purity": shares.max(dim=0).values.nanmean(),
+            "features/purity": shares.amax(dim=0).nanmean(),
             "features/coverage": (shares > 0.5).any(dim=1).sum(),
         }

@@ -37,11 +37,13 @@ class Updates(Diagnostic):
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
-        self._before: dict[str, Tensor] = {}
+        self._before: dict[str, tuple[Tensor, Tensor]] = {}  # of each role: the vector and its norm
         self._window: Tensor | None = None
         self._gram = torch.zeros(WINDOW, WINDOW, dtype=torch.float64)
         self._count = 0
         self._step_of_before = -1
+        self._after: dict[str, tuple[Tensor, Tensor]] = {}
+        self._changes: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Li2Module, optimizer: Any) -> None:
         # With rows further apart than one step, the weights one update before a row are seen only here: V included,
@@ -49,17 +51,18 @@ class Updates(Diagnostic):
         next_row = trainer.global_step + 1
         spacing = pl_module.evaluate_every_n_steps
         if spacing > 1 and (next_row % spacing == 0 or next_row == trainer.max_steps):
-            self._remember(pl_module, trainer.global_step)
+            self._remember(_with_norms(pl_module), trainer.global_step)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        self._changes = self._follow(module, state) if self._step_of_before == state.step - 1 >= 0 else {}
+        self._after = _with_norms(module)
+        self._changes = self._follow(state) if self._step_of_before == state.step - 1 >= 0 else {}
         super().on_step_state(trainer, module, state)
-        self._remember(module, state.step)
+        self._remember(self._after, state.step)
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         columns: dict[str, Tensor | float] = {}
-        for role, vector in self._vectors(module).items():
-            columns[f"weights/{role}_norm"] = torch.linalg.vector_norm(vector)
+        for role, (_, norm) in self._after.items():
+            columns[f"weights/{role}_norm"] = norm
         for group in module.optimizer.param_groups:
             columns[f"optimizer/{group['role']}_lr"] = float(group["lr"])
         columns.update(self._changes)
@@ -75,47 +78,56 @@ class Updates(Diagnostic):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Li2Module) -> None:
         # A resumed run has measured this row; its weights are where the next update starts.
         if pl_module.last_row == trainer.global_step:
-            self._remember(pl_module, trainer.global_step)
+            self._remember(_with_norms(pl_module), trainer.global_step)
 
-    def _vectors(self, module: Li2Module) -> dict[str, Tensor]:
-        """Each role's matrices as one flat real vector."""
-        vectors = {}
-        for role in ("hidden", "output"):
-            flat = [_flat(p) for name, p in module.network.roles()[role]]
-            vectors[role] = flat[0] if len(flat) == 1 else torch.cat(flat)
-        return vectors
-
-    def _remember(self, module: Li2Module, step: int) -> None:
-        for role, vector in self._vectors(module).items():
+    def _remember(self, vectors: dict[str, tuple[Tensor, Tensor]], step: int) -> None:
+        for role, (vector, norm) in vectors.items():
             if role in self._before:
-                self._before[role].copy_(vector)
+                self._before[role] = self._before[role][0].copy_(vector), norm
             else:
-                self._before[role] = vector.clone()
+                self._before[role] = vector.clone(), norm
         self._step_of_before = step
 
-    def _follow(self, module: Li2Module, state: StepState) -> dict[str, Tensor]:
+    def _follow(self, state: StepState) -> dict[str, Tensor]:
         columns = {}
-        for role, after in self._vectors(module).items():
-            before = self._before[role]
-            change = after - before
-            size, squared = torch.linalg.vector_norm(before), torch.linalg.vector_norm(change).square()
-            columns[f"update/{role}"] = squared.sqrt() / size
-            columns[f"update/{role}_cosine_distance"] = _cosine_distance(before, after, squared)
+        for role, (after, norm) in self._after.items():
+            before, norm_before = self._before[role]
+            change = self._slot(after) if role == "hidden" else torch.empty_like(after)
+            torch.sub(after, before, out=change)
+            size = torch.linalg.vector_norm(change)
+            columns[f"update/{role}"] = size / norm_before
+            columns[f"update/{role}_cosine_distance"] = _cosine_distance(norm_before, norm, size)
             if role == "hidden":
                 columns["update/eigengap"] = self._eigengap(change, state)
         return columns
 
-    def _eigengap(self, change: Tensor, state: StepState) -> Tensor:
-        """Put the update in the ring of the last 20, renew its row of their Gram matrix."""
+    def _slot(self, vector: Tensor) -> Tensor:
+        """Where the ring of the last 20 updates takes the next one."""
         if self._window is None:
-            self._window = change.new_zeros(WINDOW, change.numel())
-        self._window, self._gram = self._window.to(change.device), self._gram.to(change.device, state.precise)
+            self._window = vector.new_zeros(WINDOW, vector.numel())
+        self._window = self._window.to(vector.device)
+        return self._window[self._count % WINDOW]
+
+    def _eigengap(self, change: Tensor, state: StepState) -> Tensor:
+        """Renew the row that belongs to the newest update in the Gram matrix of the last 20."""
+        assert self._window is not None
+        self._gram = self._gram.to(change.device, state.precise)
         slot = self._count % WINDOW
-        self._window[slot] = change
         products = (self._window @ change).to(state.precise)
         self._gram[slot], self._gram[:, slot] = products, products
         self._count += 1
         return eigengap(self._gram) if self._count >= WINDOW else change.new_tensor(torch.nan)
+
+
+def _with_norms(module: Li2Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of the hidden and the output role: every matrix as one flat real vector, and its norm."""
+    vectors = {}
+    roles = module.network.roles()
+    for role in ("hidden", "output"):
+        flat = [_flat(parameter) for _, parameter in roles[role]]
+        vector = flat[0] if len(flat) == 1 else torch.cat(flat)
+        vectors[role] = vector, torch.linalg.vector_norm(vector)
+    return vectors
 
 
 def _flat(parameter: Tensor) -> Tensor:
@@ -123,7 +135,6 @@ def _flat(parameter: Tensor) -> Tensor:
     return (torch.view_as_real(detached) if detached.is_complex() else detached).reshape(-1)
 
 
-def _cosine_distance(before: Tensor, after: Tensor, squared_change: Tensor) -> Tensor:
-    """1 − cos, as (‖a−b‖² − (‖a‖−‖b‖)²)/(2‖a‖‖b‖): 1 minus a rounded cosine would be noise below 1e-7."""
-    sizes = torch.linalg.vector_norm(before), torch.linalg.vector_norm(after)
-    return (squared_change - (sizes[0] - sizes[1]).square()).clamp_min(0) / (2 * sizes[0] * sizes[1])
+def _cosine_distance(before: Tensor, after: Tensor, change: Tensor) -> Tensor:
+    """1 − cos from norms, as (‖a−b‖² − (‖a‖−‖b‖)²)/(2‖a‖‖b‖): 1 minus a rounded cosine would be noise below 1e-7."""
+    return (change.square() - (before - after).square()).clamp_min(0) / (2 * before * after)

@@ -12,7 +12,7 @@ from torch import Tensor
 from li2_lightning.data import Rows
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.network import Activity, Features, Network, TwoLayerNetwork
-from li2_lightning.theory.interaction import GradientStructure, gradient_structure
+from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
 
 
@@ -164,20 +164,24 @@ class StepState:
     def sums(self) -> FeatureSums:
         """Sums over the rows of F, in one pass."""
         unseen = self._loss.unseen(self.outputs, self.targets)
-        classes: Tensor | None = None
-        squares = driven = torch.zeros((), dtype=self.precise, device=self.outputs.device)
+        classes = squares = driven = torch.empty(0)
         start = 0
         for F in self.feature_blocks():
-            rows = slice(start, start := start + len(F))
-            if classes is None:
-                classes = F.new_zeros(self.outputs.shape[1], F.shape[1])
+            rows = slice(start, start + len(F))
+            if start == 0:
+                # Summed over rows at the end: adding blocks up is a third of the work of summing each.
+                classes, squares = F.new_zeros(self.outputs.shape[1], F.shape[1]), torch.zeros_like(F.real)
+                driven = torch.zeros_like(F)
             classes.index_add_(0, self.targets[rows], F)
-            # A norm over the long dimension of a matrix costs many times as much as this sum of squares.
-            squares = squares + (F.real.square() + F.imag.square() if F.is_complex() else F.square()).sum(dim=0)
+            squares[: len(F)].addcmul_(F.real, F.real)
+            if F.is_complex():
+                squares[: len(F)].addcmul_(F.imag, F.imag)
             if unseen is not None:
-                driven = driven + F.mH @ unseen[rows].to(F.dtype)
-        assert classes is not None
-        return FeatureSums(classes, squares, None if unseen is None else driven.to(classes.dtype))
+                driven[: len(F)].addcmul_(F, unseen[rows, None].to(F.dtype))
+            start += len(F)
+        return FeatureSums(
+            classes, squares.sum(dim=0, dtype=self.precise), None if unseen is None else driven.sum(dim=0).conj()
+        )
 
     @property
     def class_sums(self) -> Tensor:
@@ -247,13 +251,19 @@ class StepState:
     @cached_property
     def structure(self) -> GradientStructure:
         """Norm and cosines of G_F."""
+        classes = self.outputs.shape[1]
+        outputs = center(self.outputs)
         return gradient_structure(
             self.target_features,
             self.residual_features,
             self.readout.to(self.target_features.dtype),
-            self.residual_gram,
-            _class_sums(self.residual, self.targets, self.outputs.shape[1]).mT.to(self.precise),
-            self._target_gram(),
+            GradientGrams(
+                residual=self.residual_gram,
+                target=self._target_gram(),
+                residual_target=_class_sums(self.residual, self.targets, classes).mT.to(self.precise),
+                residual_output=(self.residual.mT @ outputs).to(self.precise),
+                target_output=_class_sums(outputs, self.targets, classes).to(self.precise),
+            ),
         )
 
     def _weight_versions(self) -> list[int]:

@@ -232,7 +232,9 @@ def test_node_features_are_the_features_of_the_input_weights(options: dict[str, 
     w = network.input_weights()
     assert w.shape == (operands * M, K)
     assert not w.requires_grad
-    torch.testing.assert_close(network.node_features(tokens, w), network.compute_features(tokens).last, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        network.node_features(tokens, w), network.compute_features(tokens).last, rtol=1e-10, atol=1e-12
+    )
     X = functional.one_hot(tokens, M).flatten(1).to(w.dtype)
     if not options.get("inner_product"):
         torch.testing.assert_close(

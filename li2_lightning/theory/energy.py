@@ -27,6 +27,11 @@ def energy(target_features: Tensor) -> Tensor:
     return 0.5 * target_features.abs().square().sum(dim=-2)
 
 
+def column_norms(weights: Tensor) -> Tensor:
+    """‖w_j‖ of every column, (K,) from d×K; torch's own norm over the long dimension takes ten times as long."""
+    return weights.abs().square().sum(dim=-2).sqrt()
+
+
 def energy_of_weights(weights: Tensor, inputs: Tensor, centered_targets: Tensor, activation: Activation) -> Tensor:
     """E(w) of every column of ``weights``.
 

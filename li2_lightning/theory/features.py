@@ -20,5 +20,7 @@ def feature_shares(weights: Tensor, basis: Tensor, blocks: Sequence[slice]) -> T
     """
     operands = weights.reshape(-1, basis.shape[1], weights.shape[1])
     parts = (basis @ operands).abs().square().sum(dim=0)
-    energies = torch.stack([parts[block].sum(dim=0) for block in blocks])
+    sizes = torch.tensor([block.stop - block.start for block in blocks])
+    owner = torch.repeat_interleave(torch.arange(len(blocks)), sizes).to(parts.device)
+    energies = parts.new_zeros(len(blocks), parts.shape[1]).index_add_(0, owner, parts)
     return energies / energies.sum(dim=0)

@@ -46,38 +46,51 @@ class GradientStructure:
     effective_ridge: Tensor
 
 
+@dataclass(frozen=True)
+class GradientGrams:
+    """Products over samples, C×C each, real.
+
+    Attributes:
+        residual: RᵀR.
+        target: ỸᵀỸ.
+        residual_target: RᵀỸ.
+        residual_output: RᵀP₁⊥Ŷ = Re QᴴV.
+        target_output: ỸᵀP₁⊥Ŷ = Re AV.
+    """
+
+    residual: Tensor
+    target: Tensor
+    residual_target: Tensor
+    residual_output: Tensor
+    target_output: Tensor
+
+
 def gradient_structure(
-    target_features: Tensor,
-    residual_features: Tensor,
-    readout: Tensor,
-    residual_gram: Tensor,
-    residual_targets: Tensor,
-    target_gram: Tensor,
+    target_features: Tensor, residual_features: Tensor, readout: Tensor, grams: GradientGrams
 ) -> GradientStructure:
     """The structure of G_F = RVᴴ.
 
     Args:
         target_features: A = ỸᵀF̃, C×K.
         residual_features: Q = F̃ᴴR, K×C.
-        readout: V, K×C.
-        residual_gram: RᵀR, C×C.
-        residual_targets: RᵀỸ, C×C.
-        target_gram: ỸᵀỸ, C×C.
+        readout: V, K×C, with Ŷ = Re(FV).
+        grams: products over samples.
     """
     A, Q, V = target_features, residual_features, readout
-    norm = _trace(residual_gram, V.mH @ V).clamp_min(0).sqrt()
-    independent = _trace(target_gram, A @ A.mH).clamp_min(0).sqrt()
-    coupled = _trace(residual_gram, Q.mH @ Q).clamp_min(0).sqrt()
-    residual_norm = residual_gram.diagonal().sum().sqrt()
-    target_norm = target_gram.diagonal().sum().sqrt()
+    norm = _trace(grams.residual, V.mH @ V).clamp_min(0).sqrt()
+    independent = _trace(grams.target, A @ A.mH).clamp_min(0).sqrt()
+    coupled = _trace(grams.residual, Q.mH @ Q).clamp_min(0).sqrt()
+    residual_norm = grams.residual.diagonal().sum().sqrt()
+    target_norm = grams.target.diagonal().sum().sqrt()
     readout_norm, driving_norm = torch.linalg.vector_norm(V), torch.linalg.vector_norm(Q)
+    # ⟨G_F, ỸỸᵀF̃⟩ = tr(RᵀỸ·AV), and so on: V meets A and Q in products that are over samples in truth.
     return GradientStructure(
         norm=norm,
-        independence=_ratio(_trace(residual_targets, A @ V), norm * independent),
-        coupling=_ratio(_trace(residual_gram, Q.mH @ V), norm * coupled),
-        residual_alignment=_ratio(residual_targets.diagonal().sum(), residual_norm * target_norm),
-        readout_alignment=_ratio(_inner(V, A.mH), readout_norm * torch.linalg.vector_norm(A)),
-        readout_equilibrium=_ratio(_inner(V, Q), readout_norm * driving_norm),
+        independence=_ratio(_trace(grams.residual_target, grams.target_output), norm * independent),
+        coupling=_ratio(_trace(grams.residual, grams.residual_output), norm * coupled),
+        residual_alignment=_ratio(grams.residual_target.diagonal().sum(), residual_norm * target_norm),
+        readout_alignment=_ratio(grams.target_output.diagonal().sum(), readout_norm * torch.linalg.vector_norm(A)),
+        readout_equilibrium=_ratio(grams.residual_output.diagonal().sum(), readout_norm * driving_norm),
         effective_ridge=_ratio(driving_norm, readout_norm),
     )
 
@@ -196,12 +209,6 @@ def _trace(real: Tensor, other: Tensor) -> Tensor:
     """Re tr(real · other)."""
     other = other.real if other.is_complex() else other
     return (real.mT * other).sum()
-
-
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Re⟨left, right⟩."""
-    product = (left.conj() * right).sum()
-    return product.real if product.is_complex() else product
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

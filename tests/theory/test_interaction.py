@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from li2_lightning.theory.interaction import GradientStructure, gradient_structure, node_coupling
+from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure, node_coupling
 
 DTYPES = [torch.float64, torch.complex128]
 n, K, C = 14, 9, 5
@@ -34,7 +34,9 @@ def problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 def structure(F: Tensor, Y: Tensor, V: Tensor, R: Tensor) -> GradientStructure:
     to = F.dtype
-    return gradient_structure(Y.mT.to(to) @ F, F.mH @ R.to(to), V, R.mT @ R, R.mT @ Y, Y.mT @ Y)
+    outputs = (F @ V).real if to.is_complex else F @ V
+    grams = GradientGrams(R.mT @ R, Y.mT @ Y, R.mT @ Y, R.mT @ outputs, Y.mT @ outputs)
+    return gradient_structure(Y.mT.to(to) @ F, F.mH @ R.to(to), V, grams)
 
 
 def real(values: Tensor) -> Tensor:
