@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -104,8 +105,9 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """metrics.csv as a table with an integer ``step``; empty cells are NaN."""
-    return pd.read_csv(path, dtype={"step": "int64"})
+    """metrics.csv as a table with an integer ``step``; empty cells are NaN; a line still being written is no row."""
+    whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return pd.read_csv(io.StringIO(whole + newline), dtype={"step": "int64"})
 
 
 def _read(path: Path) -> list[list[str]]:

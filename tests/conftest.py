@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,3 +112,31 @@ def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
 def make_record() -> type[Run]:
     """For ``into``."""
     return Run
+
+
+@pytest.fixture(scope="session")
+def small_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four finished runs of Z7, two learning rates and two seeds each, below one folder; not to be written into."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for lr in (1e-3, 2e-2):
+        for seed in (0, 1):
+            values = {
+                "seed": seed,
+                "name": "small",
+                "max_steps": 12,
+                "output_dir": str(folder),
+                "task": {"order": 7},
+                "network": {"width": 8},
+                "optimizer": {"lr": lr},
+                "callbacks": {"report": {"enabled": False}},
+                "logger": {"mode": "disabled"},
+                "trainer": {"accelerator": "cpu", "threads": 1},
+            }
+            train.run(values)
+    return folder
+
+
+@pytest.fixture
+def own_sweep(small_sweep: Path, tmp_path: Path) -> Path:
+    """A copy of `small_sweep` to write into."""
+    return Path(shutil.copytree(small_sweep, tmp_path / "own", symlinks=True))

@@ -1,0 +1,292 @@
+"""What a run has left, for notebooks, tables and pictures.
+
+run = li2_lightning.load_run("outputs/latest")
+run["optimizer.lr"], run.metrics["test/accuracy"], run.stages, run.weights()["W"]
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from li2_lightning.config import NOT_HASHED
+from li2_lightning.errors import InputError, unknown
+from li2_lightning.metrics_file import read_metrics
+from li2_lightning.network import network_weights, read_checkpoint
+from li2_lightning.run_directory import RunDirectory
+from li2_lightning.tasks import Task, build_task, split_rows
+
+# They tell where a run is kept and what is measured or shown, not what it is.
+_HOUSEKEEPING = tuple(key for key in NOT_HASHED if key != "name")
+# These differ between runs of one picture without saying more than the settings beside them.
+_SECONDARY = ("name", "max_steps", "stop_at_test_accuracy", "trainer", "callbacks")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run directory, finished or not.
+
+    Attributes:
+        directory: ``outputs/<name>/<config-hash>-s<seed>``.
+        config: config.yaml as nested plain containers.
+        summary: summary.json, which only an ended run has; else None.
+        stages: stages.json, or None where the stages were not followed (or not yet).
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    summary: dict[str, Any] | None
+    stages: dict[str, Any] | None
+
+    @property
+    def status(self) -> str:
+        """``"finished"``, ``"diverged"``, or ``"unfinished"`` while it trains or after it was stopped."""
+        return "unfinished" if self.summary is None else str(self.summary["status"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end; a diverged run did not."""
+        return self.status == "finished"
+
+    @functools.cached_property
+    def metrics(self) -> pd.DataFrame:
+        """metrics.csv, one row a step: the index is the step, an empty cell is NaN. Empty before the first row."""
+        path = self.directory / "metrics.csv"
+        try:
+            return read_metrics(path).set_index("step")
+        except (FileNotFoundError, pd.errors.EmptyDataError):
+            return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} cannot be read ({error}).") from error
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every value of the config by its dotted key."""
+        return _flatten(self.config)
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The task, built anew from the config.
+
+        Raises:
+            InputError: its Cayley table is no longer there.
+        """
+        return _task(json.dumps(self.config["task"], sort_keys=True))
+
+    @functools.cached_property
+    def train_fraction(self) -> float:
+        """n/N, the share of the rows that it was trained on, whichever of the ``data`` keys said so.
+
+        Raises:
+            InputError: as `task`, or the split file is no longer there.
+        """
+        keys = ("train_fraction", "train_size", "critical_ratio", "split_file")
+        data = {key: self.config["data"].get(key) for key in keys}
+        split = split_rows(self.task, seed=int(self.config["seed"]), **data)
+        return len(split.train) / len(self.task.labels)
+
+    def first_step(self, column: str, level: float) -> int | None:
+        """The first step at which ``column`` was at least ``level``; None where it never was."""
+        if column not in self.metrics:
+            return None
+        reached = self.metrics.index[self.metrics[column] >= level]
+        return int(reached[0]) if len(reached) else None
+
+    def weights(self, checkpoint: str = "last") -> dict[str, Tensor]:
+        """The network's parameters by name (W, V, …), inputs × outputs.
+
+        Args:
+            checkpoint: a file of ``checkpoints/`` without its suffix: "last", "row-000100".
+
+        Raises:
+            InputError: no such checkpoint, or a damaged one.
+        """
+        folder = self.directory / "checkpoints"
+        path = folder / f"{checkpoint}.ckpt"
+        kept = [file.stem for file in folder.glob("*.ckpt")]
+        if checkpoint not in kept:
+            if not kept:
+                raise InputError(f"{self.directory} has kept no checkpoint.")
+            raise unknown(f"checkpoint of {self.directory}:", checkpoint, kept)
+        return network_weights(read_checkpoint(str(path), str(path)))
+
+    def __getitem__(self, key: str) -> Any:
+        """The value, or section, of the config at a dotted key; an unknown one is an `InputError`."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise unknown(f"key of {self.directory}:", key, self.settings)
+            value = value[part]
+        return value
+
+
+def load_run(directory: str | Path) -> Run:
+    """What lies in a run directory.
+
+    Raises:
+        InputError: it is none, or one of its files is damaged.
+    """
+    directory = Path(directory)
+    config = _read_config(directory)
+    if config is None:
+        inside = directory.is_dir() and next(_run_directories(directory), None)
+        hint = f"; runs lie below it, for example {inside}" if inside else ""
+        raise InputError(f"{directory} is no run directory, it has no config.yaml of ours{hint}.")
+    return _load(directory, config)
+
+
+def find_runs(directories: Iterable[str | Path]) -> list[Run]:
+    """Every run in or below the directories, unfinished ones included, each once; in the order given, then by path.
+
+    Raises:
+        InputError: a directory that is not there or has no runs, or a damaged file of one.
+    """
+    found: dict[Path, Run] = {}
+    for directory in map(Path, directories):
+        if not directory.is_dir():
+            raise InputError(f"{directory} is no directory; give a run or a folder that holds runs.")
+        paths = list(_run_directories(directory))
+        if not paths:
+            raise InputError(f"{directory} holds no runs; give a run directory or a folder above some.")
+        for path in paths:
+            config = _read_config(path)
+            assert config is not None
+            if path.resolve() not in found:
+                found[path.resolve()] = _load(path, config)
+    return list(found.values())
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """The dotted keys whose values are not the same in all runs; where the runs are kept and their seeds do not count.
+
+    The name, the length, and what is measured come last.
+    """
+    keys = {key: None for run in runs for key in run.settings if key.partition(".")[0] not in _HOUSEKEEPING}
+    differing = [key for key in keys if len({_hashable(run.settings.get(key)) for run in runs}) > 1]
+    return sorted(differing, key=lambda key: key.partition(".")[0] in _SECONDARY)
+
+
+def groups_of_seeds(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs that differ in nothing but their seeds, under a label that tells what sets them apart.
+
+    The label leaves out the name, the length and what is measured where the other settings tell the groups apart.
+    A single group is called "".
+    """
+    keys = differing_settings(runs)
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(_hashable(run.settings.get(key)) for key in keys), []).append(run)
+    for key in [key for key in reversed(keys) if key.partition(".")[0] in _SECONDARY]:
+        fewer = [other for other in keys if other != key]
+        if len({tuple(_hashable(run.settings.get(other)) for other in fewer) for run in runs}) == len(groups):
+            keys = fewer
+    ordered = sorted(groups.values(), key=lambda group: [_order(group[0].settings.get(key)) for key in keys])
+    labels = [describe(group[0], keys) for group in ordered]
+    if len(set(labels)) < len(labels):
+        # Two tasks of one name, such as a group with two operands and with three.
+        labels = [", ".join(f"{key}={_show(group[0].settings.get(key))}" for key in keys) for group in ordered]
+    return dict(zip(labels, ordered, strict=True))
+
+
+def describe(run: Run, keys: Sequence[str]) -> str:
+    """The values of some settings in words, as "Z23, lr=0.005, hidden=muon"; the task goes by its name."""
+    parts = []
+    if any(key.startswith("task.") for key in keys):
+        parts.append(task_name(run))
+    parts += [f"{_short(key)}={_show(run.settings.get(key))}" for key in keys if not key.startswith("task.")]
+    return ", ".join(parts)
+
+
+def task_name(run: Run) -> str:
+    """What the task is called, also where it can no longer be built."""
+    try:
+        return run.task.name
+    except InputError:
+        return " ".join(str(value) for value in run.config["task"].values() if value is not None)
+
+
+def _run_directories(directory: Path) -> Iterator[Path]:
+    """Directories with a config.yaml of ours, sorted; what a run holds is not looked into, nor are links followed."""
+    for folder, below, files in os.walk(directory):
+        below.sort(key=_natural)
+        if "config.yaml" in files and _read_config(Path(folder)) is not None:
+            below.clear()
+            yield Path(folder)
+
+
+def _load(directory: Path, config: dict[str, Any]) -> Run:
+    stages = directory / "stages.json"
+    try:
+        events = json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else None
+        if events is not None and not {"events", "stalled"} <= set(events):
+            raise ValueError("it holds no stages")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{stages} cannot be read ({error}).") from error
+    return Run(directory, config, RunDirectory(directory).summary(), events)
+
+
+def _read_config(directory: Path) -> dict[str, Any] | None:
+    """config.yaml; None where there is none, or it is not ours (W&B has files of that name)."""
+    try:
+        loaded = OmegaConf.load(directory / "config.yaml")
+        config = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else {}
+    # A file that is no YAML raises whatever the parser raises; it is not ours.
+    except Exception:
+        return None
+    assert isinstance(config, dict)
+    sections = ("task", "data", "network", "optimizer")
+    ours = isinstance(config.get("max_steps"), int) and "seed" in config
+    if not ours or not all(isinstance(config.get(section), dict) for section in sections):
+        return None
+    return {str(key): value for key, value in config.items()}
+
+
+@functools.lru_cache(maxsize=256)
+def _task(section: str) -> Task:
+    return build_task(json.loads(section))
+
+
+def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _hashable(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, before words; nothing at all first."""
+    if value is None:
+        return 0, 0.0, ""
+    return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
+
+
+def _natural(name: str) -> tuple[str, int, str]:
+    """Seed 10 after seed 9."""
+    head, _, seed = name.rpartition("-s")
+    return (head, int(seed), "") if seed.isdecimal() else (name, -1, "")
+
+
+def _short(key: str) -> str:
+    key = key.removesuffix(".name") if key.count(".") > 1 or key == "scheduler.name" else key
+    return key.partition(".")[2] or key
+
+
+def _show(value: Any) -> str:
+    """Short, and never the same for two values."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -1,0 +1,157 @@
+"""What a run left, as Python values."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import li2_lightning
+from li2_lightning.errors import InputError
+from li2_lightning.runs import Run, differing_settings, find_runs, groups_of_seeds, load_run
+
+
+def only(folder: Path) -> Path:
+    return next(path.parent for path in sorted(folder.rglob("config.yaml")))
+
+
+def test_a_run_has_its_config_rows_stages_and_weights(small_sweep: Path) -> None:
+    run = li2_lightning.load_run(small_sweep / "latest")
+    assert run.finished
+    assert run["optimizer.lr"] == 2e-2
+    assert run["optimizer"]["weight_decay"] == 2e-4
+    assert run.settings["optimizer.hidden.name"] == "adam"
+    assert run.metrics.index.name == "step"
+    assert run.metrics.index.tolist() == list(range(13))
+    assert run.summary is not None
+    assert run.metrics["test/loss"].iloc[-1] == run.summary["final"]["test/loss"], "read back to the last bit"
+    assert math.isnan(run.metrics["update/hidden"].iloc[0])
+    assert run.stages is not None
+    assert run.stages["events"] == json.loads((run.directory / "stages.json").read_text())["events"]
+    weights = run.weights()
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {"W": (14, 8), "V": (8, 7)}
+    held = torch.load(run.directory / "checkpoints" / "row-000012.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(weights["W"], held["network.W"])
+    assert torch.equal(run.weights("row-000012")["V"], held["network.V"])
+    assert run.task.name == "Z7"
+    assert run.train_fraction == 19 / 49
+
+
+def test_the_package_is_light_until_a_run_is_asked_for() -> None:
+    code = "import sys, li2_lightning; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="load_runs"):
+        _ = li2_lightning.load_runs
+
+
+def test_every_run_is_found_once_in_order(small_sweep: Path) -> None:
+    runs = find_runs([small_sweep / "small", small_sweep, small_sweep / "latest"])
+    assert len(runs) == 4, "the link latest is one of them"
+    assert [run.directory.name for run in runs] == sorted(run.directory.name for run in runs)
+    (latest,) = find_runs([small_sweep / "latest"])
+    assert latest.directory == small_sweep / "latest"
+
+
+def test_seed_ten_comes_after_seed_nine(own_sweep: Path) -> None:
+    first = only(own_sweep)
+    for seed in (9, 10):
+        (own_sweep / f"x-s{seed}").mkdir()
+        (own_sweep / f"x-s{seed}" / "config.yaml").write_bytes((first / "config.yaml").read_bytes())
+    assert [run.directory.name for run in find_runs([own_sweep])][-2:] == ["x-s9", "x-s10"]
+
+
+def test_an_unfinished_run_is_read_up_to_its_last_whole_line(own_sweep: Path) -> None:
+    directory = only(own_sweep)
+    for name in ("summary.json", "stages.json"):
+        (directory / name).unlink()
+    text = (directory / "metrics.csv").read_text()
+    (directory / "metrics.csv").write_text(text[:-5])
+    run = load_run(directory)
+    assert (run.status, run.finished, run.summary, run.stages) == ("unfinished", False, None, None)
+    assert run.metrics.index[-1] == 11
+    (directory / "metrics.csv").unlink()
+    assert load_run(directory).metrics.empty
+
+
+def test_a_diverged_run_is_not_finished(own_sweep: Path) -> None:
+    directory = only(own_sweep)
+    summary = json.loads((directory / "summary.json").read_text())
+    (directory / "summary.json").write_text(json.dumps({**summary, "status": "diverged", "reason": "why"}))
+    run = load_run(directory)
+    assert (run.status, run.finished) == ("diverged", False)
+
+
+def test_the_first_step_at_which_a_column_is_reached() -> None:
+    run = Run(Path(), {}, None, None)
+    frame = pd.DataFrame({"a": [0.1, math.nan, 0.9, 0.95]}, index=[0, 2, 4, 6])
+    run.__dict__["metrics"] = frame
+    assert run.first_step("a", 0.9) == 4
+    assert run.first_step("a", 0.96) is None
+    assert run.first_step("b", 0.5) is None
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group(small_sweep: Path) -> None:
+    runs = find_runs([small_sweep])
+    assert differing_settings(runs) == ["optimizer.lr"]
+    groups = groups_of_seeds(runs)
+    assert list(groups) == ["lr=0.001", "lr=0.02"]
+    assert [[run["seed"] for run in group] for group in groups.values()] == [[0, 1], [0, 1]]
+    assert list(groups_of_seeds(groups["lr=0.02"])) == [""]
+
+
+def with_settings(**values: object) -> Run:
+    config: dict[str, object] = {"seed": 0, "name": "a", "max_steps": 5, "task": {"name": "cyclic", "order": 7},
+                                 "data": {}, "optimizer": {"hidden": {"name": "adam"}}}  # fmt: skip
+    return Run(Path(), config | values, None, None)
+
+
+@pytest.mark.parametrize(
+    ("runs", "labels"),
+    [
+        # The name says nothing that the settings do not.
+        ([with_settings(name="b", max_steps=9, loss="mse"), with_settings(loss="cross_entropy")],
+         ["loss=cross_entropy", "loss=mse"]),
+        ([with_settings(name="b"), with_settings(name="a")], ["name=a", "name=b"]),
+        ([with_settings(max_steps=10), with_settings(max_steps=9)], ["max_steps=9", "max_steps=10"]),
+        ([with_settings(task={"name": "cyclic", "order": 11}), with_settings()], ["Z7", "Z11"]),
+        # Two tasks of one name.
+        ([with_settings(task={"name": "cyclic", "order": 7, "num_operands": 3}), with_settings()],
+         ["task.num_operands=None", "task.num_operands=3"]),
+        ([with_settings(lr=0.1), with_settings(lr=0.1000000001)], ["lr=0.1", "lr=0.1000000001"]),
+        ([with_settings(optimizer={"hidden": {"name": "muon"}}), with_settings()], ["hidden=adam", "hidden=muon"]),
+    ],
+)  # fmt: skip
+def test_a_label_says_what_sets_a_group_apart(runs: list[Run], labels: list[str]) -> None:
+    assert list(groups_of_seeds(runs)) == labels
+
+
+def test_what_is_not_there_is_one_sentence(own_sweep: Path) -> None:
+    with pytest.raises(InputError, match=r"own is no run directory.* for example .*small"):
+        load_run(own_sweep)
+    with pytest.raises(InputError, match="nowhere is no directory"):
+        find_runs([own_sweep / "nowhere"])
+    run = load_run(only(own_sweep))
+    with pytest.raises(InputError, match="holds no runs"):
+        find_runs([run.directory / "checkpoints"])
+    with pytest.raises(InputError, match=r"'optimizer.lrs'.*Did you mean 'optimizer.lr'"):
+        run["optimizer.lrs"]
+    with pytest.raises(InputError, match=r"'lst'.*known are last, row-000012.*Did you mean 'last'"):
+        run.weights("lst")
+    with pytest.raises(InputError, match="Unknown checkpoint"):
+        run.weights("../../elsewhere/last")
+    (run.directory / "stages.json").write_text("[]")
+    with pytest.raises(InputError, match=r"stages.json cannot be read"):
+        load_run(run.directory)
+
+
+@pytest.mark.parametrize("text", ["task: {value: 1}", "a: [", "- 1\n- 2", "", "max_steps: {value: 3}"])
+def test_a_config_that_is_not_ours_makes_no_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match="holds no runs"):
+        find_runs([tmp_path])
