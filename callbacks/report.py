@@ -7,8 +7,8 @@ from pathlib import Path
 import lightning
 
 from callbacks.registry import CALLBACKS
+from li2_lightning.figures.overview import draw_overview
 from li2_lightning.module import Li2Module
-from li2_lightning.report import draw_report
 from li2_lightning.tracking import wandb_runs
 
 
@@ -19,7 +19,7 @@ class Report(lightning.Callback):
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
         for logger in trainer.loggers:
             logger.save()
-        picture = draw_report(Path(trainer.default_root_dir))
+        picture = draw_overview(Path(trainer.default_root_dir))
         for run in wandb_runs(trainer):
             import wandb
 

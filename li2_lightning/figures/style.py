@@ -1,0 +1,153 @@
+"""What all pictures share: colours with line styles and markers, seeds as bands, stages as shades, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from li2_lightning.files import replacing
+from li2_lightning.runs import Run, task_name
+
+# Okabe–Ito: told apart by colour-blind readers; line styles and markers differ too, for grey prints.
+BLUE, ORANGE, GREEN, PURPLE, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666", "#56B4E9"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY)
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
+STAGE_SHADES = {1: "#ffffff", 2: "#eef4fa", 3: "#fdf1e3"}
+SUFFIXES = (".png", ".pdf", ".svg")
+MOST_POINTS = 2000
+"""A curve of more rows is drawn through evenly spaced ones, its last included."""
+
+BAND = "line: median over seeds, band: lowest to highest seed"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure (inches) that draws without a screen."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure in the format that the suffix names and return ``path``; the same figure gives the same bytes."""
+    kind = path.suffix.removeprefix(".")
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    if figure.get_layout_engine() is not None:
+        # Each drawing would move the panels a little further; laid out once, every format looks alike.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    # Text in an SVG stays text: it can be searched, and is smaller.
+    with (
+        replacing(path) as temporary,
+        matplotlib.rc_context({"svg.hashsalt": "li2_lightning", "svg.fonttype": "none"}),
+    ):
+        figure.savefig(temporary, format=kind, dpi=120, metadata=undated)
+    return path
+
+
+def curve_style(index: int, count: int) -> dict[str, Any]:
+    """Colour and line style of curve ``index`` of ``count``: Okabe–Ito for a few, a uniform map for more."""
+    if count <= len(COLORS):
+        color: Any = COLORS[index]
+    else:
+        color = matplotlib.colormaps["cividis"](0.92 * index / (count - 1))
+    return {"color": color, "linestyle": LINES[index % len(LINES)]}
+
+
+def seed_band(runs: Sequence[Run], column: str) -> pd.DataFrame:
+    """``median``, ``low`` and ``high`` of a column over the runs, by step.
+
+    A run that stopped at its test accuracy keeps its last value; other steps that a run lacks do not count.
+    """
+    last = max((int(run.metrics.index[-1]) for run in runs if len(run.metrics)), default=0)
+    series = []
+    for run in runs:
+        if column not in run.metrics:
+            continue
+        values = run.metrics[column].dropna()
+        if len(values) and stopped_early(run) and values.index[-1] < last:
+            values = pd.concat([values, pd.Series([values.iloc[-1]], index=[last])])
+        series.append(values)
+    if not series:
+        return pd.DataFrame({"median": [], "low": [], "high": []})
+    table = pd.concat(series, axis=1).sort_index()
+    held = [stopped_early(run) for run in runs if column in run.metrics]
+    table.loc[:, held] = table.loc[:, held].ffill()
+    band = pd.DataFrame({"median": table.median(axis=1), "low": table.min(axis=1), "high": table.max(axis=1)})
+    if len(band) > MOST_POINTS:
+        band = band.iloc[np.unique(np.linspace(0, len(band) - 1, MOST_POINTS).round().astype(int))]
+    return band
+
+
+def stopped_early(run: Run) -> bool:
+    """Whether ``stop_at_test_accuracy`` ended it before ``max_steps``."""
+    target = run.config.get("stop_at_test_accuracy")
+    return run.finished and target is not None and run.first_step("test/accuracy", target) is not None
+
+
+def draw_band(axes: Axes, runs: Sequence[Run], column: str, label: str, **style: Any) -> bool:
+    """The median of a column over the step with its band; whether there was anything to draw."""
+    band = seed_band(runs, column)
+    if band.empty:
+        return False
+    axes.plot(band.index, band["median"], label=label, **{"linewidth": 1.6, **style})
+    if len(runs) > 1:
+        axes.fill_between(band.index.to_numpy(), band["low"], band["high"], color=style["color"], alpha=0.2, lw=0)
+    return True
+
+
+def transition_steps(runs: Sequence[Run], stage: int) -> list[int]:
+    """The steps at which the runs entered a stage; those that did not are left out."""
+    return [e["step"] for run in runs if run.stages for e in run.stages["events"] if e["to"] == stage]
+
+
+def shade_stages(axes: Axes, runs: Sequence[Run], last: int) -> None:
+    """Shade the stages and name them above the frame; one begins where half of the runs have entered it."""
+    followed = [run for run in runs if run.stages is not None]
+    if not followed:
+        return
+    starts = [0]
+    for stage in (2, 3):
+        steps = transition_steps(followed, stage)
+        median = np.median([*steps, *[np.inf] * (len(followed) - len(steps))])
+        if np.isfinite(median):
+            starts.append(int(median))
+    for stage, (start, end) in enumerate(zip(starts, [*starts[1:], last], strict=True), start=1):
+        axes.axvspan(start, end, color=STAGE_SHADES[stage], zorder=0, linewidth=0)
+        if start:
+            axes.axvline(start, color=GREY, linewidth=0.8, linestyle=(0, (4, 4)))
+        if end > start:
+            # Just above the frame, so that no curve is covered.
+            axes.annotate(stage * "I", ((start + end) / 2, 1.0), xycoords=("data", "axes fraction"),
+                          xytext=(0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8,
+                          color=GREY, annotation_clip=False)  # fmt: skip
+
+
+def legend_above(*panels: Axes) -> None:
+    """One legend for a panel and its right-hand axis, between the title and the frame, where no curve is."""
+    entries = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    if entries:
+        handles, labels = zip(*entries, strict=True)
+        panels[0].legend(handles, labels, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(-0.01, 1.04),
+                         frameon=False, borderaxespad=0, columnspacing=1.2, handlelength=2.4)  # fmt: skip
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """What runs of one group are, in a line."""
+    run = runs[0]
+    roles = ", ".join(
+        f"{run[f'optimizer.{role}.name']} on {letter}" for role, letter in (("hidden", "W"), ("output", "V"))
+    )
+    seeds = f"seed {run['seed']}" if len(runs) == 1 else f"{len(runs)} seeds"
+    return (
+        f"{task_name(run)}   K={run['network.width']}, σ={run['network.activation']}, loss {run['loss']}, {roles}, "
+        f"lr {run['optimizer.lr']}, weight decay {run['optimizer.weight_decay']}, {seeds}"
+    )
