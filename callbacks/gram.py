@@ -30,10 +30,10 @@ class Gram(Diagnostic):
     ==========================  ==========================================================================
 
     Both need the K×K matrix F̃ᵀF̃, which costs more than the training step. By default they are **estimated** from two
-    of its blocks, of ``sampled_columns`` of the columns of F̃ each, drawn in proportion to the length of their feature (for
-    gram_offdiagonal) and to its square (for kernel_distance): `theory.lazy.estimated_off_diagonal_sum`. Error with 128
-    of 2048 nodes against the whole matrix in the default run (12 draws, root mean square): 1.5 % of gram_offdiagonal up
-    to row 140, 4 % at rows 300 and 400, where few nodes are long; .8 % of kernel_distance throughout.
+    of its blocks, of ``sampled_columns`` columns of F̃ each, drawn in proportion to their length (for gram_offdiagonal)
+    and to its square (for kernel_distance): `theory.lazy.estimated_off_diagonal_sum`. Error with 128 of 2048 against
+    the whole matrix in the default run (12 draws, root mean square): 1.5 % of gram_offdiagonal up to row 140, 4 % at
+    rows 300 and 400, where few nodes are long; .8 % of kernel_distance throughout.
     ``exact=true`` takes the whole matrix.
 
     Args:

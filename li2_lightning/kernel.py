@@ -48,7 +48,7 @@ def feature_blocks(table: Tensor, index: Tensor, activation: Activation) -> Iter
     real = torch.view_as_real(table).flatten(1) if table.is_complex() else table
     for rows in _blocks(real, index):
         features = _activate(activation, _gather(real, rows), table.is_complex())
-        yield torch.view_as_complex(features.unflatten(1, (-1, 2))) if table.is_complex() else features
+        yield _pairs(features) if table.is_complex() else features
 
 
 def block_rows(width: int, item_size: int) -> int:
@@ -79,7 +79,7 @@ class _BlockedOutputs(torch.autograd.Function):
         table, readout, index = ctx.saved_tensors
         for_table = torch.zeros_like(table) if ctx.needs_input_grad[0] else None
         for_readout = torch.zeros_like(readout.mT, memory_format=torch.contiguous_format)
-        gradients = gradient.split(block_rows(table.shape[1], table.element_size()))
+        gradients = torch.split(gradient, block_rows(table.shape[1], table.element_size()))
         for rows, by_output in zip(_blocks(table, index), gradients, strict=True):
             z = _gather(table, rows)
             if ctx.needs_input_grad[1]:
@@ -92,7 +92,7 @@ class _BlockedOutputs(torch.autograd.Function):
 
 
 def _blocks(table: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-    return index.split(block_rows(table.shape[1], table.element_size()))
+    return torch.split(index, block_rows(table.shape[1], table.element_size()))
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:
@@ -103,14 +103,19 @@ def _gather(table: Tensor, rows: Tensor) -> Tensor:
 def _activate(activation: Activation, z: Tensor, is_complex: bool) -> Tensor:
     """σ(z); with ``is_complex`` the columns are pairs (real part, imaginary part)."""
     if is_complex and activation.polynomial:
-        return torch.view_as_real(activation.function(torch.view_as_complex(z.unflatten(1, (-1, 2))))).flatten(1)
+        return torch.view_as_real(activation.function(_pairs(z))).flatten(1)
     return activation.function(z)
 
 
 def _differentiate(activation: Activation, z: Tensor, by_feature: Tensor, is_complex: bool) -> Tensor:
     """∂L/∂z from ∂L/∂F, which is overwritten; for complex z it is ∂L/∂Re z + i∂L/∂Im z."""
     if is_complex and activation.polynomial:
-        pairs = torch.view_as_complex(by_feature.unflatten(1, (-1, 2)))
-        pairs.mul_(activation.derivative(torch.view_as_complex(z.unflatten(1, (-1, 2)))).conj())
+        pairs = _pairs(by_feature)
+        pairs.mul_(activation.derivative(_pairs(z)).conj())
         return by_feature
     return activation.backward(z, by_feature)
+
+
+def _pairs(columns: Tensor) -> Tensor:
+    """b × 2K real columns as b × K complex ones; a view."""
+    return torch.view_as_complex(columns.view(len(columns), -1, 2))

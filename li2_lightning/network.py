@@ -128,7 +128,7 @@ class Network(nn.Module):
         """Ŷ of rows whose features nobody needs, n × C."""
         if self.why_plain() is None:
             return self._blocked(tokens)
-        return torch.cat([self(block, moments).outputs for block in tokens.split(EVALUATION_BLOCK)])
+        return torch.cat([self(block, moments).outputs for block in torch.split(tokens, EVALUATION_BLOCK)])
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
@@ -136,7 +136,7 @@ class Network(nn.Module):
         yield self.compute_features(tokens).last
 
     def why_plain(self) -> str | None:
-        """Why the plain formula is used instead of the blocked kernel (`li2_lightning.kernel`); None where it is not."""
+        """Why the plain formula is used instead of `li2_lightning.kernel`; None where the kernel is used."""
         return "this network has no blocked kernel"
 
     def _blocked(self, tokens: Tensor) -> Tensor:
@@ -332,7 +332,7 @@ class TransformerNetwork(Network):
             return "embedding"
         return super().role_of(name, parameter)
 
-    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
+    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
         sequence = functional.embedding(tokens, self.tokens) + self.positions
         features = self.encoder(sequence).mean(dim=1)
         return Features(features, features)

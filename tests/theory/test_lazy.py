@@ -156,7 +156,7 @@ def test_the_kernel_deviation_is_zero_for_a_multiple_of_the_identity_plus_a_cons
 
 
 def test_estimated_deviations_of_random_features_are_near_the_exact_ones() -> None:
-    """σ = x² of Gaussian pre-activations, lengths spread a hundredfold: 128 draws of 512 nodes, ten samples within 6 %."""
+    """σ = x² of Gaussian pre-activations, lengths spread a hundredfold: 128 draws of 512 nodes, 10 times within 6 %."""
     z = draw(300, 20) @ draw(20, 512, seed=1) * torch.logspace(0, 1, 512, dtype=torch.float64)
     exact = torch.stack(deviations(z.square()))
     for seed in range(10):
