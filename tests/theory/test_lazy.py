@@ -13,6 +13,7 @@ from li2_lightning.theory.lazy import (
     estimated_off_diagonal_sum,
     gram_deviation,
     kernel_deviation,
+    off_diagonal_sum,
     residual,
     ridge_readout,
 )
