@@ -34,7 +34,7 @@ from li2_lightning.losses import build_loss
 from li2_lightning.module import Li2Module
 from li2_lightning.network import build_network
 from li2_lightning.run_directory import RunDirectory, continue_from
-from li2_lightning.runtime import build_trainer, quiet_lightning, stopping_on_signals
+from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals
 from li2_lightning.seeds import generator
 from li2_lightning.summary import print_summary
 from li2_lightning.tasks import build_task, split_rows
@@ -71,6 +71,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
 
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    keep_freed_memory()
     lightning.seed_everything(config.seed, verbose=False)
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
 

@@ -61,7 +61,7 @@ def _silu_derivative(z: Tensor) -> Tensor:
 ACTIVATIONS = {
     activation.name: activation
     for activation in (
-        Activation("square", torch.square, lambda z: 2 * z, degree=2, polynomial=True),
+        Activation("square", lambda z: z * z, lambda z: 2 * z, degree=2, polynomial=True),
         Activation(
             "relu",
             functional.relu,

@@ -11,7 +11,7 @@ width, half the work of a complex one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,10 +23,16 @@ from li2_lightning.activations import Activation
 
 # Bytes of one block of features: a block, its gradient and the readout fit a core's share of the cache. Measured at
 # K=2048 from half of this to twice, a step takes the same time; above that, more.
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**21
 
 
-def blocked_outputs(table: Tensor, readout: Tensor, index: Tensor, activation: Activation) -> Tensor:
+# Is given each block of features in order, while it is in cache; b × K.
+Observer = Callable[[Tensor], None]
+
+
+def blocked_outputs(
+    table: Tensor, readout: Tensor, index: Tensor, activation: Activation, observe: Observer | None = None
+) -> Tensor:
     """Re(σ(XW)V), n × C, differentiable once in W and V.
 
     Args:
@@ -34,12 +40,13 @@ def blocked_outputs(table: Tensor, readout: Tensor, index: Tensor, activation: A
         readout: V, K × C, of the same dtype.
         index: the rows of W that make up each row of XW, n × k.
         activation: σ.
+        observe: what looks at the features as they pass.
     """
     is_complex = table.is_complex()
     if is_complex:
         table = torch.view_as_real(table).flatten(1)
         readout = torch.view_as_real(readout.conj().resolve_conj()).transpose(1, 2).flatten(0, 1)
-    outputs: Tensor = _BlockedOutputs.apply(table, readout, index, activation, is_complex)  # type: ignore[no-untyped-call]
+    outputs: Tensor = _BlockedOutputs.apply(table, readout, index, activation, is_complex, observe)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -61,21 +68,29 @@ class _BlockedOutputs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, readout: Tensor, index: Tensor, activation: Activation, is_complex: bool
+        ctx: Any,
+        table: Tensor,
+        readout: Tensor,
+        index: Tensor,
+        activation: Activation,
+        is_complex: bool,
+        observe: Observer | None,
     ) -> Tensor:
         ctx.save_for_backward(table, readout, index)
         ctx.activation, ctx.is_complex = activation, is_complex
         # Transposed, (C × K)(K × b): a product whose long side is contiguous in the result takes a third less time
         # than (b × K)(K × C) where C is no multiple of the vector length.
-        outputs = [
-            (readout.mT @ _activate(activation, _gather(table, rows), is_complex).mT).mT
-            for rows in _blocks(table, index)
-        ]
+        outputs = []
+        for rows in _blocks(table, index):
+            features = _activate(activation, _gather(table, rows), is_complex)
+            outputs.append((readout.mT @ features.mT).mT)
+            if observe is not None:
+                observe(_pairs(features) if is_complex else features)
         return torch.cat(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         table, readout, index = ctx.saved_tensors
         for_table = torch.zeros_like(table) if ctx.needs_input_grad[0] else None
         for_readout = torch.zeros_like(readout.mT, memory_format=torch.contiguous_format)
@@ -88,7 +103,7 @@ class _BlockedOutputs(torch.autograd.Function):
                 by_feature = _differentiate(ctx.activation, z, by_output @ readout.mT, ctx.is_complex)
                 for operand in rows.unbind(dim=1):
                     for_table.index_add_(0, operand, by_feature)
-        return for_table, for_readout.mT if ctx.needs_input_grad[1] else None, None, None, None
+        return for_table, for_readout.mT if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
 def _blocks(table: Tensor, index: Tensor) -> tuple[Tensor, ...]:

@@ -34,7 +34,7 @@ from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.metrics import RowStatistics
 from li2_lightning.network import Activity, Network
-from li2_lightning.state import StepState
+from li2_lightning.state import FeatureSums, StepState
 from li2_lightning.theory.lazy import ridge_readout
 
 Row = dict[str, float | None]
@@ -117,17 +117,25 @@ class Li2Module(lightning.LightningModule):
         self._is_whole_batch = batch is data.train
         due = step > self.last_row and step % self.evaluate_every_n_steps == 0
         if self._is_whole_batch:
-            activity = self._forward_training_rows(data.train)
+            sums = self._sums() if due else None
+            activity = self._forward_training_rows(data.train, sums)
             if due:
-                self._state = self._measure(step, data, activity)
+                self._state = self._measure(step, data, activity, sums)
         else:
             if due:
-                with torch.no_grad():
-                    self._state = self._measure(step, data, self._forward_training_rows(data.train))
+                self._state = self._measure_anew(step, data)
             elif self.ridge is not None:
                 self._solve_readout(data.train)
             activity = self._forward(batch.tokens)
         return self.loss(activity.outputs, batch.labels)
+
+    def on_fit_start(self) -> None:
+        reason = self.network.why_plain()
+        if reason is None and self._callable[0] is not self.network:
+            reason = "trainer.compile"
+        if self.trainer.is_global_zero:
+            kernel = "rows in blocks that stay in cache" if reason is None else f"the plain formula ({reason})"
+            print(f"forward and backward: {kernel}")
 
     def on_train_start(self) -> None:
         # Lightning has just put its own in front of ours, which ends the run after this step, with nothing saved.
@@ -152,8 +160,7 @@ class Li2Module(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         # The one epoch of a run ends with its last update; these weights are the last row.
         if self.global_step > self.last_row:
-            data = self.data
-            self._publish(self._measure(self.global_step, data, self._forward_training_rows(data.train)))
+            self._publish(self._measure_anew(self.global_step, self.data))
         self.hand_over()
         call_hook(self.trainer, "on_last_row", self)
 
@@ -205,10 +212,22 @@ class Li2Module(lightning.LightningModule):
         if at_once or len(self._waiting) >= ROWS_IN_FLIGHT:
             self.hand_over()
 
+    def _sums(self) -> FeatureSums | None:
+        """What adds up the features of a forward pass; None where the network is compiled, and no Python looks on."""
+        if self._callable[0] is not self.network:
+            return None
+        return FeatureSums(self.data.train.labels, self.network.V.shape[1])
+
     @torch.no_grad()
-    def _measure(self, step: int, data: TableDataModule, activity: Activity) -> StepState:
+    def _measure_anew(self, step: int, data: TableDataModule) -> StepState:
+        """A row with a forward pass of its own."""
+        sums = self._sums()
+        return self._measure(step, data, self._forward_training_rows(data.train, sums), sums)
+
+    @torch.no_grad()
+    def _measure(self, step: int, data: TableDataModule, activity: Activity, sums: FeatureSums | None) -> StepState:
         """Losses and accuracies of both splits at the weights of ``activity``."""
-        state = StepState(step, activity, data.train, self.network, self.loss)
+        state = StepState(step, activity, data.train, self.network, self.loss, sums)
         offset = self.loss.offset(state.outputs, state.targets)
         test_outputs = self.network.evaluate(data.test.tokens, activity.moments)
         for split, statistics, outputs, labels in (
@@ -222,14 +241,14 @@ class Li2Module(lightning.LightningModule):
             statistics.reset()
         return state
 
-    def _forward(self, *args: Any) -> Activity:
-        return self._callable[0](*args)
+    def _forward(self, tokens: Tensor, sums: FeatureSums | None = None) -> Activity:
+        return self._callable[0](tokens) if sums is None else self.network(tokens, observe=sums.add)
 
-    def _forward_training_rows(self, rows: Rows) -> Activity:
+    def _forward_training_rows(self, rows: Rows, sums: FeatureSums | None = None) -> Activity:
         """A forward pass over all training rows; solves V first where the readout is ridge."""
         if self.ridge is not None:
             self._solve_readout(rows)
-        return self._forward(rows.tokens)
+        return self._forward(rows.tokens, sums)
 
     @torch.no_grad()
     def _solve_readout(self, rows: Rows) -> None:

@@ -21,7 +21,7 @@ from li2_lightning.activations import find_activation
 from li2_lightning.config import NetworkConfig
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
-from li2_lightning.kernel import blocked_outputs, feature_blocks
+from li2_lightning.kernel import Observer, blocked_outputs, feature_blocks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
@@ -112,15 +112,18 @@ class Network(nn.Module):
         """Everything before the readout."""
         raise NotImplementedError
 
-    def forward(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Activity:
+    def forward(self, tokens: Tensor, moments: tuple[Moments, ...] = (), observe: Observer | None = None) -> Activity:
         """Outputs of the rows ``tokens`` (n × k, integer), and their features where they are kept.
 
         Args:
             moments: statistics for batch norm; those of the rows at hand where empty.
+            observe: is given the features as they pass, in blocks of rows or all at once.
         """
         if self.why_plain() is None:
-            return Activity(self._blocked(tokens))
+            return Activity(self._blocked(tokens, observe))
         features = self.compute_features(tokens, moments)
+        if observe is not None:
+            observe(features.last.detach())
         return Activity(self.read(features.last), features)
 
     @torch.no_grad()
@@ -139,7 +142,7 @@ class Network(nn.Module):
         """Why the plain formula is used instead of `li2_lightning.kernel`; None where the kernel is used."""
         return "this network has no blocked kernel"
 
-    def _blocked(self, tokens: Tensor) -> Tensor:
+    def _blocked(self, tokens: Tensor, observe: Observer | None = None) -> Tensor:
         raise NotImplementedError
 
     def read(self, features: Tensor) -> Tensor:
@@ -262,10 +265,9 @@ class TwoLayerNetwork(Network):
             z = z * projection if self.config.inner_product else z + projection
         return z
 
-    def _blocked(self, tokens: Tensor) -> Tensor:
-        outputs = blocked_outputs(
-            self._table(), self.config.output_scale * self.V, self._index(tokens), self.activation
-        )
+    def _blocked(self, tokens: Tensor, observe: Observer | None = None) -> Tensor:
+        readout = self.config.output_scale * self.V
+        outputs = blocked_outputs(self._table(), readout, self._index(tokens), self.activation, observe)
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def _table(self) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from li2_lightning.config import Config
 from li2_lightning.errors import InputError
 from li2_lightning.module import Li2Module
+
+# glibc's parameters of mallopt, and the largest value it takes for the second.
+TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep the memory of freed tensors for the next ones; nothing on other systems.
+
+    By default blocks of a few MB go back to the system when they are freed, and a step that allocates them again
+    spends a fifth of its time on page faults (3,000 a step at the default size).
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(MMAP_THRESHOLD, LARGEST)
+            libc.mallopt(TRIM_THRESHOLD, 2**30)
 
 
 def build_trainer(config: Config, directory: Path, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:

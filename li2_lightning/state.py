@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,18 +15,40 @@ from li2_lightning.theory.interaction import GradientGrams, GradientStructure, g
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
 
 
-class FeatureSums(NamedTuple):
-    """What one pass over F adds up.
+class FeatureSums:
+    """What one pass over F adds up, a block of rows at a time.
 
-    Attributes:
-        classes: YᵀF, C × K.
-        squares: Σ_i |f_ij|², (K,), in `StepState.precise`.
-        unseen: Fᴴδ (K,) with `Loss.unseen`; None where the loss sees all of the residual.
+    Args:
+        targets: labels of all rows (n,).
+        num_classes: C.
     """
 
-    classes: Tensor
-    squares: Tensor
-    unseen: Tensor | None
+    def __init__(self, targets: Tensor, num_classes: int) -> None:
+        self.targets, self.num_classes = targets, num_classes
+        self.rows = 0
+        self._classes = self._squares = torch.empty(0)
+
+    @torch.no_grad()
+    def add(self, features: Tensor) -> None:
+        """The next rows, b × K."""
+        F = _at_least_single(features)
+        if self.rows == 0:
+            self._classes = F.new_zeros(self.num_classes, F.shape[1])
+            # Summed over rows at the end: adding blocks up is a third of the work of summing each.
+            self._squares = torch.zeros_like(F.real)
+        self._classes.index_add_(0, self.targets[self.rows : self.rows + len(F)], F)
+        for part in (F.real, F.imag) if F.is_complex() else (F,):
+            self._squares[: len(F)].addcmul_(part, part)
+        self.rows += len(F)
+
+    @property
+    def classes(self) -> Tensor:
+        """YᵀF, C × K."""
+        return self._classes
+
+    def squares(self, dtype: torch.dtype) -> Tensor:
+        """Σ_i |f_ij|², (K,)."""
+        return self._squares.sum(dim=0, dtype=dtype)
 
 
 class StepState:
@@ -36,9 +57,9 @@ class StepState:
     All of it is about the training rows, in the order of the data module. Ratios and small matrices are in float64
     (float32 where the device has none). For complex features every transpose is a conjugate transpose.
 
-    The blocked kernel keeps no features. What callbacks need of them mostly comes from one pass over blocks of rows
-    (`sums`), from `project` and from `node_features`; `features` computes them whole. All of these belong to the
-    weights of this row, so they are there during ``on_step_state`` and not after the update.
+    The blocked kernel keeps no features. What callbacks need of them mostly comes from sums taken while they passed
+    (`sums`), from another pass (`mean_products`, `feature_blocks`) and from `node_features`; `features` computes them
+    whole. All of them belong to the weights of this row: ask during ``on_step_state``, not after the update.
 
     Attributes:
         step: t; the weights are those after t updates.
@@ -52,16 +73,25 @@ class StepState:
         activity: of the forward pass over ``rows``.
         rows: the training rows.
         loss: the training loss.
+        sums: taken in that forward pass; None: taken in a pass of their own where somebody asks.
     """
 
-    def __init__(self, step: int, activity: Activity, rows: Rows, network: Network, loss: Loss) -> None:
+    def __init__(
+        self,
+        step: int,
+        activity: Activity,
+        rows: Rows,
+        network: Network,
+        loss: Loss,
+        sums: FeatureSums | None = None,
+    ) -> None:
         self.step = step
         self.outputs = activity.outputs.detach()
         self.targets = rows.labels
         self.network = network
         self.readout_gradient: Tensor | None = None
         self.columns: dict[str, Tensor | float] = {}
-        self._rows, self._loss = rows, loss
+        self._rows, self._loss, self._sums = rows, loss, sums
         self._kept = activity.features
         self._versions = self._weight_versions()
 
@@ -126,10 +156,6 @@ class StepState:
         self._check_weights()
         return self.network.node_features(self._rows.tokens, self.network.input_weights()[:, nodes])
 
-    def project(self, directions: Tensor) -> Tensor:
-        """F times a vector (K,) or a matrix (K × r)."""
-        return torch.cat([block @ directions for block in self.feature_blocks()])
-
     @cached_property
     def one_hot_targets(self) -> Tensor:
         """Y, n × C."""
@@ -162,26 +188,26 @@ class StepState:
 
     @cached_property
     def sums(self) -> FeatureSums:
-        """Sums over the rows of F, in one pass."""
-        unseen = self._loss.unseen(self.outputs, self.targets)
-        classes = squares = driven = torch.empty(0)
+        """Sums over the rows of F."""
+        if self._sums is not None:
+            return self._sums
+        sums = FeatureSums(self.targets, self.outputs.shape[1])
+        for F in self.feature_blocks():
+            sums.add(F)
+        return sums
+
+    @cached_property
+    def mean_products(self) -> tuple[Tensor, Tensor | None]:
+        """Fμ̄ (n,), and Fᴴδ (K,) where the loss leaves δ of the residual unseen (`Loss.unseen`): one pass over F."""
+        unseen, mean = self._loss.unseen(self.outputs, self.targets), self.feature_means.conj()
+        projections, driven = [], torch.zeros_like(mean)
         start = 0
         for F in self.feature_blocks():
-            rows = slice(start, start + len(F))
-            if start == 0:
-                # Summed over rows at the end: adding blocks up is a third of the work of summing each.
-                classes, squares = F.new_zeros(self.outputs.shape[1], F.shape[1]), torch.zeros_like(F.real)
-                driven = torch.zeros_like(F)
-            classes.index_add_(0, self.targets[rows], F)
-            squares[: len(F)].addcmul_(F.real, F.real)
-            if F.is_complex():
-                squares[: len(F)].addcmul_(F.imag, F.imag)
+            projections.append(F @ mean)
             if unseen is not None:
-                driven[: len(F)].addcmul_(F, unseen[rows, None].to(F.dtype))
+                driven.add_(F.mT @ unseen[start : start + len(F)].to(F.dtype))
             start += len(F)
-        return FeatureSums(
-            classes, squares.sum(dim=0, dtype=self.precise), None if unseen is None else driven.sum(dim=0).conj()
-        )
+        return torch.cat(projections), None if unseen is None else driven.conj()
 
     @property
     def class_sums(self) -> Tensor:
@@ -196,7 +222,9 @@ class StepState:
     @cached_property
     def feature_norms(self) -> Tensor:
         """‖f̃_j‖² of every centred feature, (K,), in `precise`."""
-        centered = self.sums.squares - len(self.targets) * self.feature_means.abs().to(self.precise).square()
+        centered = (
+            self.sums.squares(self.precise) - len(self.targets) * self.feature_means.abs().to(self.precise).square()
+        )
         return centered.clamp_min(0)
 
     @cached_property
@@ -232,10 +260,11 @@ class StepState:
         n, beta = len(self.targets), self.network.config.output_scale
         mean = self.feature_means.conj()
         driven = self.readout_gradient * (-n / (2 * beta)) - torch.outer(mean, error.sum(dim=0).to(mean.dtype))
-        if self.sums.unseen is not None:
-            unseen = self._loss.unseen(self.outputs, self.targets)
-            assert unseen is not None
-            driven = driven + (self.sums.unseen - unseen.sum() * mean)[:, None]
+        unseen = self._loss.unseen(self.outputs, self.targets)
+        if unseen is not None:
+            _, along = self.mean_products
+            assert along is not None
+            driven = driven + (along - unseen.sum() * mean)[:, None]
         return driven
 
     @cached_property

@@ -75,6 +75,6 @@ def test_a_table_that_operands_share_collects_the_gradient_of_each() -> None:
 
 
 def test_a_block_has_rows_for_its_bytes_but_never_a_handful() -> None:
-    assert block_rows(2048, 4) == 128
-    assert block_rows(256, 4) == 1024
+    assert block_rows(2048, 4) == 256
+    assert block_rows(256, 4) == 2048
     assert block_rows(10**6, 8) == 32

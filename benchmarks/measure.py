@@ -1,0 +1,64 @@
+"""Medians over rounds in which the contenders take turns: a machine that changes its speed changes it for all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median over rounds with the smallest and the largest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Figure:
+        """Of one value a round."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+
+
+# Seconds of each of so many steps.
+Contender = Callable[[int], list[float]]
+
+
+def in_turns(contenders: Mapping[str, Contender], rounds: int, steps: int) -> dict[str, list[float]]:
+    """For each contender the median seconds of a step, one a round; every round begins with another one."""
+    medians: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            # The first steps fill caches and allocate the optimizer's state.
+            medians[name].append(statistics.median(contenders[name](steps + 3)[3:]))
+    return medians
+
+
+def ratios(times: Mapping[str, list[float]], name: str, to: str) -> Figure:
+    """``name`` over ``to``, round by round."""
+    return Figure.of([one / other for one, other in zip(times[name], times[to], strict=True)])
+
+
+def loop_times(loop: Iterator[None], steps: int) -> list[float]:
+    """Seconds of each of the next steps of a loop."""
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        next(loop)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def flop_rate(repetitions: int = 9, size: int = 2048) -> float:
+    """Floating point operations a second of a square float32 product on this machine, at its best."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    best = min(loop_times(iter((left @ right, None)[1] for _ in range(repetitions)), repetitions))
+    return 2 * size**3 / best

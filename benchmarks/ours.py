@@ -1,0 +1,48 @@
+"""Steps of the project itself, timed from one batch to the next inside `train.run`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from typing import Any, ClassVar
+
+import lightning
+
+import train
+from callbacks.registry import CALLBACKS, KEEPING, MEASURING
+
+# What happens once a run is no part of a step (the report), and the interaction columns have a line of their own.
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "progress": {"enabled": False},
+    "report": {"enabled": False},
+    "interaction": {"enabled": False},
+}
+NOTHING: dict[str, dict[str, Any]] = {name: {"enabled": False} for name in (*MEASURING, *KEEPING)}
+
+
+@CALLBACKS.register("step_clock")
+class StepClock(lightning.Callback):
+    """Notes the time at which each batch starts."""
+
+    times: ClassVar[list[float]] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.times.append(time.perf_counter())
+
+
+def step_times(values: dict[str, Any], callbacks: dict[str, dict[str, Any]], steps: int, folder: str) -> list[float]:
+    """Seconds of each step of a run with these settings."""
+    StepClock.times.clear()
+    with contextlib.redirect_stdout(io.StringIO()):
+        train.run(
+            {
+                "logger": {"mode": "disabled"},
+                **values,
+                "max_steps": steps + 1,
+                "output_dir": folder,
+                "force": True,
+                "callbacks": {**callbacks, "step_clock": {}},
+            }
+        )
+    return [after - before for before, after in zip(StepClock.times, StepClock.times[1:], strict=False)]

@@ -1,0 +1,106 @@
+"""What needs a process of its own: memory, and the way to the first step.
+
+python -m benchmarks.processes memory ORDER WIDTH TRAIN_SIZE    bytes above the imports, and of one activation
+python -m benchmarks.processes first_step                       until the first batch, then leaves
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Figure
+
+ROOT = Path(__file__).parents[1]
+
+
+def memory(order: int, width: int, train_size: int, everything: bool) -> dict[str, float]:
+    """Peak resident memory of ten steps in a fresh process, in units of one activation (n × K)."""
+    arguments = ["memory", str(order), str(width), str(train_size), str(int(everything))]
+    found: dict[str, float] = json.loads(_run("-m", "benchmarks.processes", *arguments).splitlines()[-1])
+    return found
+
+
+def start_up(repetitions: int) -> dict[str, Figure]:
+    """Seconds: importing torch and lightning alone, and `train.py` up to its first batch."""
+    commands = {
+        "import torch, lightning": ("-c", "import torch, lightning"),
+        "train.py to the first step": ("-m", "benchmarks.processes", "first_step", "logger.mode=disabled"),
+        "train.py to the first step, W&B offline": ("-m", "benchmarks.processes", "first_step", "logger.mode=offline"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(repetitions):
+        for name, command in commands.items():
+            start = time.perf_counter()
+            _run(*command)
+            seconds[name].append(time.perf_counter() - start)
+    base = seconds["import torch, lightning"]
+    figures = {name: Figure.of(values) for name, values in seconds.items()}
+    for name, values in list(seconds.items())[1:]:
+        figures[f"{name}, ratio"] = Figure.of([one / other for one, other in zip(values, base, strict=True)])
+    return figures
+
+
+def _run(*arguments: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    if done.returncode:
+        raise RuntimeError(f"{arguments} failed with {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def _print_memory(order: int, width: int, train_size: int, everything: bool) -> None:
+    from benchmarks.ours import EVERYTHING, NOTHING, step_times
+
+    # What the first tensors and the first run bring along once, whatever the size, belongs to the libraries.
+    small = {"task": {"order": 7}, "network": {"width": 8}, "data": {"train_size": 20}}
+    callbacks = EVERYTHING if everything else NOTHING
+    step_times(small, callbacks, 3, ".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    values: dict[str, Any] = {
+        "task": {"order": order},
+        "network": {"width": width},
+        "data": {"train_size": train_size},
+    }
+    step_times(values, callbacks, 10, ".")
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    activation, parameters = 4 * train_size * width, 4 * 3 * order * width
+    # Adam: the weights, their gradients, two moments; the ring of the last 20 updates is state of a callback.
+    state = 4 * parameters + (20 * 4 * 2 * order * width + parameters if everything else 0)
+    print(json.dumps({"peak": peak, "state": state, "activations": (peak - state) / activation}))
+
+
+def _first_step() -> None:
+    import lightning
+
+    import train
+    from callbacks.registry import CALLBACKS
+
+    @CALLBACKS.register("leave")
+    class Leave(lightning.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            os._exit(0)
+
+    sys.argv = ["train.py", *sys.argv[2:], "callbacks.leave.enabled=true"]
+    train.main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "memory":
+        _print_memory(*(int(value) for value in sys.argv[2:5]), everything=sys.argv[5] == "1")  # type: ignore[misc]
+    else:
+        _first_step()
+        raise SystemExit("The run ended before its first step.")
