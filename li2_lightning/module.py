@@ -152,6 +152,11 @@ class Li2Module(lightning.LightningModule):
             call_hook(self.trainer, "on_interrupt", self)
             raise Interrupted(self.stop_signal, f"Stopped by {signal.Signals(self.stop_signal).name}.")
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        # What torch's own does, without its guard against the compiler, which costs more than a small step's backward.
+        for parameter in self.network.parameters():
+            parameter.grad = None
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.network.normalize()
