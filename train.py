@@ -13,9 +13,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +22,26 @@ import hydra
 import lightning
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks import build_callbacks
-from li2_lightning.command_line import explain_keys, finish_sweep, one_sentence, prepare, show_error
+from li2_lightning.command_line import explain_keys, prepare, show_error
 from li2_lightning.config import Config, load_config, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import build_loss
 from li2_lightning.module import Li2Module
 from li2_lightning.network import build_network
-from li2_lightning.run_directory import RunDirectory, continue_from
+from li2_lightning.run_directory import RunDirectory, RunResult, continue_from
 from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals
 from li2_lightning.seeds import generator
 from li2_lightning.summary import print_summary
+from li2_lightning.sweep import run_in_sweep
 from li2_lightning.tasks import build_task, split_rows
 from li2_lightning.tracking import logging_to, wandb_mode
 from optimizers import build_optimizer, build_scheduler, check_cover, describe
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run left: its directory, its summary.json, and whether it was there before."""
-
-    directory: Path
-    summary: dict[str, Any]
-    stored: bool
 
 
 def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
@@ -122,24 +115,19 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("explain_keys", explain_keys)
-failed_runs: list[str] = []
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def train(config: DictConfig) -> None:
-    """One run from the command line. In a sweep a failed run is noted and the next one starts."""
+    """One run from the command line, or one of a sweep in whatever process its launcher starts."""
+    shell = HydraConfig.get()
+    if shell.mode is RunMode.MULTIRUN:
+        run_in_sweep(run, config, Path(shell.sweep.dir))
+        return
     try:
         result = run(config)
-    except Interrupted as error:
-        # SystemExit is what ends a sweep, too.
-        sys.exit(show_error(error, config.debug))
     except Exception as error:
-        if hydra.core.hydra_config.HydraConfig.get().mode != hydra.types.RunMode.MULTIRUN:
-            sys.exit(show_error(error, config.debug))
-        failed_runs.append(
-            f"{' '.join(hydra.core.hydra_config.HydraConfig.get().overrides.task)}: {one_sentence(error)}"
-        )
-        return
+        sys.exit(show_error(error, config.debug))
     if result.stored:
         print("This run was finished before; force=true repeats it.")
     print_summary(result.summary, result.directory)
@@ -149,16 +137,15 @@ def main() -> int:
     """Run the command line and return its exit code."""
     # Errors come to us whole, instead of printed by Hydra.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with tempfile.TemporaryDirectory() as bookkeeping:
-        try:
-            sys.argv[1:] = prepare(sys.argv[1:], bookkeeping)
-            train()
-        except KeyboardInterrupt:
-            return show_error(Interrupted(signal.SIGINT, "Stopped before training began."), debug=False)
-        # Hydra and OmegaConf raise many kinds while they compose a config; all of them are about the user's input.
-        except Exception as error:
-            return show_error(error, debug="debug=true" in sys.argv, composing=True)
-    return finish_sweep(failed_runs)
+    try:
+        sys.argv[1:] = prepare(sys.argv[1:])
+        train()
+    except KeyboardInterrupt:
+        return show_error(Interrupted(signal.SIGINT, "Stopped before training began."), debug=False)
+    # Hydra and OmegaConf raise many kinds while they compose a config; all of them are about the user's input.
+    except Exception as error:
+        return show_error(error, debug="debug=true" in sys.argv, composing=True)
+    return 0
 
 
 if __name__ == "__main__":

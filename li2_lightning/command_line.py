@@ -18,12 +18,12 @@ from li2_lightning.errors import InputError, Li2Error, nearest
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
 _OPEN = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
 
+# What the optional extra "sweep" brings.
+LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
 
-def prepare(arguments: Sequence[str], bookkeeping: str) -> list[str]:
+
+def prepare(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra gets them.
-
-    Args:
-        bookkeeping: a temporary folder, where a sweep's multirun.yaml goes.
 
     Raises:
         InputError: an argument without a key, for which Hydra has no words.
@@ -31,13 +31,20 @@ def prepare(arguments: Sequence[str], bookkeeping: str) -> list[str]:
     for argument in arguments:
         if argument.startswith("="):
             raise InputError(f"The argument {argument!r} is not of the form key=value.")
-    prepared = [f"++{argument}" if _OPEN.match(argument) else argument for argument in arguments]
+    prepared = [opened(argument) for argument in arguments]
+    # Hydra refuses a file of ours that bears the name of a launcher's own, so what we set for one lies beside it.
+    prepared += [f"hydra/launching={a.partition('=')[2]}" for a in arguments if a.startswith("hydra/launcher=")]
     flags = {"-m", "--multirun"}
     if flags & set(arguments):
         # argparse wants the overrides in one piece, and there is no telling where the flag stands.
         overrides = [argument for argument in prepared if argument not in flags]
-        return ["--multirun", *overrides, f"hydra.sweep.dir={_quoted(bookkeeping)}"]
+        return ["--multirun", *overrides]
     return prepared
+
+
+def opened(override: str) -> str:
+    """``override`` such that Hydra lets it set a key of a plug-in, of which the schema knows nothing."""
+    return f"++{override}" if _OPEN.match(override) else override
 
 
 def explain_keys(schema: type = Config, prefix: str = "") -> str:
@@ -71,13 +78,6 @@ def show_error(error: BaseException, debug: bool, composing: bool = False) -> in
     return int(getattr(known, "exit_code", 1))
 
 
-def finish_sweep(failed: Sequence[str]) -> int:
-    """List the failed runs of a sweep and return its exit code."""
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
-    return 1 if failed else 0
-
-
 def _expected(error: BaseException, composing: bool) -> BaseException | None:
     """The error to show as a sentence; None for one that is our own mistake."""
     if hasattr(error, "exit_code"):
@@ -105,6 +105,8 @@ def _composition_error(error: BaseException) -> InputError:
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, choice = match.groups()
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        if group == "hydra/launcher" and choice in LAUNCHERS:
+            return InputError(f"{group}={choice} is not installed; say pip install -c constraints.txt -e '.[sweep]'.")
         return InputError(f"Unknown {group} {choice!r}; known are {', '.join(options)}.{nearest(choice, options)}")
     if "Error merging override" in text and isinstance(cause, OmegaConfBaseException):
         return explain(cause)
@@ -122,7 +124,7 @@ def _composition_error(error: BaseException) -> InputError:
     return InputError(text.splitlines()[0] if text else type(error).__name__)
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """A string as Hydra's override grammar takes it verbatim."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

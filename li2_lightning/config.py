@@ -97,8 +97,9 @@ class LoggerConfig:
     mode: str = "auto"  # online where credentials exist, else offline
     project: str = "li2_lightning"
     entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
+    group: str | None = None  # null: none, in a sweep one for all its runs
+    job_type: str | None = None  # null: train, in a sweep sweep
+    tags: list[str] = field(default_factory=list)  # empty: task and optimizer
 
 
 @dataclass

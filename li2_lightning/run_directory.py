@@ -35,6 +35,15 @@ SHAPING = ("seed", "loss", "task", "data", "network", "optimizer", "scheduler")
 
 
 @dataclass(frozen=True)
+class RunResult:
+    """What a run left: its directory, its summary.json, and whether it was there before."""
+
+    directory: Path
+    summary: dict[str, Any]
+    stored: bool
+
+
+@dataclass(frozen=True)
 class RunDirectory:
     """``outputs/<name>/<config-hash>-s<seed>/``.
 

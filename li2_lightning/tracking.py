@@ -52,7 +52,8 @@ def wandb_mode(config: Config) -> str:
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
     if mode == "online" and not has_credentials():
         raise InputError("logger.mode=online needs W&B credentials; run `wandb login` or use logger.mode=offline.")
-    for key, setting in (("project", "project"), ("entity", "entity"), ("group", "run_group"), ("tags", "run_tags")):
+    for key, setting in (("project", "project"), ("entity", "entity"), ("group", "run_group"),
+                         ("job_type", "run_job_type"), ("tags", "run_tags")):  # fmt: skip
         value = getattr(config.logger, key)
         try:
             # What W&B would refuse once the run has begun.
@@ -103,7 +104,8 @@ def _start(config: Config, directory: Path, mode: str) -> WandbLogger:
         project=config.logger.project,
         entity=config.logger.entity,
         group=config.logger.group,
-        tags=list(config.logger.tags),
+        job_type=config.logger.job_type or "train",
+        tags=list(config.logger.tags) or [config.task.name, str(config.optimizer.hidden["name"])],
         config=to_plain(config),
         mode=mode,
         settings=wandb.Settings(silent=True, console="off", init_timeout=30),

@@ -75,7 +75,6 @@ def command_line(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLin
 
     def call(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
-        train.failed_runs.clear()
         out, err = io.StringIO(), io.StringIO()
         GlobalHydra.instance().clear()
         try:
@@ -108,6 +107,10 @@ class Process:
 
     def send(self, signum: int) -> None:
         self.popen.send_signal(signum)
+
+    def out(self) -> str:
+        """What it has said so far."""
+        return self._out.read_text()
 
     def wait(self, seconds: float = 240) -> Outcome:
         code = self.popen.wait(timeout=seconds)

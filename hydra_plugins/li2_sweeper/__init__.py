@@ -1,0 +1,92 @@
+"""Hydra's own grid sweeper, of which `li2_lightning.sweep` launches what is not finished.
+
+Hydra takes a sweeper from no other place than the namespace package ``hydra_plugins``.
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+
+class Sweeper(BasicSweeper):
+    """Takes ``hydra.sweeper.params`` and the command line, as Hydra's own does."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from li2_lightning.sweep import FOLDER
+
+        self.folder = Path(config.output_dir).absolute() / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        # Where launchers keep what is theirs, before they are built with it.
+        config.hydra.sweep.dir = str(self.folder)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        from li2_lightning.command_line import opened, quoted
+        from li2_lightning.sweep import Sweep, plan
+
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        grid = OverridesParser.create(config_loader=loader).parse_overrides(
+            [*map(opened, self._parse_config()), *arguments]
+        )
+        (overrides,) = self.split_arguments(grid, None)
+
+        def compose(own: list[str]) -> DictConfig:
+            config = loader.load_sweep_config(self.config, own)
+            with open_dict(config):
+                del config["hydra"]
+            return config
+
+        def start(jobs: list[list[str]]) -> Any:
+            where = f"hydra.sweep.dir={quoted(str(self.folder))}"
+            return self.launcher.launch([[*own, where] for own in jobs], initial_job_idx=0)
+
+        # A process that a launcher starts finds what this one finds.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        with Sweep(plan(overrides, compose), self.folder, self._launching(len(overrides))) as sweep:
+            sweep.launch(start, self.max_batch_size)
+            self._end_workers()
+
+    def _launching(self, runs: int) -> Any:
+        """What the chosen launcher does with runs."""
+        from li2_lightning.sweep import Launching
+
+        assert self.config is not None
+        launcher = self.config.hydra.launcher
+        match launcher._target_.rpartition(".")[2]:
+            case "BasicLauncher":
+                return Launching()
+            case "JoblibLauncher":
+                from joblib import effective_n_jobs
+
+                return Launching(parallel=effective_n_jobs(launcher.n_jobs), here=False)
+            case "LocalLauncher":
+                return Launching(parallel=self.max_batch_size or runs, here=False, reusing=False)
+        return Launching(parallel=None, here=False, local=False, reusing=False)
+
+    def _end_workers(self) -> None:
+        """Joblib's workers would wait some minutes for more."""
+        if "joblib" in sys.modules:
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor().shutdown(wait=True)
+
+
+@dataclass
+class SweeperConf(BasicSweeperConf):
+    """Hydra's own keys, params and max_batch_size."""
+
+    _target_: str = f"{Sweeper.__module__}.{Sweeper.__qualname__}"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="unfinished", node=SweeperConf, provider="li2_lightning")
