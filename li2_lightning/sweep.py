@@ -50,8 +50,6 @@ POLL_S = 0.2
 GRACE_S = 120.0
 # How long a run waits for its directory: a worker of a sweep that was killed may still be saving.
 DIRECTORY_S = 30.0
-# A run whose process died without a word is tried once more: a pool of workers ends as a whole when one of them dies.
-TRIES = 2
 FOLDER = ".sweep"
 
 # The sweep that this process leads; None in a worker.
@@ -105,7 +103,7 @@ class Job:
     label: str
     directory: Path
     outcome: Outcome = field(default_factory=Outcome)
-    deaths: int = 0
+    suspect: bool = False  # its process died, or the pool that it was in
 
     @property
     def ended(self) -> bool:
@@ -190,10 +188,10 @@ class Sweep:
         Args:
             start: takes the overrides of some runs and returns when they have ended. Where it raises, a process died.
         """
-        waiting = [job for job in self.jobs if not job.ended]
-        size = at_once or max(1, len(waiting))
-        while waiting:
-            self._launched, later = waiting[:size], waiting[size:]
+        while waiting := [job for job in self.jobs if not job.ended]:
+            fresh = [job for job in waiting if not job.suspect]
+            # A pool of workers ends as a whole when one of them dies; alone, it is clear whose run was to blame.
+            self._launched = fresh[:at_once] or waiting[:1]
             reason = "its process ended without a word"
             try:
                 start([job.overrides for job in self._launched])
@@ -201,12 +199,12 @@ class Sweep:
                 # What the launcher says of a process that died; what a run says is in its outcome.
                 reason = f"its process died: {one_sentence(error).splitlines()[0]}"
             self._settle(reason)
-            waiting = [*(job for job in self._launched if not job.ended), *later]
 
     def tell(self, job_directory: Path) -> None:
         """Say which run starts now, where runs follow each other in this process."""
         label = next((job.label for job in self.jobs if job.directory == job_directory), str(job_directory))
-        print(f"Run {self._count('done', 'failed') + 1} of {len(self.jobs)}: {label} ({self.status()})", flush=True)
+        status = self.status()
+        print(f"Run {self._count('done', 'failed') + 1} of {len(self.jobs)}: {label} ({status})", flush=True)
 
     def status(self) -> str:
         """How far the sweep is, on less than a line of 80 columns."""
@@ -273,14 +271,16 @@ class Sweep:
         deadline = time.monotonic() + (0 if self.launching.reusing else GRACE_S)
         while self._still_running() or (self._still_running(starting=True) and time.monotonic() < deadline):
             time.sleep(POLL_S)
+        began = [job for job in self._launched if job.outcome.state != "waiting"]
+        alone = len(self._launched) == 1
         for job in self._launched:
-            if job.ended:
-                continue
-            job.deaths += 1
-            # Of what waits in a queue, or never began, there is nothing that a second try would tell.
-            if job.deaths == TRIES or not self.launching.reusing:
+            if job.outcome.state == "stopped":
+                # By somebody else than this sweep, which would not have come here.
+                job.outcome.state = "failed"
+            elif not job.ended and (alone or not began or not self.launching.reusing):
                 job.outcome = Outcome("failed", reason=f"{reason}; the same command tries it again.")
-            else:
+            elif not job.ended:
+                job.suspect = job in began
                 job.outcome = Outcome()
                 self._path(job, "json").unlink(missing_ok=True)
 
