@@ -66,8 +66,9 @@ def test_theory_knows_neither_lightning_nor_files() -> None:
         assert not imports(path) & {"lightning", "wandb", "omegaconf", "os", "pathlib", "io"}, path
 
 
-def test_hydra_is_in_train_py_alone() -> None:
+def test_hydra_is_in_train_py_and_its_sweeper_alone() -> None:
     assert "hydra" in imports(ROOT / "train.py")
+    assert "hydra" in imports(ROOT / "hydra_plugins" / "li2_sweeper" / "__init__.py")
     for part in PARTS:
         for path in files(part):
             assert "hydra" not in imports(path), path
@@ -87,11 +88,15 @@ def test_every_package_is_listed() -> None:
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     listed = set(setup["options"]["packages"].split())
     there = {
-        ".".join(path.parent.relative_to(ROOT).parts) for part in PARTS for path in (ROOT / part).rglob("__init__.py")
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for part in (*PARTS, "hydra_plugins")
+        for path in (ROOT / part).rglob("__init__.py")
     }
     assert listed == there
     assert setup["options"]["py_modules"].split() == ["train"]
-    with_code = {".".join(path.parent.relative_to(ROOT).parts) for part in PARTS for path in files(part)}
+    with_code = {
+        ".".join(path.parent.relative_to(ROOT).parts) for part in (*PARTS, "hydra_plugins") for path in files(part)
+    }
     assert with_code == there, "a folder of code without __init__.py would not be installed"
 
 

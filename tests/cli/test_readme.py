@@ -74,7 +74,14 @@ def test_every_module_of_the_readme_runs(arguments: list[str]) -> None:
     subprocess.run([sys.executable, *arguments[1:]], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("arguments", RUNS, ids=" ".join)
+# A launcher starts processes of its own, which takes long.
+RUNS_OR_SLOW = [
+    pytest.param(words, marks=pytest.mark.slow) if any("launcher" in word for word in words) else words
+    for words in RUNS
+]
+
+
+@pytest.mark.parametrize("arguments", RUNS_OR_SLOW, ids=" ".join)
 def test_every_run_of_the_readme_runs(arguments: list[str], command_line: CommandLine, workplace: Path) -> None:
     outcome = command_line(*arguments, *SHRUNK)
     assert outcome.code == 0, outcome

@@ -416,7 +416,7 @@ def test_a_sweep_through_submitit(start_process: StartProcess, command_line: Com
 def test_a_signal_stops_a_sweep_through_submitit(start_process: StartProcess, workplace: Path) -> None:
     """Slow because each run is a process: 30 s. submitit's own handler lets SIGTERM pass, ours does not."""
     process = start_process("-m", *LONG, "max_steps=100000", "seed=0,1,2", "hydra/launcher=submitit_local")
-    process.wait_for(lambda: sum(1 for _ in workplace.glob("outputs/sweep/*/checkpoints/last.ckpt")) >= 2)
+    process.wait_for(lambda: sum(1 for _ in workplace.glob("outputs/sweep/*/checkpoints/last.ckpt")) >= 2, seconds=300)
     process.send(signal.SIGTERM)
     assert process.wait().code == 143
     assert_no_process_left(workplace, seconds=20)
