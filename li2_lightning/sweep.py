@@ -123,19 +123,20 @@ def plan(overrides: Sequence[Sequence[str]], compose: Callable[[list[str]], Dict
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("A sweep is started once, not on every rank; start it without torchrun, one device a run.")
     jobs: dict[Path, Job] = {}
+    refused = []
     for own, label in zip(overrides, _labels(overrides), strict=True):
         values = compose(list(own))
         _refuse_several_devices(values)
         try:
             config = load_config(values)
             directory = RunDirectory.of(config)
-            outcome = _stored(directory, config)
+            job = Job(list(own), label, directory.path, _stored(directory, config))
         except InputError as error:
-            directory, outcome = RunDirectory(Path(f"refused: {label}")), Outcome("failed", reason=str(error))
-        jobs.setdefault(directory.path, Job(list(own), label, directory.path, outcome))
-    refused = {job.outcome.reason for path, job in jobs.items() if path.name.startswith("refused: ")}
-    if len(refused) == 1 and all(path.name.startswith("refused: ") for path in jobs):
-        raise InputError(str(refused.pop()))
+            refused.append(str(error))
+            job = Job(list(own), label, Path(f"refused-{len(refused)}"), Outcome("failed", reason=str(error)))
+        jobs.setdefault(job.directory, job)
+    if len(refused) == len(overrides) and len(set(refused)) == 1:
+        raise InputError(refused[0])
     return list(jobs.values())
 
 
@@ -370,9 +371,16 @@ def run_in_sweep(run: Callable[[Config], RunResult], values: DictConfig, folder:
 
     A sweep goes on where no finished run is, without being asked to (``resume=auto``).
     """
-    if (folder / "stop").exists() or not (folder / "settings.json").exists():
-        return  # stopped while this run was waiting
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    if (folder / "stop").exists():
+        return
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        orphaned = settings["local"] and not held(folder / "alive")
+    except FileNotFoundError:
+        orphaned = True
+    if orphaned:
+        # Nobody leads the sweep any more, nor would collect this process, which may have other runs waiting for it.
+        os._exit(128 + signal.SIGTERM)
     config = load_config(values)
     if config.resume is None and not config.force:
         config.resume = "auto"

@@ -13,6 +13,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
@@ -47,13 +48,19 @@ class Sweeper(BasicSweeper):
                 del config["hydra"]
             return config
 
-        def start(jobs: list[list[str]]) -> Any:
+        def start(jobs: list[list[str]]) -> None:
             where = f"hydra.sweep.dir={quoted(str(self.folder))}"
-            return self.launcher.launch([[*own, where] for own in jobs], initial_job_idx=0)
+            for result in self.launcher.launch([[*own, where] for own in jobs], initial_job_idx=0):
+                if result.status is JobStatus.FAILED:
+                    # What a run does not note itself never happens in a run.
+                    raise result._return_value
 
-        # A process that a launcher starts finds what this one finds.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        with Sweep(plan(overrides, compose), self.folder, self._launching(len(overrides))) as sweep:
+        launching = self._launching(len(overrides))
+        if not launching.here:
+            # Processes find what this one finds: train.py's folder, and the current one.
+            ours = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
+            os.environ["PYTHONPATH"] = os.pathsep.join(ours)
+        with Sweep(plan(overrides, compose), self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             self._end_workers()
 

@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 
 from li2_lightning.metrics_file import read_metrics
 from tests.cli.conftest import TINY, CommandLine, Process, StartProcess
+from tests.cli.test_terminal import on_a_terminal, visible, width
 
 FAST = (*TINY, "callbacks=minimal", "name=sweep")
 # Runs of a second or so, that something can happen in the middle of; the last checkpoint lies close behind.
@@ -280,11 +281,12 @@ def assert_no_process_left(workplace: Path, seconds: float = 60) -> None:
 
 def wait_for_the_middle(process: Process, workplace: Path) -> None:
     """One run is finished, two more are under way and have a checkpoint."""
-    process.wait_for(
-        lambda: (
-            bool(finished(workplace)) and sum(1 for _ in workplace.glob("outputs/sweep/*/checkpoints/last.ckpt")) >= 3
-        )
-    )
+
+    def in_the_middle() -> bool:
+        kept = list(workplace.glob("outputs/sweep/*/checkpoints/last.ckpt"))
+        return bool(finished(workplace)) and len(kept) >= 3
+
+    process.wait_for(in_the_middle, seconds=300)
 
 
 PARALLEL = (*LONG, "seed=0,1,2,3,4,5")
@@ -380,6 +382,20 @@ def test_a_parallel_sweep_with_a_run_that_fails(start_process: StartProcess, wor
     assert len(finished(workplace)) == 3
     assert only_outputs(workplace)
     assert_no_process_left(workplace, seconds=10)
+
+
+@pytest.mark.slow
+def test_on_a_terminal_one_line_tells_of_the_whole_sweep(workplace: Path) -> None:
+    """Slow because it starts a sweep: 15 s. The bars of single runs stay out of it."""
+    code, text = on_a_terminal(("-m", *FAST, "seed=0,1,2", *TWO_AT_A_TIME), workplace, columns=80)
+    assert code == 0, text
+    lines = [visible(line).rstrip() for line in re.split(r"[\r\n]+", text)]
+    assert all(width(line) <= 80 for line in lines)
+    told = [line for line in lines if re.search(r"\d of 3 done, 0 failed, \d running", line)]
+    assert len(told) >= 3, "it moves"
+    assert told[-1] == "Sweep: 3 of 3 done, 0 failed, 0 running."
+    assert not any("loss" in line for line in lines)
+    assert text.count("\x1b[?25h") == text.count("\x1b[?25l") == 1, "the cursor is shown again"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,11 @@ def test_every_run_of_a_sweep_is_a_run_of_its_own(command_line: CommandLine, wor
     assert len(directories) == 2
     told = [inspect(*runs(folder)) for folder in directories]
     assert told[0]["run_id"] != told[1]["run_id"]
+    groups = {t["group"] for t in told}
+    assert len(groups) == 1, "one group a sweep"
+    assert re.fullmatch(r"sweep-[0-9a-f]{6}", groups.pop())
+    assert [t["job_type"] for t in told] == ["sweep", "sweep"]
+    assert [t["tags"] for t in told] == [["cyclic", "adam"]] * 2
     assert [t["name"] for t in told] == ["sweep-s0", "sweep-s1"]
     for folder, one in zip(directories, told, strict=True):
         last = read_metrics(folder / "metrics.csv").iloc[-1]
