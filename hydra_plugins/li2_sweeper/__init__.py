@@ -36,21 +36,21 @@ class Sweeper(BasicSweeper):
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
+        loader, master, launcher = self.hydra_context.config_loader, self.config, self.launcher
         grid = OverridesParser.create(config_loader=loader).parse_overrides(
             [*map(opened, self._parse_config()), *arguments]
         )
         (overrides,) = self.split_arguments(grid, None)
 
         def compose(own: list[str]) -> DictConfig:
-            config = loader.load_sweep_config(self.config, own)
+            config = loader.load_sweep_config(master, own)
             with open_dict(config):
                 del config["hydra"]
             return config
 
         def start(jobs: list[list[str]]) -> None:
             where = f"hydra.sweep.dir={quoted(str(self.folder))}"
-            for result in self.launcher.launch([[*own, where] for own in jobs], initial_job_idx=0):
+            for result in launcher.launch([[*own, where] for own in jobs], initial_job_idx=0):
                 if result.status is JobStatus.FAILED:
                     # What a run does not note itself never happens in a run.
                     raise result._return_value
