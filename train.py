@@ -24,6 +24,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks import build_callbacks
@@ -31,6 +32,7 @@ from li2_lightning.command_line import explain_keys, prepare, show_error
 from li2_lightning.config import Config, load_config, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
+from li2_lightning.launch import Team, invited, serve
 from li2_lightning.losses import build_loss
 from li2_lightning.module import Li2Module
 from li2_lightning.network import build_network
@@ -53,15 +55,59 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         InputError: the config asks for something that cannot be; nothing has been written.
         DivergenceError: the training loss is not finite; the last good checkpoint is kept.
         Interrupted: SIGINT or SIGTERM; a checkpoint holds the state.
+        OtherRankError: of several ranks another one failed.
     """
     config = load_config(values)
+    with Team(config, [sys.executable, str(Path(__file__).resolve())]) as team:
+        return lead(config, team) if team.first else follow(config, team)
+
+
+def lead(config: Config, team: Team) -> RunResult:
+    """The run of the first rank, or of a single process: it decides, writes, logs and prints."""
     directory = RunDirectory.of(config)
     checkpoint = directory.find_checkpoint(config)
     if not config.force and (stored := directory.summary()) is not None:
         if stored["status"] == "diverged":
             raise DivergenceError(f"{stored['reason']} (kept in {directory.path}; force=true repeats it)")
+        team.finish(stored)
         return RunResult(directory.path, stored, stored=True)
 
+    trainer, module, data = assemble(config, directory.path, team)
+    start = 0 if checkpoint is None else continue_from(checkpoint, config)
+    mode = wandb_mode(config)
+
+    with (
+        directory.claim(config, keep=config.resume is not None and not config.force, checkpoint=checkpoint),
+        logging_to(trainer, config, directory.path, mode, keep_through=None if checkpoint is None else start),
+        stopping_on_signals(module),
+        team.training_from(checkpoint),
+        directory.summarizing(config, start),
+        quiet_lightning(),
+    ):
+        rows = f"{len(data.train)} training and {len(data.test)} test rows"
+        print(f"{data.task.name}: {rows}, {data.task.num_classes} classes{team}")
+        print(describe(module.optimizer))
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    summary = directory.summary()
+    assert summary is not None
+    team.finish(summary)
+    return RunResult(directory.path, summary, stored=False)
+
+
+def follow(config: Config, team: Team) -> RunResult:
+    """The run of every other rank: it trains and measures its rows, in silence."""
+    directory = RunDirectory.of(config)
+    with team.in_silence():
+        to_do, checkpoint = team.orders()
+        if to_do:
+            trainer, module, data = assemble(config, directory.path, team)
+            with stopping_on_signals(module), quiet_lightning():
+                trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        return RunResult(directory.path, team.result(), stored=not to_do)
+
+
+def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Trainer, Li2Module, TableDataModule]:
+    """Config → task → network → module → callbacks → trainer, the same on every rank; writes nothing."""
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     keep_freed_memory()
@@ -77,6 +123,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         critical_ratio=config.data.critical_ratio,
         split_file=config.data.split_file,
     )
+    team.check_rows(len(split.train))
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
     check_cover(list(network.named_parameters()), network.roles())
@@ -93,24 +140,8 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         compile_network=config.trainer.compile,
         config=to_plain(config),
     )
-    trainer = build_trainer(config, directory.path, build_callbacks(config.callbacks))
-
-    start = 0 if checkpoint is None else continue_from(checkpoint, config)
-    mode = wandb_mode(config)
-
-    with (
-        directory.claim(config, keep=config.resume is not None and not config.force, checkpoint=checkpoint),
-        logging_to(trainer, config, directory.path, mode, keep_through=None if checkpoint is None else start),
-        directory.summarizing(config, start),
-        stopping_on_signals(module),
-        quiet_lightning(),
-    ):
-        print(f"{task.name}: {len(split.train)} training and {len(split.test)} test rows, {task.num_classes} classes")
-        print(describe(optimizer))
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    summary = directory.summary()
-    assert summary is not None
-    return RunResult(directory.path, summary, stored=False)
+    trainer = build_trainer(config, directory, build_callbacks(config.callbacks), team.environment)
+    return trainer, module, data
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -128,6 +159,8 @@ def train(config: DictConfig) -> None:
         result = run(config)
     except Exception as error:
         sys.exit(show_error(error, config.debug))
+    if rank_zero_only.rank != 0:
+        return
     if result.stored:
         print("This run was finished before; force=true repeats it.")
     print_summary(result.summary, result.directory)
@@ -135,6 +168,8 @@ def train(config: DictConfig) -> None:
 
 def main() -> int:
     """Run the command line and return its exit code."""
+    if invited():
+        return serve(run)
     # Errors come to us whole, instead of printed by Hydra.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -58,6 +58,10 @@ class Checkpoint(lightning.Callback):
         folder = Path(trainer.default_root_dir) / "checkpoints"
         folder.mkdir(exist_ok=True)
         path = folder / f"row-{trainer.global_step:06d}.ckpt"
+        if not trainer.is_global_zero:
+            # Nothing is written here, but Lightning waits for every rank.
+            trainer.save_checkpoint(path)
+            return
         for logger in trainer.loggers:
             logger.save()
         with replacing(path) as temporary:

@@ -38,6 +38,8 @@ class Interaction(Diagnostic):
         pairs: how many pairs.
     """
 
+    needs_float64 = True
+
     def __init__(self, every_n_steps: int = 100, pairs: int = 200) -> None:
         super().__init__(every_n_steps)
         self.num_pairs = positive_integer("interaction.pairs", pairs)

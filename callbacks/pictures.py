@@ -49,7 +49,13 @@ class Pictures(lightning.Callback):
 
     def _draw(self, trainer: lightning.Trainer, module: Li2Module, step: int) -> None:
         group, weights = module.data.task.group, module.network.input_weights()
-        if group is None or group.order == 1 or weights is None or not weights.isfinite().all():
+        if (
+            not trainer.is_global_zero
+            or group is None
+            or group.order == 1
+            or weights is None
+            or not weights.isfinite().all()
+        ):
             return
         folder = Path(trainer.default_root_dir) / "features"
         folder.mkdir(exist_ok=True)

@@ -17,6 +17,8 @@ class Report(lightning.Callback):
     """Draws ``report.png`` from the finished metrics.csv and stages.json, and sends it to W&B as an image."""
 
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
+        if not trainer.is_global_zero:
+            return
         for logger in trainer.loggers:
             logger.save()
         picture = draw_overview(Path(trainer.default_root_dir))

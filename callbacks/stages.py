@@ -43,11 +43,12 @@ class Stages(lightning.Callback):
             self.tracker = StageTracker(Thresholds(**thresholds))
         except ValueError as error:
             raise InputError(f"callbacks.stages.{error}") from error
-        self._path = Path()
+        self._path: Path | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Li2Module)
-        self._path = Path(trainer.default_root_dir) / "stages.json"
+        # Every rank follows the rows, so that all know of a transition; the first writes.
+        self._path = Path(trainer.default_root_dir) / "stages.json" if trainer.is_global_zero else None
         self.tracker.equilibrium_caveat = no_equilibrium(pl_module)
 
     def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
@@ -74,7 +75,8 @@ class Stages(lightning.Callback):
         self.tracker.load_state_dict(state_dict)
 
     def _write(self) -> None:
-        write_json(self._path, stages_document(self.tracker.transitions, self.tracker.stalled))
+        if self._path is not None:
+            write_json(self._path, stages_document(self.tracker.transitions, self.tracker.stalled))
 
 
 def stages_document(transitions: list[Transition], stalled: bool) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from omegaconf.errors import OmegaConfBaseException
 
 from li2_lightning.config import Config, explain, unknown_key
-from li2_lightning.errors import InputError, Li2Error, nearest
+from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest
 
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
 _OPEN = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
@@ -72,6 +72,8 @@ def one_sentence(error: BaseException, composing: bool = False) -> str:
 def show_error(error: BaseException, debug: bool, composing: bool = False) -> int:
     """Print one sentence on stderr, with the traceback where ``debug``, and return the exit code."""
     known = _expected(error, composing)
+    if isinstance(known, OtherRankError) and known.silent:
+        return known.exit_code
     if debug or known is None:
         traceback.print_exception(error)
     print(f"error: {one_sentence(error, composing)}", file=sys.stderr)

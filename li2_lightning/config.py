@@ -107,9 +107,9 @@ class TrainerConfig:
     """Passed to Lightning's Trainer."""
 
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int = 1  # ranks on each node; each trains and evaluates on its share of the rows
     num_nodes: int = 1
-    strategy: str = "auto"
+    strategy: str = "auto"  # or ddp, which is what auto takes for several ranks
     precision: str = "32-true"
     compile: bool = False
     threads: int | None = None  # torch's threads; null: torch's choice
@@ -144,6 +144,7 @@ FILES = ("task.path", "data.split_file", "network.initial_weights")
 # The link in output_dir that points to the newest run.
 LATEST = "latest"
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
+STRATEGIES = ("auto", "ddp")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -297,6 +298,7 @@ def _check(config: Config) -> None:
         ("network.readout", network.readout, ("gradient", "ridge")),
         ("trainer.precision", trainer.precision, PRECISIONS),
         ("trainer.accelerator", trainer.accelerator, ACCELERATORS),
+        ("trainer.strategy", trainer.strategy, STRATEGIES),
     ):
         if choice not in options:
             raise unknown(f"value of {key}:", choice, options)
@@ -304,11 +306,6 @@ def _check(config: Config) -> None:
     for role in ("hidden", "output", "embedding"):
         if "name" not in getattr(config.optimizer, role):
             raise InputError(f"optimizer.{role} has no name; say for example optimizer.{role}.name=adam.")
-    if trainer.devices > 1 or trainer.num_nodes > 1:
-        raise InputError(
-            f"trainer.devices={trainer.devices} with trainer.num_nodes={trainer.num_nodes} is more than this version "
-            "can measure exactly; leave both at 1."
-        )
     _check_network(network, config.loss)
     run_name(config)
 

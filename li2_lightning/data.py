@@ -1,9 +1,12 @@
-"""The rows in memory: the whole table on the device once, served as one full batch or in mini-batches."""
+"""The rows in memory: the whole table on the device once, served as one full batch or in mini-batches.
+
+Every rank holds all rows (a few integers each) and trains and evaluates on its share of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning
@@ -11,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from li2_lightning.ranks import share, world_size
 from li2_lightning.seeds import generator
 from li2_lightning.tasks import Split, Task
 
@@ -22,10 +26,16 @@ class Rows:
     Attributes:
         tokens: operands, n × k, int64.
         labels: (n,), int64.
+        total: rows in the shares of all ranks together; n where nothing is said.
     """
 
     tokens: Tensor
     labels: Tensor
+    total: int = -1
+
+    def __post_init__(self) -> None:
+        if self.total < 0:
+            self.total = len(self)
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -36,11 +46,15 @@ class Rows:
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on ``device``."""
-        return Rows(self.tokens.to(device), self.labels.to(device))
+        return Rows(self.tokens.to(device), self.labels.to(device), self.total)
+
+    def share(self) -> Rows:
+        """This rank's rows, a view; the very same object in a single process."""
+        return self if world_size() == 1 else replace(self.take(share(len(self))), total=len(self))
 
     def blocks(self, size: int) -> Iterator[Rows]:
-        """The rows in order, ``size`` at a time; views, not copies."""
-        for start in range(0, len(self), size):
+        """The rows in order, ``size`` at a time; views, not copies. No rows are one empty block."""
+        for start in range(0, max(len(self), 1), size):
             yield self.take(slice(start, start + size))
 
 
@@ -48,7 +62,12 @@ class TableDataModule(lightning.LightningDataModule):
     """Training and test rows of a task, without workers and without copies.
 
     One Lightning epoch is the whole run: the loader never ends, and the trainer stops it by ``max_steps``. The batch
-    of a step depends on the seed and the step alone, so a resumed run meets the batches it would have met.
+    of a step depends on the seed and the step alone, so a resumed run meets the batches it would have met, and several
+    ranks divide the very batch that a single process would take.
+
+    Attributes:
+        train, test: all rows, on every rank.
+        train_share, test_share: this rank's; uneven where the ranks do not divide the rows, each row on one rank.
 
     Args:
         task: the table.
@@ -61,8 +80,8 @@ class TableDataModule(lightning.LightningDataModule):
     def __init__(self, task: Task, split: Split, batch_size: int | None, seed: int) -> None:
         super().__init__()
         self.task = task
-        self.train = _rows(task, split.train)
-        self.test = _rows(task, split.test)
+        self.train = self.train_share = _rows(task, split.train)
+        self.test = self.test_share = _rows(task, split.test)
         self.seed = seed
         self.batch_size = None if batch_size is None or batch_size >= len(self.train) else batch_size
 
@@ -75,6 +94,7 @@ class TableDataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         self.train, self.test = self.train.to(device), self.test.to(device)
+        self.train_share, self.test_share = self.train.share(), self.test.share()
 
     def train_dataloader(self) -> Iterator[Rows]:
         assert self.trainer is not None
@@ -87,13 +107,13 @@ class TableDataModule(lightning.LightningDataModule):
     def _batches(self, trainer: lightning.Trainer) -> Iterator[Rows]:
         step = trainer.global_step
         while self.batch_size is None:
-            yield self.train
+            yield self.train_share
         while True:
             current, position = divmod(step, self.steps_per_pass)
             order = torch.randperm(len(self.train), generator=generator(self.seed, f"batches of pass {current}"))
             order = order.to(self.train.labels.device)
             for batch in torch.split(order, self.batch_size)[position:]:
-                yield self.train.take(batch)
+                yield self.train.take(batch).share()
                 step += 1
 
 

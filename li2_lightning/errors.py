@@ -34,6 +34,19 @@ class Interrupted(Li2Error):
         self.exit_code = 128 + signum
 
 
+class OtherRankError(Li2Error):
+    """Of several ranks another one failed; ``exit_code`` is that one's.
+
+    Args:
+        silent: the first rank says it, so this one does not.
+    """
+
+    def __init__(self, sentence: str, exit_code: int, silent: bool = False) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+        self.silent = silent
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """The hint ``" Did you mean 'x'?"`` with the option most like ``word``, or nothing where none is close."""
     matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)

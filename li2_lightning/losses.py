@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from li2_lightning.errors import InputError
+from li2_lightning.ranks import row_mean
 from li2_lightning.registry import Registry
 from li2_lightning.theory.lazy import center
 
@@ -23,7 +24,10 @@ class Loss:
         raise NotImplementedError
 
     def offset(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
-        """The offset per class, (C,), fitted on training rows; None where the loss sees the outputs as they are."""
+        """The offset per class, (C,), fitted on the training rows of every rank; None where there is none.
+
+        It has no gradient: the best offset is where the loss does not change with it.
+        """
         return None
 
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
@@ -41,10 +45,14 @@ class Loss:
         """F and Y as the ridge readout that minimizes this loss sees them; `InputError` where it has none."""
         raise InputError(f"The loss {type(self).__name__} has no ridge readout; use network.readout=gradient.")
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss over training rows, a scalar."""
+    def __call__(self, outputs: Tensor, labels: Tensor, total: int | None = None) -> Tensor:
+        """The mean loss over training rows, a scalar; on several ranks, what this rank's rows add to it.
+
+        Args:
+            total: rows of all ranks; those given where None.
+        """
         offset = self.offset(outputs, labels)
-        return self.rows(outputs if offset is None else outputs + offset, labels).mean()
+        return self.rows(outputs if offset is None else outputs + offset, labels).sum() / (total or len(labels))
 
 
 LOSSES: Registry[type[Loss]] = Registry("loss", "li2_lightning.losses")
@@ -82,7 +90,7 @@ class ProjectedMSE(Loss):
     """
 
     def offset(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return (one_hot(labels, outputs.shape[1], outputs.dtype) - outputs).mean(dim=0)
+        return row_mean(one_hot(labels, outputs.shape[1], outputs.dtype) - outputs)
 
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return (one_hot(labels, outputs.shape[1], outputs.dtype) - outputs).square().sum(dim=1)
@@ -91,7 +99,7 @@ class ProjectedMSE(Loss):
         return center(one_hot(labels, outputs.shape[1], outputs.dtype) - outputs)
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return center(features), center(targets)
+        return features - row_mean(features), targets - row_mean(targets)
 
 
 @LOSSES.register("cross_entropy")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from li2_lightning.ranks import sum_over_ranks
+
 
 class RowStatistics(Metric):
     """Mean loss and accuracy over rows.
@@ -22,8 +24,11 @@ class RowStatistics(Metric):
     hits: Tensor
     rows: Tensor
 
+    STATES = ("loss_sum", "hits", "rows")
+
     def __init__(self) -> None:
-        super().__init__()
+        # Several metrics are summed in one reduction by `add_ranks`; torchmetrics would take nine for each.
+        super().__init__(sync_on_compute=False)
         self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("hits", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -44,3 +49,11 @@ class RowStatistics(Metric):
         # In float32 9/10 would lie below .9, and a threshold of .9 would be missed.
         exact = torch.float32 if self.hits.device.type == "mps" else torch.float64
         return {"loss": self.loss_sum / self.rows, "accuracy": self.hits.to(exact) / self.rows}
+
+
+def add_ranks(*metrics: RowStatistics) -> None:
+    """Give every metric the sums over all ranks, in one reduction; call it once, before ``compute``."""
+    sums = iter(sum_over_ranks(*[getattr(metric, state) for metric in metrics for state in RowStatistics.STATES]))
+    for metric in metrics:
+        for state in RowStatistics.STATES:
+            setattr(metric, state, next(sums))

@@ -32,10 +32,11 @@ from li2_lightning.config import NetworkConfig
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import Loss, one_hot
-from li2_lightning.metrics import RowStatistics
-from li2_lightning.network import Activity, Network
+from li2_lightning.metrics import RowStatistics, add_ranks
+from li2_lightning.network import Activity, Features, Network
+from li2_lightning.ranks import from_first, gather_rows, sum_over_ranks, world_size
 from li2_lightning.state import FeatureSums, StepState
-from li2_lightning.theory.lazy import ridge_readout
+from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 Row = dict[str, float | None]
 # Rows that wait on an accelerator before they are moved to the host together.
@@ -114,20 +115,20 @@ class Li2Module(lightning.LightningModule):
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         data, step = self.data, self.global_step
-        self._is_whole_batch = batch is data.train
+        self._is_whole_batch = batch is data.train_share
         due = step > self.last_row and step % self.evaluate_every_n_steps == 0
         if self._is_whole_batch:
             sums = self._sums() if due else None
-            activity = self._forward_training_rows(data.train, sums)
+            activity = self._forward_training_rows(batch, sums)
             if due:
                 self._state = self._measure(step, data, activity, sums)
         else:
             if due:
                 self._state = self._measure_anew(step, data)
             elif self.ridge is not None:
-                self._solve_readout(data.train)
+                self._solve_readout(data.train_share)
             activity = self._forward(batch.tokens)
-        return self.loss(activity.outputs, batch.labels)
+        return self.loss(activity.outputs, batch.labels, batch.total)
 
     def on_fit_start(self) -> None:
         reason = self.network.why_plain()
@@ -143,14 +144,15 @@ class Li2Module(lightning.LightningModule):
             signal.signal(signum, handler)
 
     def on_after_backward(self) -> None:
+        signum = self.stop_signal if world_size() == 1 else self._add_ranks()
         if self._state is not None:
             state, self._state = self._state, None
             state.readout_gradient = self._readout_gradient
             self._publish(state)
-        if self.stop_signal is not None:
+        if signum is not None:
             self.hand_over()
             call_hook(self.trainer, "on_interrupt", self)
-            raise Interrupted(self.stop_signal, f"Stopped by {signal.Signals(self.stop_signal).name}.")
+            raise Interrupted(signum, f"Stopped by {signal.Signals(signum).name}.")
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         # What torch's own does, without its guard against the compiler, which costs more than a small step's backward.
@@ -168,6 +170,20 @@ class Li2Module(lightning.LightningModule):
             self._publish(self._measure_anew(self.global_step, self.data))
         self.hand_over()
         call_hook(self.trainer, "on_last_row", self)
+
+    def _add_ranks(self) -> int | None:
+        """Sum the gradients of every rank's rows, in place; the signal at which all ranks stop now, if any has one."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        asked = torch.zeros(signal.NSIG)
+        if self.stop_signal is not None:
+            asked[self.stop_signal] = 1
+        *sums, signals = sum_over_ranks(*gradients, asked.to(self.device))
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total)
+        # Reading it waits for the device, so an accelerator is asked less often.
+        if self.device.type != "cpu" and self.global_step % ROWS_IN_FLIGHT:
+            return None
+        return int(signals.argmax()) or None
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
@@ -218,8 +234,11 @@ class Li2Module(lightning.LightningModule):
             self.hand_over()
 
     def _sums(self) -> FeatureSums | None:
-        """What adds up the features of a forward pass; None where the network is compiled, and no Python looks on."""
-        if self._callable[0] is not self.network:
+        """What adds up the features of a forward pass; None where the network is compiled, and no Python looks on.
+
+        On several ranks a pass sees only a share of the rows; there the state goes over all of them itself.
+        """
+        if self._callable[0] is not self.network or world_size() > 1:
             return None
         return FeatureSums(self.data.train.labels, self.network.V.shape[1])
 
@@ -227,20 +246,23 @@ class Li2Module(lightning.LightningModule):
     def _measure_anew(self, step: int, data: TableDataModule) -> StepState:
         """A row with a forward pass of its own."""
         sums = self._sums()
-        return self._measure(step, data, self._forward_training_rows(data.train, sums), sums)
+        return self._measure(step, data, self._forward_training_rows(data.train_share, sums), sums)
 
     @torch.no_grad()
     def _measure(self, step: int, data: TableDataModule, activity: Activity, sums: FeatureSums | None) -> StepState:
         """Losses and accuracies of both splits at the weights of ``activity``."""
-        state = StepState(step, activity, data.train, self.network, self.loss, sums)
-        offset = self.loss.offset(state.outputs, state.targets)
-        test_outputs = self.network.evaluate(data.test.tokens, activity.moments)
-        for split, statistics, outputs, labels in (
-            ("train", self.train_statistics, state.outputs, state.targets),
-            ("test", self.test_statistics, test_outputs, data.test.labels),
+        state = StepState(step, _of_all_ranks(activity), data.train, self.network, self.loss, sums)
+        train_outputs = activity.outputs.detach()
+        offset = self.loss.offset(train_outputs, data.train_share.labels)
+        test_outputs = self.network.evaluate(data.test_share.tokens, activity.moments)
+        for statistics, outputs, labels in (
+            (self.train_statistics, train_outputs, data.train_share.labels),
+            (self.test_statistics, test_outputs, data.test_share.labels),
         ):
             outputs = outputs if offset is None else outputs + offset
             statistics.update(self.loss.rows(outputs, labels), outputs, labels)
+        add_ranks(self.train_statistics, self.test_statistics)
+        for split, statistics in (("train", self.train_statistics), ("test", self.test_statistics)):
             for name, value in statistics.compute().items():
                 state.log(f"{split}/{name}", value)
             statistics.reset()
@@ -263,8 +285,35 @@ class Li2Module(lightning.LightningModule):
         # The loss sees Re(FV) = Re F·Re V − Im F·Im V, a real problem of twice the width.
         real = torch.cat([F.real, -F.imag], dim=1) if F.is_complex() else F
         Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
-        V = ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge)
+        V = _ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge, rows.total)
         self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
+
+
+def _of_all_ranks(activity: Activity) -> Activity:
+    """What the callbacks see: every rank's training rows, in the order of a single process.
+
+    Features that the forward pass has not kept are computed by who asks, from the operands, which every rank has.
+    """
+    if world_size() == 1:
+        return activity
+    features = activity.features
+    if features is not None:
+        last = gather_rows(features.last)
+        features = Features(
+            last, last if features.first is features.last else gather_rows(features.first), features.moments
+        )
+    return Activity(gather_rows(activity.outputs), features)
+
+
+def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:
+    """`ridge_readout` of the rows of every rank, ``total`` of them, on the smaller side as there."""
+    if world_size() == 1:
+        return ridge_readout(features, targets, ridge)
+    if total < features.shape[1]:
+        return ridge_readout(gather_rows(features), gather_rows(targets), ridge)
+    F, Y = features.double(), targets.double()
+    gram, right = sum_over_ranks(F.mT @ F, F.mT @ Y)
+    return solve_shifted(gram, right, ridge).to(features.dtype)
 
 
 def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
@@ -272,7 +321,7 @@ def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
     if not rows:
         return []
     tensors = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
-    host = iter(torch.stack([tensor.detach().to(_widest(tensor)) for tensor in tensors]).cpu().tolist())
+    host = iter(from_first(torch.stack([tensor.detach().to(_widest(tensor)) for tensor in tensors])).cpu().tolist())
     finished: list[Row] = []
     for row in rows:
         values = {name: next(host) if isinstance(value, Tensor) else float(value) for name, value in row.items()}

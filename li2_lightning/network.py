@@ -22,6 +22,7 @@ from li2_lightning.config import NetworkConfig
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
 from li2_lightning.kernel import Observer, blocked_outputs, feature_blocks
+from li2_lightning.ranks import moments_over_ranks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
@@ -290,11 +291,7 @@ class TwoLayerNetwork(Network):
     def _batch_norm(self, z: Tensor, moments: tuple[Moments, ...], seen: list[Moments]) -> Tensor:
         if not self.config.batch_norm:
             return z
-        if moments:
-            current = moments[len(seen)]
-        else:
-            mean = z.mean(dim=0)
-            current = Moments(mean, (z - mean).abs().square().mean(dim=0))
+        current = moments[len(seen)] if moments else Moments(*moments_over_ranks(z))
         seen.append(current)
         return (z - current.mean) * torch.rsqrt(current.variance + BATCH_NORM_EPSILON)
 

@@ -14,11 +14,13 @@ from types import FrameType
 from typing import Any
 
 import lightning
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from li2_lightning.config import Config
 from li2_lightning.errors import InputError
 from li2_lightning.module import Li2Module
+from li2_lightning.strategy import SummingStrategy
 
 # glibc's parameters of mallopt, and the largest value it takes for the second.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
@@ -37,8 +39,16 @@ def keep_freed_memory() -> None:
             libc.mallopt(TRIM_THRESHOLD, 2**30)
 
 
-def build_trainer(config: Config, directory: Path, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
+def build_trainer(
+    config: Config,
+    directory: Path,
+    callbacks: Sequence[lightning.Callback],
+    environment: ClusterEnvironment | None = None,
+) -> lightning.Trainer:
     """Lightning's Trainer for one run: one endless epoch, ended by ``max_steps``; our own bar and checkpoints.
+
+    Args:
+        environment: of several ranks (`li2_lightning.launch.Team`); None for a single process.
 
     Raises:
         InputError: what Lightning refuses (no such accelerator here, a precision it does not have, …).
@@ -52,7 +62,8 @@ def build_trainer(config: Config, directory: Path, callbacks: Sequence[lightning
                 accelerator=trainer.accelerator,
                 devices=trainer.devices,
                 num_nodes=trainer.num_nodes,
-                strategy=trainer.strategy,
+                strategy="auto" if environment is None else SummingStrategy(),
+                plugins=environment,
                 precision=trainer.precision,  # type: ignore[arg-type]
                 max_steps=config.max_steps,
                 max_epochs=-1,
@@ -69,7 +80,30 @@ def build_trainer(config: Config, directory: Path, callbacks: Sequence[lightning
         raise InputError(f"The trainer section does not fit this machine: {reason.rstrip('!')}.") from error
     if built.precision != trainer.precision:
         raise InputError(f"trainer.precision={trainer.precision} does not run on this device; {built.precision} does.")
+    check_device(built.strategy.root_device.type, config, callbacks)
     return built
+
+
+def check_device(device: str, config: Config, callbacks: Sequence[lightning.Callback]) -> None:
+    """`InputError` for what cannot be right on this kind of device: Apple's GPU has no float64.
+
+    Ratios and small matrices make do with float32 there. Linear systems as ill-conditioned as those of the ridge
+    readout and of the interaction columns (``needs_float64`` of a callback) do not.
+    """
+    if device != "mps":
+        return
+    remedy = "use trainer.accelerator=cpu"
+    if config.trainer.precision == "64-true":
+        raise InputError(f"trainer.precision=64-true needs float64, which mps does not have; {remedy} or 32-true.")
+    if config.network.readout == "ridge":
+        raise InputError(f"network.readout=ridge is solved in float64, which mps does not have; {remedy}.")
+    for callback in callbacks:
+        if getattr(callback, "needs_float64", False):
+            name = type(callback).__name__.lower()
+            raise InputError(
+                f"callbacks.{name} solves in float64, which mps does not have; {remedy} or "
+                f"callbacks.{name}.enabled=false."
+            )
 
 
 @contextlib.contextmanager

@@ -41,14 +41,14 @@ def ridge_readout(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
     F, Y = features.to(wide), targets.to(wide)
     n, K = F.shape[-2:]
     if n >= K:
-        solution = _solve_shifted(F.mH @ F, ridge, F.mH @ Y)
+        solution = solve_shifted(F.mH @ F, F.mH @ Y, ridge)
     else:
-        solution = F.mH @ _solve_shifted(F @ F.mH, ridge, Y)
+        solution = F.mH @ solve_shifted(F @ F.mH, Y, ridge)
     return solution.to(features.dtype)
 
 
-def _solve_shifted(gram: Tensor, ridge: float, right: Tensor) -> Tensor:
-    """(gram + ridge·I)⁻¹ right by Cholesky."""
+def solve_shifted(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """(gram + ridge·I)⁻¹ right by Cholesky, …×K×C; ``gram`` (…×K×K, Hermitian) is overwritten."""
     gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
     return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
 
@@ -138,10 +138,10 @@ def lazy_limit(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
     wide = torch.promote_types(features.dtype, torch.float64)
     F, Y = center(features.to(wide)), center(targets.to(wide))
     if F.shape[-2] <= F.shape[-1]:
-        Z = _solve_shifted(F @ F.mH, ridge, Y)
+        Z = solve_shifted(F @ F.mH, Y, ridge)
         limit = ridge * Z @ (Z.mH @ F)
     else:
-        V = _solve_shifted(F.mH @ F, ridge, F.mH @ Y)
+        V = solve_shifted(F.mH @ F, F.mH @ Y, ridge)
         limit = (Y - F @ V) @ V.mH
     return limit.to(features.dtype)
 
