@@ -165,23 +165,30 @@ def find_runs(directories: Iterable[str | Path]) -> list[Run]:
     return list(found.values())
 
 
-def differing_settings(runs: Sequence[Run]) -> list[str]:
+def differing_settings(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[str]:
     """The dotted keys whose values are not the same in all runs; where the runs are kept and their seeds do not count.
 
     The name, the length, and what is measured come last.
+
+    Args:
+        ignore: keys and sections that do not count either.
     """
-    keys = {key: None for run in runs for key in run.settings if key.partition(".")[0] not in _HOUSEKEEPING}
+    out = {*_HOUSEKEEPING, *ignore}
+    keys = {key: None for run in runs for key in run.settings if not {key, key.partition(".")[0]} & out}
     differing = [key for key in keys if len({_hashable(run.settings.get(key)) for run in runs}) > 1]
     return sorted(differing, key=lambda key: key.partition(".")[0] in _SECONDARY)
 
 
-def groups_of_seeds(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def groups_of_seeds(runs: Sequence[Run], keys: Sequence[str] | None = None) -> dict[str, list[Run]]:
     """The runs that differ in nothing but their seeds, under a label that tells what sets them apart.
 
     The label leaves out the name, the length and what is measured where the other settings tell the groups apart.
     A single group is called "".
+
+    Args:
+        keys: the settings that tell groups apart; None: all that differ.
     """
-    keys = differing_settings(runs)
+    keys = differing_settings(runs) if keys is None else list(keys)
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(_hashable(run.settings.get(key)) for key in keys), []).append(run)

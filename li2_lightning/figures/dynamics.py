@@ -20,6 +20,7 @@ from li2_lightning.figures.style import (
     draw_band,
     headline,
     legend_above,
+    logarithmic,
     new_figure,
     shade_stages,
     transition_steps,
@@ -109,7 +110,7 @@ def _draw_learning(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel("accuracy")
     right.set_ylabel("loss")
-    right.set_yscale("log")
+    logarithmic(right)
     legend_above(axes, right)
 
 
@@ -145,7 +146,7 @@ def _draw_updates(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_title("Relative updates ‖X_t − X_{t−1}‖/‖X_{t−1}‖", loc="left", fontsize=10, pad=40)
     draw_band(axes, runs, "update/hidden", "hidden (W)", color=BLUE)
     draw_band(axes, runs, "update/output", "output (V)", color=ORANGE, linestyle="--")
-    axes.set_yscale("log")
+    logarithmic(axes)
     axes.set_ylabel("relative update")
     legend_above(axes)
 

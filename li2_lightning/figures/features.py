@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from li2_lightning.files import replacing
+from li2_lightning.errors import InputError
+from li2_lightning.figures.style import BLUE, ORANGE, new_figure, save
+from li2_lightning.files import read_npz
 from li2_lightning.groups import FiniteGroup
 from li2_lightning.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.runs import Run
 from li2_lightning.theory.features import feature_shares
 
 MOST_NODES = 8
-BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def draw_features(path: Path, weights: npt.NDArray[np.inexact], group: FiniteGroup, step: int) -> Path:
@@ -30,13 +30,30 @@ def draw_features(path: Path, weights: npt.NDArray[np.inexact], group: FiniteGro
         group: of the task.
         step: the row, for the title.
     """
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 4.6)
     left, right = figure.subplots(1, 2)
     draw_panels(left, right, weights, group, step)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    return path
+    return save(figure, path)
+
+
+def learned_nodes(run: Run) -> tuple[npt.NDArray[np.inexact], FiniteGroup, int] | None:
+    """Weights from the one-hots to the nodes, group and row: what the run has kept last; None where it has neither
+    ``features/last.npz`` nor a checkpoint whose W acts on the one-hots, or its task is no group.
+    """
+    kept = run.directory / "features" / "last.npz"
+    if kept.exists():
+        arrays = read_npz(kept, ("W", "table", "step"))
+        return arrays["W"], FiniteGroup("", arrays["table"]), int(arrays["step"])
+    try:
+        weights, group = run.weights(), run.task.group
+    except InputError:
+        return None
+    if group is None or "E" in weights or "W" not in weights or len(run.metrics) == 0:
+        return None
+    W = weights["W"].numpy()
+    if len(W) % group.order or len(W) < 2 * group.order:
+        return None
+    return W, group, int(run.metrics.index[-1])
 
 
 def draw_panels(left: Axes, right: Axes, weights: npt.NDArray[np.inexact], group: FiniteGroup, step: int) -> None:

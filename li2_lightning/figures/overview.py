@@ -6,9 +6,8 @@ from pathlib import Path
 
 from li2_lightning.figures.dynamics import PANELS, caption, draw_panels
 from li2_lightning.figures.features import draw_panels as draw_feature_panels
+from li2_lightning.figures.features import learned_nodes
 from li2_lightning.figures.style import headline, new_figure, save
-from li2_lightning.files import read_npz
-from li2_lightning.groups import FiniteGroup
 from li2_lightning.runs import load_run
 
 
@@ -19,15 +18,14 @@ def draw_overview(directory: Path) -> Path:
     them the learned features, where the run has kept them.
     """
     run = load_run(directory)
-    learned = directory / "features" / "last.npz"
-    heights = [8.0, 4.2] if learned.exists() else [8.0]
+    learned = learned_nodes(run) if (directory / "features").is_dir() else None
+    heights = [8.0, 4.2] if learned else [8.0]
     figure = new_figure(12, sum(heights))
     # Figures of their own, since a colour bar would narrow the panels above it.
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    if learned.exists():
-        arrays = read_npz(learned, ("W", "table", "step"))
+    if learned:
         left, right = parts[1].subplots(1, 2)
-        draw_feature_panels(left, right, arrays["W"], FiniteGroup("", arrays["table"]), int(arrays["step"]))
+        draw_feature_panels(left, right, *learned)
     parts[0].suptitle(f"{headline([run])}\n{caption([run])}".strip(), fontsize=11)
     draw_panels(parts[0], [run], PANELS, columns=2)
     return save(figure, directory / "report.png")

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from li2_lightning.files import replacing
 from li2_lightning.runs import Run, task_name
@@ -102,6 +103,14 @@ def draw_band(axes: Axes, runs: Sequence[Run], column: str, label: str, **style:
     if len(runs) > 1:
         axes.fill_between(band.index.to_numpy(), band["low"], band["high"], color=style["color"], alpha=0.2, lw=0)
     return True
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis, where there is anything above zero to show."""
+    if any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.tick_params(axis="y", which="minor", labelsize=8)
 
 
 def transition_steps(runs: Sequence[Run], stage: int) -> list[int]:

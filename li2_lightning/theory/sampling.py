@@ -13,7 +13,7 @@ from li2_lightning.representations import irreducible_subspaces
 from li2_lightning.theory.energy import ascend, block_shares, maximizer
 
 
-def critical_fraction(order: int, max_irrep_dimension: int) -> float:
+def critical_fraction(order: float, max_irrep_dimension: int) -> float:
     """Fraction of the M² pairs at which test accuracy jumps from 0 to 1 in the source's experiments.
 
         p = 2.7482 · ln M / M · max(1, max_k d_k / 2)

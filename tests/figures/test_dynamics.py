@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 
 from li2_lightning.errors import InputError
 from li2_lightning.figures.dynamics import caption, dynamics
-from li2_lightning.figures.style import MOST_POINTS, new_figure, seed_band, shade_stages
+from li2_lightning.figures.style import MOST_POINTS, new_figure, save, seed_band, shade_stages
 from li2_lightning.runs import Run, find_runs
 
 
@@ -104,3 +105,8 @@ def test_it_says_what_it_lacks(own_sweep: Path) -> None:
         (run.directory / "metrics.csv").write_text("step,test/loss\n0,1.0\n")
     with pytest.raises(InputError, match="None of the runs has the rows"):
         dynamics(find_runs([own_sweep]))
+
+
+def test_values_that_are_all_zero_are_drawn(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    """A learning rate of zero: no update, nothing a logarithmic axis could show."""
+    save(dynamics([make_run(accuracy=[0.0] * 3, columns={"update/hidden": [math.nan, 0.0, 0.0]})]), tmp_path / "a.png")

@@ -1,0 +1,193 @@
+"""Test accuracy and loss over the step, a curve for each setting that the runs differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+
+from li2_lightning.errors import InputError
+from li2_lightning.figures.features import draw_panels, learned_nodes
+from li2_lightning.figures.registry import FIGURES
+from li2_lightning.figures.style import BAND, GREY, curve_style, draw_band, logarithmic, new_figure, stopped_early
+from li2_lightning.runs import Run, differing_settings, groups_of_seeds, task_name
+
+FACETS = ("task", "data.train_fraction", "data.train_size", "data.critical_ratio", "data.split_file")
+"""Settings that make panels beside each other; every other one makes curves."""
+
+MOST_CURVES, MOST_FACETS = 12, 16
+LONG = 2000
+"""From this length on the step is shown in logarithms, since memorizing takes a small part of it."""
+
+LEARNING = ("test/accuracy", "test/loss")
+LOGARITHMIC = ("train/loss", "test/loss", "update/eigengap")
+BOUNDED = {"test/accuracy": (-0.02, 1.02), "features/purity": (0, 1.02)}
+
+
+def curves(runs: list[Run], columns: Sequence[str] = LEARNING) -> Figure:
+    """A row of panels a column of metrics.csv, a panel beside it for each task and split, a curve for each setting.
+
+    What the curves and panels are is found in the configs: settings that differ make curves, tasks and splits panels.
+    In the row of test accuracy a thin dotted line is the training accuracy.
+
+    Raises:
+        InputError: no rows, a column that no run has, or more curves or panels than can be told apart.
+    """
+    runs = with_rows(runs, columns)
+    facets = _facets(runs)
+    keys = _curve_settings(facets.values())
+    labels = list(groups_of_seeds(runs, keys))
+    if len(labels) > MOST_CURVES:
+        raise InputError(f"The runs have {len(labels)} different settings; {MOST_CURVES} curves can be told apart.")
+    if len(facets) > MOST_FACETS:
+        raise InputError(f"The runs have {len(facets)} tasks and splits; up to {MOST_FACETS} fit into one picture.")
+    across = min(4, len(facets))
+    bands = -(-len(facets) // across)
+    figure = new_figure(max(6.5, 1 + 4.2 * across), (2.7 * len(columns) + 0.3) * bands + 1)
+    grid = figure.subplots(bands * len(columns), across, squeeze=False)
+    styles = {label: curve_style(index, len(labels)) for index, label in enumerate(labels)}
+    for index, (title, members) in enumerate(facets.items()):
+        band, column = divmod(index, across)
+        panels = list(grid[band * len(columns) : (band + 1) * len(columns), column])
+        draw_curves(panels, columns, groups_of_seeds(runs, keys), members, styles)
+        panels[0].set_title(title, loc="left", fontsize=10)
+        panels[-1].set_xlabel("step (optimizer updates)")
+        for axes in panels if column else ():
+            axes.set_ylabel("")
+    for axes in grid[(bands - 1) * len(columns) :, len(facets) - (bands - 1) * across :].ravel():
+        axes.remove()
+    _legend(figure, styles, "test/accuracy" in columns, beside=1 + across)
+    figure.suptitle(_notes(runs), fontsize=9)
+    return figure
+
+
+def small_data(runs: list[Run]) -> Figure:
+    """Accuracy, energy and purity over the step, and below them what the nodes of each setting have learned.
+
+    Raises:
+        InputError: as `curves`; or no run has kept weights on a group.
+    """
+    columns = ("test/accuracy", "energy/mean", "energy/max", "features/purity")
+    runs = with_rows(runs, columns)
+    groups = groups_of_seeds(runs)
+    kept = {label: next(filter(None, map(learned_nodes, group)), None) for label, group in groups.items()}
+    if not any(kept.values()):
+        raise InputError("None of the runs has kept its nodes; train with callbacks.pictures.enabled=true.")
+    if len(groups) > MOST_CURVES // 2:
+        raise InputError(f"The runs have {len(groups)} different settings; up to {MOST_CURVES // 2} fit here.")
+    shown = {label: nodes for label, nodes in kept.items() if nodes is not None}
+    figure = new_figure(16, 4.2 + 4.0 * len(shown))
+    parts = figure.subfigures(1 + len(shown), 1, height_ratios=[4.2] + [4.0] * len(shown), squeeze=False)[:, 0]
+    styles = {label: curve_style(index, len(groups)) for index, label in enumerate(groups)}
+    panels = list(parts[0].subplots(1, len(columns)))
+    draw_curves(panels, columns, groups, runs, styles)
+    for axes in panels:
+        axes.set_xlabel("step (optimizer updates)")
+    _legend(parts[0], styles, True, beside=5)
+    parts[0].suptitle(_notes(runs), fontsize=9)
+    for part, (label, nodes) in zip(parts[1:], shown.items(), strict=True):
+        left, right = part.subplots(1, 2)
+        draw_panels(left, right, *nodes)
+        part.suptitle(f"{label}: the nodes of one seed".removeprefix(": "), fontsize=10)
+    return figure
+
+
+def draw_curves(
+    panels: Sequence[Axes],
+    columns: Sequence[str],
+    groups: Mapping[str, Sequence[Run]],
+    members: Sequence[Run],
+    styles: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """One column a panel, one curve with its band a group, of those of its runs that are ``members`` of this panel."""
+    last, shown = max(int(run.metrics.index[-1]) for run in members), set(members)
+    for label, group in groups.items():
+        here = [run for run in group if run in shown]
+        for axes, column in zip(panels, columns, strict=True):
+            draw_band(axes, here, column, label, **styles[label])
+            if column == "test/accuracy":
+                thin = {**styles[label], "linestyle": ":", "linewidth": 0.9}
+                draw_band(axes, here, "train/accuracy", f"{label} (train)", **thin)
+    for axes, column in zip(panels, columns, strict=True):
+        axes.set_ylabel(column)
+        axes.grid(alpha=0.25)
+        if column in LOGARITHMIC:
+            logarithmic(axes)
+        elif column in BOUNDED:
+            axes.set_ylim(*BOUNDED[column])
+        if last >= LONG:
+            axes.set_xscale("log")
+            axes.set_xlim(1, last)
+        else:
+            axes.set_xlim(0, max(last, 1))
+
+
+def with_rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Run]:
+    """The runs that have rows; an `InputError` where none has, or none has one of the columns."""
+    chosen = [run for run in runs if len(run.metrics) > 1]
+    if not chosen:
+        raise InputError("None of the runs has the rows that a curve needs; train first.")
+    for column in columns:
+        if not any(column in run.metrics for run in chosen):
+            raise InputError(f"None of the runs has the column {column}; see which callback measures it.")
+    return chosen
+
+
+def _facets(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each task and training fraction, under a title that says what differs."""
+    fractions = bool({key for key in differing_settings(runs) if key in FACETS})
+    facets: dict[tuple[int, str, float], list[Run]] = {}
+    for run in runs:
+        fraction = run.train_fraction if fractions else 0.0
+        facets.setdefault((run.task.num_tokens, task_name(run), fraction), []).append(run)
+    several = len({key[1:2] for key in facets}) < len(facets)
+    return {
+        f"{name}, n/N={fraction:.3g}" if several else name: facets[key]
+        for key in sorted(facets)
+        for _, name, fraction in [key]
+    }
+
+
+def _curve_settings(facets: Iterable[Sequence[Run]]) -> list[str]:
+    """The settings that differ within some panel."""
+    keys = [key for members in facets for key in differing_settings(members, ignore=FACETS)]
+    return list(dict.fromkeys(keys))
+
+
+def _legend(figure: Figure | SubFigure, styles: Mapping[str, Mapping[str, Any]], with_train: bool, beside: int) -> None:
+    handles = [Line2D([], [], label=label, linewidth=1.6, **style) for label, style in styles.items() if label]
+    if with_train:
+        handles.append(Line2D([], [], label="training accuracy", color=GREY, linestyle=":", linewidth=0.9))
+    figure.legend(handles=handles, loc="outside lower center", ncols=beside, fontsize=9,
+                  frameon=False, handlelength=3)  # fmt: skip
+
+
+def _notes(runs: Sequence[Run]) -> str:
+    """What the bands mean, and what happened to runs that ended early."""
+    several = any(len(group) > 1 for group in groups_of_seeds(runs).values())
+    notes = [BAND] if several else []
+    if any(map(stopped_early, runs)):
+        notes.append("a run that stopped at its test accuracy keeps its last value")
+    return "; ".join(notes)
+
+
+# The runs' own settings tell what is compared, so that experiments differ only in the columns worth seeing.
+for _name, _columns in {
+    "fig09_depth": (*LEARNING, "features/purity"),
+    "fig10_real": LEARNING,
+    "fig11_complex": LEARNING,
+    "fig12_ridge": LEARNING,
+    "fig14_zero_init": LEARNING,
+    "fig15_zero_init": LEARNING,
+    "fig16_zero_init": LEARNING,
+    "fig17_zero_init_deep": LEARNING,
+    "lock_in": ("test/accuracy", "update/eigengap"),
+    "fourier_lottery": (*LEARNING, "features/purity"),
+    "symmetric_groups": LEARNING,
+}.items():
+    FIGURES.register(_name)(partial(curves, columns=_columns))
+FIGURES.register("fig07_small_data")(small_data)
