@@ -28,7 +28,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
         reached = ["never" if step is None else f"step {step}" for step in steps.values()]
         numbers = [f"{final[name]:.4g}" if name in final else "–" for name in (f"{split}/accuracy", f"{split}/loss")]
         table.add_row(split, *reached, *numbers)
-    lines: list[RenderableType] = [Text(_verdict(summary), style="bold"), table, *_stage_lines(summary["stages"])]
+    lines: list[RenderableType] = [Text(verdict(summary), style="bold"), table, *_stage_lines(summary["stages"])]
     lines.append(Text(f"{final['step']} steps, {summary['wall_time_s']:.1f} s, {summary['steps_per_second']} steps/s"))
     return Group(*lines)
 
@@ -72,7 +72,8 @@ def _stage_lines(stages: dict[str, Any] | None) -> list[Text]:
     return lines
 
 
-def _verdict(summary: dict[str, Any]) -> str:
+def verdict(summary: dict[str, Any]) -> str:
+    """One sentence: whether it memorized and generalized, or why it diverged."""
     if summary["status"] == "diverged":
         return str(summary["reason"])
     train, test = (summary["first_step"][split]["0.99"] for split in ("train", "test"))

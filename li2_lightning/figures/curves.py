@@ -60,8 +60,8 @@ def curves(runs: list[Run], columns: Sequence[str] = LEARNING) -> Figure:
             axes.set_ylabel("")
     for axes in grid[(bands - 1) * len(columns) :, len(facets) - (bands - 1) * across :].ravel():
         axes.remove()
-    _legend(figure, styles, "test/accuracy" in columns, beside=1 + across)
-    figure.suptitle(_notes(runs), fontsize=9)
+    draw_legend(figure, styles, "test/accuracy" in columns, beside=1 + across)
+    figure.suptitle(explain(runs), fontsize=9)
     return figure
 
 
@@ -87,8 +87,8 @@ def small_data(runs: list[Run]) -> Figure:
     draw_curves(panels, columns, groups, runs, styles)
     for axes in panels:
         axes.set_xlabel("step (optimizer updates)")
-    _legend(parts[0], styles, True, beside=5)
-    parts[0].suptitle(_notes(runs), fontsize=9)
+    draw_legend(parts[0], styles, True, beside=5)
+    parts[0].suptitle(explain(runs), fontsize=9)
     for part, (label, nodes) in zip(parts[1:], shown.items(), strict=True):
         left, right = part.subplots(1, 2)
         draw_panels(left, right, *nodes)
@@ -158,7 +158,9 @@ def _curve_settings(facets: Iterable[Sequence[Run]]) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _legend(figure: Figure | SubFigure, styles: Mapping[str, Mapping[str, Any]], with_train: bool, beside: int) -> None:
+def draw_legend(
+    figure: Figure | SubFigure, styles: Mapping[str, Mapping[str, Any]], with_train: bool, beside: int
+) -> None:
     handles = [Line2D([], [], label=label, linewidth=1.6, **style) for label, style in styles.items() if label]
     if with_train:
         handles.append(Line2D([], [], label="training accuracy", color=GREY, linestyle=":", linewidth=0.9))
@@ -166,7 +168,7 @@ def _legend(figure: Figure | SubFigure, styles: Mapping[str, Mapping[str, Any]],
                   frameon=False, handlelength=3)  # fmt: skip
 
 
-def _notes(runs: Sequence[Run]) -> str:
+def explain(runs: Sequence[Run]) -> str:
     """What the bands mean, and what happened to runs that ended early."""
     several = any(len(group) > 1 for group in groups_of_seeds(runs).values())
     notes = [BAND] if several else []

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from li2_lightning.errors import InputError
@@ -30,10 +31,15 @@ def draw_features(path: Path, weights: npt.NDArray[np.inexact], group: FiniteGro
         group: of the task.
         step: the row, for the title.
     """
+    return save(features_figure(weights, group, step), path)
+
+
+def features_figure(weights: npt.NDArray[np.inexact], group: FiniteGroup, step: int) -> Figure:
+    """The figure of `draw_features`."""
     figure = new_figure(12, 4.6)
     left, right = figure.subplots(1, 2)
     draw_panels(left, right, weights, group, step)
-    return save(figure, path)
+    return figure
 
 
 def learned_nodes(run: Run) -> tuple[npt.NDArray[np.inexact], FiniteGroup, int] | None:

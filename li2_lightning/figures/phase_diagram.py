@@ -208,7 +208,7 @@ def _draw_jumps(axes: Axes, jumps: dict[str, list[Jump]]) -> None:
     axes.set_title("Jump (bar: below .1 to above .9)", loc="left", fontsize=10)
     axes.set_xlabel("M")
     axes.set_ylabel("training fraction n/N")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
 

@@ -1,0 +1,419 @@
+"""A run, or a sweep, as one HTML file that needs no network.
+
+    python -m li2_lightning.report RUN
+    python -m li2_lightning.report FOLDER [--each] [-o FILE]
+
+Of one run: what came out, the stages with their evidence, every column as a curve that zooms and hovers, the learned
+features, config and environment. Of several: a table of runs with links, their curves, and the phase diagram where
+they differ in their training fraction; --each writes the reports of the runs, too. FILE is report.html in the
+directory unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from li2_lightning.collect import outcome, report_unfinished
+from li2_lightning.commands import add_outputs, check_outputs, command_parser, optional_module, run_command
+from li2_lightning.errors import InputError
+from li2_lightning.figures.features import features_figure, learned_nodes
+from li2_lightning.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
+from li2_lightning.figures.style import COLORS, GREY, headline
+from li2_lightning.files import replacing
+from li2_lightning.runs import Run, describe, differing_settings, find_runs, groups_of_seeds, load_run
+from li2_lightning.summary import STAGE_NAMES, verdict
+
+SUFFIXES = (".html",)
+MOST_ROWS = 2000
+"""A curve of more rows is drawn through evenly spaced ones, its last included."""
+
+MOST_ROWS_OF_MANY = 300
+"""As `MOST_ROWS`, where many runs share a picture."""
+
+DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
+
+# Title, columns that share a scale, whether it is logarithmic. What is not named here is grouped by its first word.
+CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("Accuracy", ("train/accuracy", "test/accuracy"), False),
+    ("Loss", ("train/loss", "test/loss"), True),
+    ("Size of the backpropagated gradient ‖G_F‖", ("gradient/norm",), False),
+    ("What drives the nodes: independence and coupling", ("gradient/independence", "gradient/coupling"), False),
+    (
+        "Alignments of residual and readout",
+        ("gradient/residual_alignment", "gradient/readout_alignment", "gradient/readout_equilibrium"),
+        False,
+    ),
+    ("Coupling of pairs of nodes", ("gradient/node_coupling",), False),
+    ("Effective ridge η̂", ("gradient/effective_ridge",), True),
+    ("Energy at unit norm", ("energy/mean", "energy/max"), False),
+    ("Energy over the predicted maximum", ("energy/relative",), False),
+    ("Purity of the nodes", ("features/purity",), False),
+    ("Irreps that some node has learned", ("features/coverage",), False),
+    ("Distance from the lazy kernel", ("features/gram_offdiagonal", "features/kernel_distance"), False),
+    ("Relative updates", ("update/hidden", "update/output"), True),
+    ("Turning of the updates", ("update/hidden_cosine_distance", "update/output_cosine_distance"), True),
+    ("Eigengap of the last 20 updates of W", ("update/eigengap",), True),
+    ("Repulsion of similar nodes", ("interaction/repelled_share", "interaction/repulsion"), False),
+    ("Norms of the weights", ("weights/hidden_norm", "weights/output_norm"), False),
+)
+OTHER_TITLES = {"optimizer": "Learning rates", "stage": "Stage"}
+
+
+def write_run_report(run: Run, path: Path | None = None) -> Path:
+    """Write the report of one run and return its path, ``report.html`` in its directory unless given.
+
+    Raises:
+        InputError: without the extra ``report``; or the run has no rows yet.
+    """
+    if run.metrics.empty:
+        raise InputError(f"{run.directory} has no rows yet; there is nothing to report.")
+    figures = {f"chart-{index}": chart for index, chart in enumerate(_run_charts(run))}
+    thinned = f" Curves of more than {MOST_ROWS} rows are thinned." if len(run.metrics) > MOST_ROWS else ""
+    page = {
+        "title": f"{run['name'] or run.directory.name}",
+        "subtitle": headline([run]),
+        "verdict": verdict(run.summary) if run.summary else _unfinished(run),
+        "tables": [*_summary_tables(run), *_stage_tables(run)],
+        "charts_title": "Curves",
+        "charts_note": "Drag to zoom, which zooms all of them; double-click to go back. Dashed: where a stage was "
+        f"declared.{thinned}",
+        "picture": _features_picture(run),
+        "settings": _settings(run),
+    }
+    return _write(path or run.directory / "report.html", page, figures)
+
+
+def write_sweep_report(runs: Sequence[Run], path: Path) -> Path:
+    """Write the report of several runs and return its path.
+
+    Raises:
+        InputError: without the extra ``report``.
+    """
+    keys = differing_settings(runs)
+    # Seeds beside each other, settings in their order.
+    runs = [run for group in groups_of_seeds(runs).values() for run in group]
+    figures = {
+        "curves": _runs_chart(runs, "test/accuracy", "Test accuracy, a line for each run", steps=False, height=420)
+    }
+    ended = [run for run in runs if run.summary is not None and "test/accuracy" in run.metrics]
+    if len(ended) > 1 and set(differing_settings(ended)) & set(FRACTION_KEYS):
+        for index, (name, members) in enumerate(by_task(ended).items()):
+            figures[f"phase-{index}"] = _phase_chart(name, members, path)
+    counts = pd.Series([run.status for run in runs]).value_counts()
+    generalized = sum(run.first_step("test/accuracy", 0.99) is not None for run in runs)
+    page = {
+        "title": os.path.commonpath([run.directory.absolute() for run in runs]).rpartition("/")[2] or "Runs",
+        "subtitle": "They differ in " + ", ".join([*keys, "seed"]) if keys else "They differ in their seeds.",
+        "verdict": f"{len(runs)} runs: {', '.join(f'{count} {status}' for status, count in counts.items())}; "
+        f"{generalized} reached test accuracy .99.",
+        "tables": [_runs_table(runs, keys, path)],
+        "charts_title": "Curves and phase diagram" if len(figures) > 1 else "Curves",
+        "charts_note": "Drag to zoom, double-click to go back; a click on a point of a single run opens its report.",
+        "picture": None,
+        "settings": [],
+    }
+    return _write(path, page, figures)
+
+
+def write_comparison(runs: Sequence[Run], table: Mapping[str, Any], path: Path) -> Path:
+    """Write a page with a table and, for every column, the curves of all runs over each other; return its path.
+
+    Args:
+        table: ``title``, ``head``, ``rows`` and ``notes``.
+
+    Raises:
+        InputError: without the extra ``report``.
+    """
+    names = {str(name): None for run in runs for name in run.metrics}
+    known = [name for _, columns, _ in CHARTS for name in columns if name in names]
+    ordered = [*known, *(name for name in names if name not in known)]
+    figures = {
+        f"chart-{index}": _runs_chart(runs, name, escape(name), steps=True) for index, name in enumerate(ordered)
+    }
+    page = {
+        "title": "Comparison",
+        "subtitle": f"{len(runs)} runs",
+        "verdict": "They differ in " + (", ".join(differing_settings(runs)) or "their seeds") + ".",
+        "tables": [table],
+        "charts_title": "Curves",
+        "charts_note": "A line for each run, one style for the seeds of a setting. Drag to zoom, which zooms all of "
+        f"them. Curves of more than {MOST_ROWS_OF_MANY} rows are thinned.",
+        "picture": None,
+        "settings": [],
+    }
+    return _write(path, page, figures)
+
+
+def _write(path: Path, page: Mapping[str, Any], figures: Mapping[str, Any]) -> Path:
+    jinja2 = optional_module("jinja2", "report.html")
+    plotly_js = optional_module("plotly.offline", "report.html").get_plotlyjs()
+    resources = files("li2_lightning") / "resources"
+    script = (resources / "report.js").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    # In a script element nothing is escaped by entities; without "<" no text can end it.
+    data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()}).replace("<", "\\u003c")
+    sources = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (plotly_js, script)]
+    text = environment.from_string((resources / "report.html.jinja").read_text(encoding="utf-8")).render(
+        **page,
+        charts=[{"id": name, "wide": name == "curves"} for name in figures],
+        figures=jinja2.utils.markupsafe.Markup(data),
+        plotly=jinja2.utils.markupsafe.Markup(plotly_js),
+        script=jinja2.utils.markupsafe.Markup(script),
+        script_sources=" ".join(f"'sha256-{source}'" for source in sources),
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _run_charts(run: Run) -> list[Any]:
+    present = [str(name) for name in run.metrics if run.metrics[name].notna().any()]
+    named = {column for _, columns, _ in CHARTS for column in columns}
+    others: dict[str, list[str]] = {}
+    for name in present:
+        if name not in named:
+            others.setdefault(name.partition("/")[0], []).append(name)
+    charts = [(title, [name for name in columns if name in present], log) for title, columns, log in CHARTS]
+    charts += [(OTHER_TITLES.get(word, word), columns, False) for word, columns in others.items()]
+    return [_chart(run, title, columns, log) for title, columns, log in charts if columns]
+
+
+def _chart(run: Run, title: str, columns: Sequence[str], log: bool) -> Any:
+    figure = _figure(title, steps=True)
+    for index, name in enumerate(columns):
+        values = _thin(run.metrics[name].dropna(), MOST_ROWS)
+        # A column that is due now and then is shown with its points.
+        mode = "lines" if len(values) > 1 and len(values) > len(run.metrics) / 20 else "lines+markers"
+        figure.add_scatter(x=values.index.to_numpy(), y=values.to_numpy(), name=escape(name), mode=mode,
+                           line=_line(index), showlegend=True)  # fmt: skip
+    # A value of zero has no place on a logarithmic axis; where nothing else is there, it stays linear.
+    if log and (run.metrics[list(columns)] > 0).any(axis=None):
+        figure.update_yaxes(type="log", exponentformat="power", nticks=6)
+    else:
+        figure.update_yaxes(rangemode="tozero")
+    for event in run.stages["events"] if run.stages else ():
+        figure.add_vline(x=event["step"], line={"color": GREY, "width": 1, "dash": "dash"},
+                         annotation={"text": event["to"] * "I", "font": {"size": 11, "color": GREY}},
+                         annotation_position="top right")  # fmt: skip
+    return figure
+
+
+def _runs_chart(runs: Sequence[Run], column: str, title: str, steps: bool, height: int = 300) -> Any:
+    """A column of several runs, a line for each, one style for the seeds of a setting."""
+    figure = _figure(title, steps=steps, height=height)
+    groups = groups_of_seeds(runs)
+    positive = False
+    for index, (label, group) in enumerate(groups.items()):
+        members = [run for run in group if column in run.metrics]
+        for count, run in enumerate(members):
+            values = _thin(run.metrics[column].dropna(), MOST_ROWS_OF_MANY)
+            positive |= bool((values > 0).any())
+            figure.add_scatter(x=values.index.to_numpy(), y=values.to_numpy(), mode="lines", line=_line(index),
+                               name=escape(label) or escape(column), legendgroup=str(index), showlegend=count == 0,
+                               hovertext=escape(f"{label} seed {run['seed']}"))  # fmt: skip
+    logarithmic = {name for _, names, log in CHARTS if log for name in names}
+    if column in logarithmic and positive:
+        figure.update_yaxes(type="log", exponentformat="power", nticks=6)
+    else:
+        figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(showlegend=len(groups) <= 20, hovermode="closest")
+    return figure
+
+
+def _phase_chart(name: str, runs: Sequence[Run], path: Path) -> Any:
+    figure = _figure(f"{escape(name)}: test accuracy at the end", steps=False)
+    keys = differing_settings(runs, ignore=(*FRACTION_KEYS, "task"))
+    for index, (label, group) in enumerate(groups_of_seeds(runs, keys).items()):
+        fractions = by_fraction(group)
+        medians = [float(np.median([final_accuracy(run) for run in members])) for members in fractions.values()]
+        x = [fraction for _, fraction in fractions]
+        shown = f"{escape(label)} median".strip()
+        figure.add_scatter(x=x, y=medians, mode="lines", line=_line(index), name=shown, showlegend=True)
+        figure.add_scatter(
+            x=[run.train_fraction for run in group], y=[final_accuracy(run) for run in group], mode="markers",
+            marker={"color": _line(index)["color"], "size": 8, "opacity": 0.7}, name="a run", showlegend=index == 0,
+            customdata=[_link(run, path) for run in group], hovertext=[f"seed {run['seed']}" for run in group],
+        )  # fmt: skip
+    predicted = runs[0].task.predicted_fraction
+    if predicted is not None:
+        figure.add_vline(x=predicted, line={"color": GREY, "dash": "dash"},
+                         annotation={"text": "predicted"}, annotation_position="top left")  # fmt: skip
+    figure.update_xaxes(title="training fraction n/N")
+    figure.update_layout(legend_y=-0.24)
+    figure.update_yaxes(range=[-0.03, 1.05])
+    return figure
+
+
+def _figure(title: str, steps: bool, height: int = 300) -> Any:
+    figure = optional_module("plotly.graph_objects", "report.html").Figure()
+    figure.update_layout(
+        template="plotly_white", height=height, margin={"l": 56, "r": 16, "t": 40, "b": 36},
+        title={"text": title, "font": {"size": 14}, "x": 0.01, "xanchor": "left"},
+        hovermode="x unified" if steps else "closest",
+        legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0},
+        meta="steps" if steps else None,
+    )  # fmt: skip
+    return figure
+
+
+def _line(index: int) -> dict[str, Any]:
+    return {
+        "color": COLORS[index % len(COLORS)],
+        "dash": DASHES[(index + index // len(COLORS)) % len(DASHES)],
+        "width": 1.8,
+    }
+
+
+def _thin(values: pd.Series, most: int) -> pd.Series:
+    if len(values) <= most:
+        return values
+    return values.iloc[np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]
+
+
+def _unfinished(run: Run) -> str:
+    return f"It has not come to its end: row {run.metrics.index[-1]} of {run['max_steps']}."
+
+
+def _summary_tables(run: Run) -> list[dict[str, Any]]:
+    found = {name.removeprefix("outcome/"): value for name, value in outcome(run).items()}
+    levels = [name.rpartition("/")[2] for name in found if name.startswith("first_step/train/")]
+    rows = []
+    for split in ("train", "test"):
+        reached = [found[f"first_step/{split}/{level}"] for level in levels]
+        final = [_number(found.get(f"final/{split}/{what}")) for what in ("accuracy", "loss")]
+        rows.append([split, *("never" if step is None else step for step in reached), *final])
+    head = ["accuracy reached at step", *levels, "accuracy at the end", "loss at the end"]
+    notes = []
+    if found["train_fraction"] is not None:
+        predicted = found["predicted_fraction"]
+        boundary = f"; test accuracy is predicted to jump near {predicted:.4f}" if predicted is not None else ""
+        notes.append(f"Training fraction {found['train_fraction']:.4f}{boundary}.")
+    if run.summary:
+        notes.append(f"{run.summary['wall_time_s']:.1f} s, {run.summary['steps_per_second']} steps a second.")
+    return [{"title": "", "head": head, "rows": rows, "notes": notes}]
+
+
+def _stage_tables(run: Run) -> list[dict[str, Any]]:
+    if run.stages is None:
+        return []
+    rows = [
+        [
+            f"{event['from'] * 'I'} → {STAGE_NAMES[event['to']]}",
+            event["step"],
+            event["lag"],
+            ", ".join(f"{name} {value:.3g}" for name, value in event["evidence"].items()),
+            event["caveat"] or "none",
+        ]
+        for event in run.stages["events"]
+    ]
+    notes = ["Lag: rows between the first that agreed and the declaration."] if rows else []
+    if run.stages["stalled"]:
+        notes.append("Stalled in stage II: G_F lost both alignments, and no stage III follows.")
+    elif not rows:
+        notes.append("No stage transition: it is in stage I.")
+    head = ["transition", "step", "lag", "evidence", "caveat"] if rows else []
+    return [{"title": "Stages", "head": head, "rows": rows, "notes": notes}]
+
+
+def _features_picture(run: Run) -> str | None:
+    learned = learned_nodes(run)
+    if learned is None:
+        return None
+    buffer = io.BytesIO()
+    features_figure(*learned).savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _settings(run: Run) -> list[dict[str, Any]]:
+    groups: dict[str, list[tuple[str, str]]] = {"run": [("directory", str(run.directory)), ("status", run.status)]}
+    for key, value in run.settings.items():
+        section, _, name = key.partition(".")
+        groups.setdefault(section if name else "run", []).append((name or key, _text(value)))
+    if run.summary:
+        groups["environment"] = [(name, str(version)) for name, version in run.summary["versions"].items()]
+        groups["environment"].append(("config hash", str(run.summary["config_hash"])))
+    return [{"title": title, "rows": rows} for title, rows in groups.items()]
+
+
+def _runs_table(runs: Sequence[Run], keys: Sequence[str], path: Path) -> dict[str, Any]:
+    rows = []
+    for run in runs:
+        test = [run.first_step("test/accuracy", level) for level in (0.5, 0.9, 0.99)]
+        final = run.metrics["test/accuracy"].iloc[-1] if "test/accuracy" in run.metrics and len(run.metrics) else None
+        events = {event["to"]: event["step"] for event in run.stages["events"]} if run.stages else {}
+        stalled = " (stalled)" if run.stages and run.stages["stalled"] else ""
+        rows.append([
+            {"href": _link(run, path), "text": describe(run, keys) or str(run["name"] or run.directory.name)},
+            run["seed"],
+            run.status,
+            *("never" if step is None else step for step in test),
+            _number(final),
+            f"{events.get(2, '–')} / {events.get(3, '–')}{stalled}",
+            _number((run.summary or {}).get("wall_time_s")),
+        ])  # fmt: skip
+    head = ["run", "seed", "status", "test .5 at", ".9 at", ".99 at", "at the end", "II / III at", "seconds"]
+    return {"title": "Runs", "head": head, "rows": rows, "notes": []}
+
+
+def _link(run: Run, path: Path) -> str:
+    """Where the run's report is from the file ``path``: its report.html, else report.png, else its folder."""
+    there = next((name for name in ("report.html", "report.png") if (run.directory / name).exists()), "")
+    # "./" so that a folder called like a scheme stays a folder.
+    return "./" + quote(os.path.relpath(run.directory / there, path.parent))
+
+
+def _number(value: Any) -> Any:
+    return "–" if value is None or not np.isfinite(value) else float(f"{value:.4g}")
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = command_parser("report", __doc__)
+    parser.add_argument(
+        "directories", nargs="+", metavar="DIR", type=Path, help="a run, or a folder with runs at any depth"
+    )
+    parser.add_argument("--each", action="store_true", help="of a sweep, write the reports of its runs, too")
+    add_outputs(parser, SUFFIXES, required=False)
+    given = parser.parse_args(arguments)
+
+    def work() -> None:
+        check_outputs(given.output, SUFFIXES)
+        runs = find_runs(given.directories)
+        only = given.directories[0]
+        if len(runs) == 1 and (only / "config.yaml").exists():
+            for path in given.output or [runs[0].directory / "report.html"]:
+                print(write_run_report(load_run(only), path))
+            return
+        report_unfinished(runs)
+        if len(given.directories) > 1 and not given.output:
+            raise InputError("Several directories have no place of their own for the report; say -o FILE.html.")
+        if given.each:
+            for run in runs:
+                if not run.metrics.empty:
+                    print(write_run_report(run))
+        for path in given.output or [only / "report.html"]:
+            print(write_sweep_report(runs, path))
+
+    return run_command(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
