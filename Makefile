@@ -9,7 +9,7 @@ PYTEST := $(RUN) -m pytest -n 2
 # What `make train` passes on, for example: make train ARGS="seed=3 max_steps=200"
 ARGS ?=
 
-.PHONY: venv train test test-slow lint bench verify clean
+.PHONY: venv train test test-slow lint bench verify figures clean
 
 venv: $(VENV)/installed
 
@@ -38,6 +38,14 @@ verify: venv
 
 bench: venv
 	$(RUN) -m benchmarks.callbacks
+
+# Every quick preset as its sweep, and its picture; what is finished is not run again. One of them: make figure-NAME.
+figures: $(patsubst configs/experiment/%_quick.yaml,figure-%,$(wildcard configs/experiment/*_quick.yaml))
+
+figure-%: venv
+	$(RUN) train.py -m experiment=$*_quick
+	mkdir -p outputs/figures
+	$(RUN) -m li2_lightning.figures $*_quick outputs/$*_quick -o outputs/figures/$*.png
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -106,9 +106,7 @@ def write_sweep_report(runs: Sequence[Run], path: Path) -> Path:
     keys = differing_settings(runs)
     # Seeds beside each other, settings in their order.
     runs = [run for group in groups_of_seeds(runs).values() for run in group]
-    figures = {
-        "curves": _runs_chart(runs, "test/accuracy", "Test accuracy, a line for each run", steps=False, height=420)
-    }
+    figures = {"curves": _runs_chart(runs, "test/accuracy", "Test accuracy, a line for each run", height=420)}
     ended = [run for run in runs if run.summary is not None and "test/accuracy" in run.metrics]
     if len(ended) > 1 and set(differing_settings(ended)) & set(FRACTION_KEYS):
         for index, (name, members) in enumerate(by_task(ended).items()):
@@ -141,9 +139,7 @@ def write_comparison(runs: Sequence[Run], table: Mapping[str, Any], path: Path) 
     names = {str(name): None for run in runs for name in run.metrics}
     known = [name for _, columns, _ in CHARTS for name in columns if name in names]
     ordered = [*known, *(name for name in names if name not in known)]
-    figures = {
-        f"chart-{index}": _runs_chart(runs, name, escape(name), steps=True) for index, name in enumerate(ordered)
-    }
+    figures = {f"chart-{index}": _runs_chart(runs, name, escape(name)) for index, name in enumerate(ordered)}
     page = {
         "title": "Comparison",
         "subtitle": f"{len(runs)} runs",
@@ -173,7 +169,7 @@ def _write(path: Path, page: Mapping[str, Any], figures: Mapping[str, Any]) -> P
         figures=jinja2.utils.markupsafe.Markup(data),
         plotly=jinja2.utils.markupsafe.Markup(plotly_js),
         script=jinja2.utils.markupsafe.Markup(script),
-        script_sources=" ".join(f"'sha256-{source}'" for source in sources),
+        script_hashes=sources,
     )
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -188,86 +184,99 @@ def _run_charts(run: Run) -> list[Any]:
         if name not in named:
             others.setdefault(name.partition("/")[0], []).append(name)
     charts = [(title, [name for name in columns if name in present], log) for title, columns, log in CHARTS]
-    charts += [(OTHER_TITLES.get(word, word), columns, False) for word, columns in others.items()]
+    charts += [(OTHER_TITLES.get(word, escape(word)), columns, False) for word, columns in others.items()]
     return [_chart(run, title, columns, log) for title, columns, log in charts if columns]
 
 
 def _chart(run: Run, title: str, columns: Sequence[str], log: bool) -> Any:
-    figure = _figure(title, steps=True)
+    curves = []
     for index, name in enumerate(columns):
         values = _thin(run.metrics[name].dropna(), MOST_ROWS)
         # A column that is due now and then is shown with its points.
         mode = "lines" if len(values) > 1 and len(values) > len(run.metrics) / 20 else "lines+markers"
-        figure.add_scatter(x=values.index.to_numpy(), y=values.to_numpy(), name=escape(name), mode=mode,
-                           line=_line(index), showlegend=True)  # fmt: skip
-    # A value of zero has no place on a logarithmic axis; where nothing else is there, it stays linear.
-    if log and (run.metrics[list(columns)] > 0).any(axis=None):
-        figure.update_yaxes(type="log", exponentformat="power", nticks=6)
-    else:
-        figure.update_yaxes(rangemode="tozero")
-    for event in run.stages["events"] if run.stages else ():
-        figure.add_vline(x=event["step"], line={"color": GREY, "width": 1, "dash": "dash"},
-                         annotation={"text": event["to"] * "I", "font": {"size": 11, "color": GREY}},
-                         annotation_position="top right")  # fmt: skip
-    return figure
+        curves.append({"x": values.index.to_numpy(), "y": values.to_numpy(), "name": escape(name), "mode": mode,
+                       "line": _line(index), "showlegend": True})  # fmt: skip
+    events = run.stages["events"] if run.stages else ()
+    lines = {event["step"]: event["to"] * "I" for event in events}
+    return _figure(title, curves, log=log, lines=lines, zoom="steps", hovermode="x unified")
 
 
-def _runs_chart(runs: Sequence[Run], column: str, title: str, steps: bool, height: int = 300) -> Any:
+def _runs_chart(runs: Sequence[Run], column: str, title: str, **layout: Any) -> Any:
     """A column of several runs, a line for each, one style for the seeds of a setting."""
-    figure = _figure(title, steps=steps, height=height)
     groups = groups_of_seeds(runs)
-    positive = False
+    curves = []
     for index, (label, group) in enumerate(groups.items()):
         members = [run for run in group if column in run.metrics]
         for count, run in enumerate(members):
             values = _thin(run.metrics[column].dropna(), MOST_ROWS_OF_MANY)
-            positive |= bool((values > 0).any())
-            figure.add_scatter(x=values.index.to_numpy(), y=values.to_numpy(), mode="lines", line=_line(index),
-                               name=escape(label) or escape(column), legendgroup=str(index), showlegend=count == 0,
-                               hovertext=escape(f"{label} seed {run['seed']}"))  # fmt: skip
-    logarithmic = {name for _, names, log in CHARTS if log for name in names}
-    if column in logarithmic and positive:
-        figure.update_yaxes(type="log", exponentformat="power", nticks=6)
-    else:
-        figure.update_yaxes(rangemode="tozero")
-    figure.update_layout(showlegend=len(groups) <= 20, hovermode="closest")
-    return figure
+            curves.append({"x": values.index.to_numpy(), "y": values.to_numpy(), "mode": "lines", "line": _line(index),
+                           "name": escape(label) or escape(column), "legendgroup": str(index),
+                           "showlegend": count == 0, "hovertext": escape(f"{label} seed {run['seed']}")})  # fmt: skip
+    log = column in {name for _, names, log in CHARTS if log for name in names}
+    return _figure(title, curves, log=log, zoom="steps", showlegend=len(groups) <= 20, **layout)
 
 
 def _phase_chart(name: str, runs: Sequence[Run], path: Path) -> Any:
-    figure = _figure(f"{escape(name)}: test accuracy at the end", steps=False)
+    curves = []
     keys = differing_settings(runs, ignore=(*FRACTION_KEYS, "task"))
     for index, (label, group) in enumerate(groups_of_seeds(runs, keys).items()):
         fractions = by_fraction(group)
         medians = [float(np.median([final_accuracy(run) for run in members])) for members in fractions.values()]
-        x = [fraction for _, fraction in fractions]
-        shown = f"{escape(label)} median".strip()
-        figure.add_scatter(x=x, y=medians, mode="lines", line=_line(index), name=shown, showlegend=True)
-        figure.add_scatter(
-            x=[run.train_fraction for run in group], y=[final_accuracy(run) for run in group], mode="markers",
-            marker={"color": _line(index)["color"], "size": 8, "opacity": 0.7}, name="a run", showlegend=index == 0,
-            customdata=[_link(run, path) for run in group], hovertext=[f"seed {run['seed']}" for run in group],
-        )  # fmt: skip
+        line = _line(index)
+        curves += [
+            {"x": [fraction for _, fraction in fractions], "y": medians, "mode": "lines", "line": line,
+             "name": f"{escape(label)} median".strip(), "showlegend": True},
+            {"x": [run.train_fraction for run in group], "y": [final_accuracy(run) for run in group],
+             "mode": "markers", "marker": {"color": line["color"], "size": 8, "opacity": 0.7}, "name": "a run",
+             "showlegend": index == 0, "customdata": [_link(run, path) for run in group],
+             "hovertext": [f"seed {run['seed']}" for run in group]},
+        ]  # fmt: skip
     predicted = runs[0].task.predicted_fraction
-    if predicted is not None:
-        figure.add_vline(x=predicted, line={"color": GREY, "dash": "dash"},
-                         annotation={"text": "predicted"}, annotation_position="top left")  # fmt: skip
-    figure.update_xaxes(title="training fraction n/N")
-    figure.update_layout(legend_y=-0.24)
-    figure.update_yaxes(range=[-0.03, 1.05])
-    return figure
+    lines = {} if predicted is None else {predicted: "predicted"}
+    title = f"{escape(name)}: test accuracy at the end"
+    return _figure(title, curves, lines=lines, across="training fraction n/N", yaxis_range=[-0.03, 1.05])
 
 
-def _figure(title: str, steps: bool, height: int = 300) -> Any:
-    figure = optional_module("plotly.graph_objects", "report.html").Figure()
-    figure.update_layout(
-        template="plotly_white", height=height, margin={"l": 56, "r": 16, "t": 40, "b": 36},
-        title={"text": title, "font": {"size": 14}, "x": 0.01, "xanchor": "left"},
-        hovermode="x unified" if steps else "closest",
-        legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0},
-        meta="steps" if steps else None,
-    )  # fmt: skip
-    return figure
+def _figure(
+    title: str,
+    curves: Sequence[Mapping[str, Any]],
+    *,
+    log: bool = False,
+    lines: Mapping[float, str] | None = None,
+    across: str = "",
+    zoom: str | None = None,
+    **layout: Any,
+) -> Any:
+    """A Plotly figure of curves.
+
+    Args:
+        log: a logarithmic y axis, where anything is above zero.
+        lines: vertical lines and what stands above them.
+        across: title of the x axis.
+        zoom: figures with the same word zoom together.
+    """
+    axis = {"gridcolor": "#e6eaee", "zerolinecolor": "#d0d7de", "ticks": "", "automargin": True}
+    positive = log and any((np.asarray(curve["y"], dtype=float) > 0).any() for curve in curves)
+    scale = {"type": "log", "exponentformat": "power", "nticks": 6} if positive else {"rangemode": "tozero"}
+    lines = lines or {}
+    everything = {
+        "template": "none",
+        "height": 300,
+        "margin": {"l": 56, "r": 16, "t": 48, "b": 36},
+        "title": {"text": title, "font": {"size": 14}, "x": 0.01, "xanchor": "left", "y": 0.96, "yanchor": "top"},
+        "legend": {"orientation": "h", "y": -0.24 if across else -0.14, "yanchor": "top", "x": 0},
+        "meta": zoom,
+        "hovermode": "closest",
+        "xaxis": {**axis, "title": {"text": across}},
+        "yaxis": {**axis, **scale},
+        "shapes": [{"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1,
+                    "line": {"color": GREY, "width": 1, "dash": "dash"}} for x in lines],
+        "annotations": [{"x": x, "yref": "paper", "y": 1, "yanchor": "bottom", "text": text, "showarrow": False,
+                         "font": {"size": 11, "color": GREY}} for x, text in lines.items()],
+    }  # fmt: skip
+    plotly = optional_module("plotly.graph_objects", "report.html")
+    figure = plotly.Figure([{"type": "scatter", **curve} for curve in curves], everything)
+    return figure.update_layout(**layout) if layout else figure
 
 
 def _line(index: int) -> dict[str, Any]:

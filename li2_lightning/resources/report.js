@@ -13,7 +13,7 @@ for (const [id, figure] of Object.entries(figures)) {
     const target = event.points[0].customdata;
     if (typeof target === "string") window.location.href = target;
   });
-  if (figure.layout.meta !== "steps") continue;
+  if (!figure.layout.meta) continue;
   linked.push(place);
   // One zoom for every curve over the step.
   place.on("plotly_relayout", change => {
