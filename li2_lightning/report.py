@@ -312,7 +312,8 @@ def _summary_tables(run: Run) -> list[dict[str, Any]]:
         boundary = f"; test accuracy is predicted to jump near {predicted:.4f}" if predicted is not None else ""
         notes.append(f"Training fraction {found['train_fraction']:.4f}{boundary}.")
     if run.summary:
-        notes.append(f"{run.summary['wall_time_s']:.1f} s, {run.summary['steps_per_second']} steps a second.")
+        speed = run.summary["steps_per_second"]
+        notes.append(f"{run.summary['wall_time_s']:.1f} s{f', {speed:g} steps a second' if speed else ''}.")
     return [{"title": "", "head": head, "rows": rows, "notes": notes}]
 
 
