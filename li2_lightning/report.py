@@ -267,7 +267,7 @@ def _figure(
         "legend": {"orientation": "h", "y": -0.24 if across else -0.14, "yanchor": "top", "x": 0},
         "meta": zoom,
         "hovermode": "closest",
-        "xaxis": {**axis, "title": {"text": across}},
+        "xaxis": {**axis, "title": {"text": across, "standoff": 6, "font": {"size": 12}}},
         "yaxis": {**axis, **scale},
         "shapes": [{"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1,
                     "line": {"color": GREY, "width": 1, "dash": "dash"}} for x in lines],
