@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import build_callbacks
+from callbacks import build_callbacks, with_defaults
 from li2_lightning.command_line import explain_keys, prepare, show_error
 from li2_lightning.config import Config, load_config, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
@@ -58,6 +58,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         OtherRankError: of several ranks another one failed.
     """
     config = load_config(values)
+    config.callbacks = with_defaults(config.callbacks)
     with Team(config, [sys.executable, str(Path(__file__).resolve())]) as team:
         return lead(config, team) if team.first else follow(config, team)
 
@@ -73,15 +74,15 @@ def lead(config: Config, team: Team) -> RunResult:
         return RunResult(directory.path, stored, stored=True)
 
     trainer, module, data = assemble(config, directory.path, team)
-    start = 0 if checkpoint is None else continue_from(checkpoint, config)
+    start = None if checkpoint is None else continue_from(checkpoint, config)
     mode = wandb_mode(config)
 
     with (
         directory.claim(config, keep=config.resume is not None and not config.force, checkpoint=checkpoint),
-        logging_to(trainer, config, directory.path, mode, keep_through=None if checkpoint is None else start),
+        logging_to(trainer, config, directory.path, mode, start),
         stopping_on_signals(module),
         team.training_from(checkpoint),
-        directory.summarizing(config, start),
+        directory.summarizing(config, 0 if start is None else start.row),
         quiet_lightning(),
     ):
         rows = f"{len(data.train)} training and {len(data.test)} test rows"

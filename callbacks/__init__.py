@@ -1,8 +1,8 @@
 """Plug-in callbacks, one a file: what is measured each step, what is kept, and what is shown.
 
 A callback of your own is a ``lightning.Callback`` registered by name; drop the file into this folder, announce it as
-an entry point in the group ``li2_lightning.callbacks``, or name it by import path (from Python or in a YAML: a key of
-the command line takes no colon)::
+an entry point in the group ``li2_lightning.callbacks``, or name it by import path under a label of your choice
+(``callbacks.mine.name=my_module:DeadNodes``)::
 
     from callbacks.diagnostic import Diagnostic
     from callbacks.registry import CALLBACKS
@@ -20,9 +20,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from callbacks.registry import CALLBACKS, build_callbacks
+from callbacks.registry import CALLBACKS, build_callbacks, with_defaults
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["CALLBACKS", "build_callbacks"]
+__all__ = ["CALLBACKS", "build_callbacks", "with_defaults"]

@@ -1,72 +1,174 @@
-"""What a killed or diverged run is continued from."""
+"""What a killed or diverged run is continued from, and the networks worth coming back to."""
 
 from __future__ import annotations
 
+import copy
+import io
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 
 from callbacks.diagnostic import Cadence, positive_integer
 from callbacks.registry import CALLBACKS
+from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.files import replacing
-from li2_lightning.module import Li2Module
+from li2_lightning.metrics_file import rows_written
+from li2_lightning.module import Li2Module, Row
+from li2_lightning.seeds import plain_random_state, random_state, set_random_state
 from li2_lightning.state import StepState
+from li2_lightning.theory.stages import Transition
+from li2_lightning.tracking import wandb_position
 
 
 @CALLBACKS.register("checkpoint")
 class Checkpoint(lightning.Callback):
-    """Keeps ``checkpoints/row-NNNNNN.ckpt`` and, as another name of the newest, ``checkpoints/last.ckpt``.
+    """Keeps the state of chosen rows in ``checkpoints/``.
 
-    A checkpoint of row t holds the weights after t updates, the optimizer's and every callback's state after row t. It
-    is written only once the row is known to be finite, and takes its place in one move.
+    * ``row-NNNNNN.ckpt`` at the cadence, and ``last.ckpt``, another name of the newest of them;
+    * ``best.ckpt``: the earliest row with the highest test accuracy so far;
+    * ``stage-2.ckpt``, ``stage-3.ckpt``: the row in which that stage was declared.
+
+    A checkpoint of row t holds the weights after t updates; optimizer, schedules, every callback and every source of
+    random numbers after row t; how many rows metrics.csv had; and the W&B run. It is written only once the row is known
+    to be finite, and takes its place in one move.
+
+    The best row waits in memory until the next row-… file is written: a run that is killed before that continues from
+    an earlier row, and meets it again. On an accelerator ``best`` and ``transitions`` have to know each row before the
+    weights move on, one synchronization a row.
 
     Args:
         every_n_steps: cadence; the last row and an interrupted one are kept, too.
-        keep: how many row-… files stay; the oldest go first.
+        keep: how many row-… files stay, not counting that of the last row; the oldest go first.
+        best: whether best.ckpt is kept.
+        transitions: whether stage-….ckpt are kept.
     """
 
-    def __init__(self, every_n_steps: int = 100, keep: int = 2) -> None:
+    def __init__(self, every_n_steps: int = 100, keep: int = 2, best: bool = True, transitions: bool = True) -> None:
         self.cadence = Cadence("checkpoint.every_n_steps", every_n_steps)
         self.keep = positive_integer("checkpoint.keep", keep)
+        for option, value in (("best", best), ("transitions", transitions)):
+            if not isinstance(value, bool):
+                raise InputError(f"callbacks.checkpoint.{option}={value!r} does not fit; it is true or false.")
+        self.best, self.transitions = best, transitions
         self._due = False
+        self._best_accuracy = -math.inf
+        self._is_best = False
+        self._reached: int | None = None
+        self._best_snapshot: dict[str, Any] | None = None
+        # Before the forward pass of this step, which a resumed run repeats; and what a resumed run goes on with.
+        self._random_before: dict[str, Any] = {}
+        self._resumed_random: dict[str, Any] | None = None
+
+    # -- which rows -------------------------------------------------------------------------------------------------
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         # Row 0 is the initial weights, which the seed gives; the last row is saved by on_last_row.
         self._due = self.cadence.due(state.step) and 0 < state.step < trainer.max_steps
 
+    def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
+        accuracy = row.get("test/accuracy")
+        if self.best and accuracy is not None and accuracy > self._best_accuracy:
+            self._best_accuracy, self._is_best = accuracy, True
+
+    def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
+        if self.transitions:
+            self._reached = transition.target
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._resumed_random is not None:
+            set_random_state(self._resumed_random["before"])
+        self._random_before = random_state()
+
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
-        if self._due:
+        if self._resumed_random is not None:
+            set_random_state(self._resumed_random["after"])
+            self._resumed_random = None
+        if self._due or self.best or self.transitions:
             pl_module.hand_over()
-            self._save(trainer)
+            self._keep(trainer, row_file=self._due)
 
     def on_interrupt(self, trainer: lightning.Trainer, module: Li2Module) -> None:
-        self._save(trainer)
+        self._keep(trainer, row_file=True)
 
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
-        self._save(trainer)
+        self._keep(trainer, row_file=True)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        # The row that diverged is not kept; the best one before it is.
+        if isinstance(exception, DivergenceError):
+            self._write_best(trainer)
+
+    # -- what a resumed run needs -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_row": self.cadence.last_row}
+        return {
+            "last_row": self.cadence.last_row,
+            "best_accuracy": self._best_accuracy,
+            "random": {"before": plain_random_state(self._random_before), "after": plain_random_state(random_state())},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.cadence.last_row = state_dict["last_row"]
+        self._best_accuracy = state_dict["best_accuracy"]
+        self._resumed_random = state_dict["random"]
 
-    def _save(self, trainer: lightning.Trainer) -> None:
-        self._due = False
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"row-{trainer.global_step:06d}.ckpt"
-        if not trainer.is_global_zero:
-            # Nothing is written here, but Lightning waits for every rank.
-            trainer.save_checkpoint(path)
-            return
-        for logger in trainer.loggers:
-            logger.save()
-        with replacing(path) as temporary:
-            trainer.save_checkpoint(temporary)
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def _keep(self, trainer: lightning.Trainer, row_file: bool) -> None:
+        """Write, or note, what this row is kept for; its weights are still the current ones."""
+        if self._is_best:
+            self._best_snapshot, self._is_best = copy.deepcopy(_snapshot(trainer)), False
+        if self._reached is not None:
+            _write(trainer, _snapshot(trainer), f"stage-{self._reached}.ckpt")
+            self._reached = None
+        if row_file:
+            self._due = False
+            self._write_best(trainer)
+            _write(trainer, _snapshot(trainer), f"row-{trainer.global_step:06d}.ckpt")
+            if trainer.is_global_zero:
+                self._tidy(trainer)
+
+    def _write_best(self, trainer: lightning.Trainer) -> None:
+        if self._best_snapshot is not None:
+            _write(trainer, self._best_snapshot, "best.ckpt")
+            self._best_snapshot = None
+
+    def _tidy(self, trainer: lightning.Trainer) -> None:
+        """Name the newest row's file last.ckpt, and remove the oldest; that of the last row leads nowhere."""
+        folder = _folder(trainer)
+        rows = sorted((int(path.stem[4:]), path) for path in folder.glob("row-*.ckpt"))
         with replacing(folder / "last.ckpt") as temporary:
-            os.link(path, temporary)
-        for old in sorted(folder.glob("row-*.ckpt"), key=lambda path: int(path.stem[4:]))[: -self.keep]:
-            old.unlink()
+            os.link(folder / f"row-{trainer.global_step:06d}.ckpt", temporary)
+        for _, path in [entry for entry in rows if entry[0] < trainer.max_steps][: -self.keep]:
+            path.unlink()
+
+
+def _folder(trainer: lightning.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def _snapshot(trainer: lightning.Trainer) -> dict[str, Any]:
+    """Everything there is to save, as plain containers; its tensors are those in use."""
+    # Trainer.save_checkpoint is this and a file; the best row waits in memory for its file.
+    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    checkpoint["li2_lightning"] |= {"rows": rows_written(trainer), "wandb": wandb_position(trainer)}
+    return checkpoint
+
+
+def _write(trainer: lightning.Trainer, checkpoint: dict[str, Any], name: str) -> None:
+    """One file, whole or not at all; rows up to this one reach metrics.csv first."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        logger.save()
+    # torch writes zip archives with errors of its own kind; a full disk shall be the operating system's.
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    folder = _folder(trainer)
+    folder.mkdir(exist_ok=True)
+    with replacing(folder / name) as temporary:
+        temporary.write_bytes(buffer.getbuffer())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,23 +23,58 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
     """The callbacks of a run, in order.
 
     Args:
-        sections: ``callbacks`` of the config: a name and its options; ``enabled: false`` switches one off.
+        sections: ``callbacks`` of the config: a label and its options. ``name`` says which callback it is, the label
+            where there is none; ``enabled: false`` switches one off.
 
     Raises:
         InputError: an unknown callback or option, or a plug-in that is no callback.
     """
-    plug_ins = [name for name in sections if name not in MEASURING + KEEPING]
     callbacks = []
-    for name in (*MEASURING, *plug_ins, *KEEPING):
-        options = dict(sections.get(name, {}))
-        enabled = options.pop("enabled", True)
-        if not isinstance(enabled, bool):
-            raise InputError(f"callbacks.{name}.enabled={enabled!r} does not fit; it is true or false.")
+    for label in _labels(sections):
+        name, enabled, options = _read(label, sections.get(label, {}))
         # The options of one that is off are checked, too: a typo there is a typo.
-        check_options(CALLBACKS.find(name), options, f"callback {name!r}", f"callbacks.{name}")
+        check_options(CALLBACKS.find(name), options, f"callback {name!r}", f"callbacks.{label}")
         if enabled:
-            callback = CALLBACKS.build(name, f"callbacks.{name}", options)
+            callback = CALLBACKS.build(name, f"callbacks.{label}", options)
             if not isinstance(callback, lightning.Callback):
                 raise InputError(f"The callback {name!r} gave a {type(callback).__name__}, not a lightning.Callback.")
             callbacks.append(callback)
     return callbacks
+
+
+def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same callbacks with every option spelled out, so that equal settings look equal however they were given.
+
+    One that is off has no options left.
+
+    Raises:
+        InputError: as for `build_callbacks`.
+    """
+    complete: dict[str, dict[str, Any]] = {}
+    for label in _labels(sections):
+        name, enabled, options = _read(label, sections.get(label, {}))
+        factory = CALLBACKS.find(name)
+        check_options(factory, options, f"callback {name!r}", f"callbacks.{label}")
+        parameters = inspect.signature(factory).parameters.values()
+        defaults = {p.name: p.default for p in parameters if isinstance(p.default, bool | int | float | str | None)}
+        named = {} if name == label else {"name": name}
+        complete[label] = named | ({"enabled": True} | defaults | options if enabled else {"enabled": False})
+    return complete
+
+
+def _labels(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Every label in the order of the calls."""
+    return [*MEASURING, *(label for label in sections if label not in MEASURING + KEEPING), *KEEPING]
+
+
+def _read(label: str, section: Mapping[str, Any]) -> tuple[str, bool, dict[str, Any]]:
+    """The callback that a section names, whether it is on, and its options."""
+    options = dict(section)
+    enabled, name = options.pop("enabled", True), options.pop("name", label)
+    if not isinstance(enabled, bool):
+        raise InputError(f"callbacks.{label}.enabled={enabled!r} does not fit; it is true or false.")
+    if not isinstance(name, str):
+        raise InputError(f"callbacks.{label}.name={name!r} does not fit; it is the name or import path of a callback.")
+    if label in MEASURING + KEEPING and name != label:
+        raise InputError(f"callbacks.{label}.name={name!r} would replace a callback of ours; give yours another label.")
+    return name, enabled, options

@@ -17,6 +17,11 @@ from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest
 
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
 _OPEN = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
+# One of their options may be taken out of a named variation; what they are called may not.
+_DELETABLE = re.compile(
+    r"~(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.(?!name\b|enabled\b)[^=]+$"
+)
+_COLON = re.compile(r"\+*callbacks\.([\w.]*\w:\w+)\.([\w.]+)=(.*)", re.DOTALL)
 
 # What the optional extra "sweep" brings.
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
@@ -26,11 +31,24 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra gets them.
 
     Raises:
-        InputError: an argument without a key, for which Hydra has no words.
+        InputError: an argument without a key, one that deletes a key, or a key with a colon, for which Hydra has no
+            words or other ones.
     """
     for argument in arguments:
         if argument.startswith("="):
             raise InputError(f"The argument {argument!r} is not of the form key=value.")
+        if argument.startswith("~") and not _DELETABLE.match(argument):
+            key = argument[1:].partition("=")[0]
+            raise InputError(
+                f"{argument} deletes a key, which would silently stand for its default; set it instead, as in {key}=…."
+            )
+        if match := _COLON.fullmatch(argument):
+            path, option, value = match.groups()
+            label = re.sub(r"\W", "_", path.rpartition(":")[2])
+            raise InputError(
+                f"A key takes no colon, as in {argument!r}; say callbacks.{label}.name={path} "
+                f"callbacks.{label}.{option}={value} instead."
+            )
     prepared = [opened(argument) for argument in arguments]
     # Hydra refuses a file of ours that bears the name of a launcher's own, so what we set for one lies beside it.
     prepared += [f"hydra/launching={a.partition('=')[2]}" for a in arguments if a.startswith("hydra/launcher=")]

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import lightning
 import pandas as pd
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
 
 
@@ -35,6 +37,9 @@ class MetricsFile(Logger):
         self._columns: list[str] = []
         self._stream: TextIO | None = None
         self._unflushed = 0
+        self.rows_written = 0
+        if keep_through is not None and path.exists():
+            self.rows_written = len(_read_through(path, keep_through))
 
     @property
     def name(self) -> str:
@@ -58,6 +63,7 @@ class MetricsFile(Logger):
         row = [_cell(name, metrics.get(name)) for name in self._columns]
         csv.writer(self._stream, lineterminator="\n").writerow(row)
         self._unflushed += 1
+        self.rows_written += 1
         if self._unflushed >= self.FLUSH_EVERY:
             self.save()
 
@@ -78,13 +84,13 @@ class MetricsFile(Logger):
 
     def _open(self) -> None:
         if self._keep_through is not None and self.path.exists():
-            rows = [row for row in _read(self.path) if row[0] != "" and int(row[0]) <= self._keep_through]
+            rows = _read_through(self.path, self._keep_through)
             with self.path.open(newline="", encoding="utf-8") as stream:
                 self._columns = next(csv.reader(stream), [])
-            self._rewrite(rows)
         else:
-            self._columns = []
-            self._rewrite([])
+            self._columns, rows = [], []
+        self._rewrite(rows)
+        self.rows_written = len(rows)
 
     def _widen(self, new: list[str]) -> None:
         """Add columns: rewrite the file with the rows there are."""
@@ -108,6 +114,27 @@ def read_metrics(path: Path) -> pd.DataFrame:
     """metrics.csv as a table with an integer ``step``; empty cells are NaN; a line still being written is no row."""
     whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
     return pd.read_csv(io.StringIO(whole + newline), dtype={"step": "int64"})
+
+
+def rows_written(trainer: lightning.Trainer) -> int:
+    """How many rows this run has in metrics.csv so far, those of the parts before this one included."""
+    return sum(logger.rows_written for logger in trainer.loggers if isinstance(logger, MetricsFile))
+
+
+def count_rows(path: Path, through: int) -> int:
+    """How many whole rows up to step ``through`` a file holds.
+
+    Raises:
+        InputError: it cannot be read as a file of rows.
+    """
+    try:
+        return len(_read_through(path, through))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a file of rows ({error}); start over with force=true.") from error
+
+
+def _read_through(path: Path, step: int) -> list[list[str]]:
+    return [row for row in _read(path) if row[0] != "" and int(row[0]) <= step]
 
 
 def _read(path: Path) -> list[list[str]]:

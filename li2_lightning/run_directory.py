@@ -25,7 +25,7 @@ from li2_lightning.config import LATEST, Config, config_hash, leaves, run_name, 
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.files import replacing, write_json
 from li2_lightning.log import say
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.metrics_file import count_rows, read_metrics
 from li2_lightning.network import read_checkpoint
 
 SCHEMA_VERSION = 1
@@ -128,6 +128,9 @@ class RunDirectory:
             for entry in self.path.iterdir():
                 if entry.name != ".lock":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        # What a killed process was writing; nobody else writes here while we hold the lock.
+        for part in self.path.rglob(".*.part"):
+            part.unlink()
         with replacing(self.path / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
         if checkpoint is not None and not (self.path / "metrics.csv").exists():
@@ -199,12 +202,26 @@ class RunDirectory:
             say(f"{latest} could not be pointed to {self.path}: {error.strerror}.")
 
 
-def continue_from(checkpoint: Path, config: Config) -> int:
-    """The row that ``checkpoint`` holds.
+@dataclass(frozen=True)
+class Start:
+    """What a run continues from.
+
+    Attributes:
+        row: the last row before it.
+        wandb: ``id`` and ``step`` of the W&B run to go on in; None: a new one.
+    """
+
+    row: int
+    wandb: Mapping[str, Any] | None
+
+
+def continue_from(checkpoint: Path, config: Config) -> Start:
+    """Check that a run may continue from ``checkpoint``.
 
     Raises:
         InputError: it lies at or after the end of this run, or belongs to another experiment: everything that shapes
-            the trajectory must agree; ``max_steps`` and what is measured may differ.
+            the trajectory must agree; ``max_steps`` and what is measured may differ. Or metrics.csv lacks rows that
+            were there when it was written.
     """
     where = f"resume={str(checkpoint)!r}"
     held = read_checkpoint(str(checkpoint), where)["li2_lightning"]
@@ -219,7 +236,20 @@ def continue_from(checkpoint: Path, config: Config) -> int:
             )
     if held["row"] >= config.max_steps:
         raise InputError(f"{where} holds row {held['row']} already, and max_steps={config.max_steps} ends there.")
-    return int(held["row"])
+    own = RunDirectory.of(config).path
+    within = own.resolve() == checkpoint.resolve().parent.parent
+    rows = own / "metrics.csv"
+    if not rows.exists():
+        rows = checkpoint.parent.parent / "metrics.csv"
+    # A checkpoint that was taken out of its directory has left its rows behind, and starts a new file.
+    there = count_rows(rows, held["row"]) if within or rows.exists() else held.get("rows", 0)
+    if there < held.get("rows", 0):
+        raise InputError(
+            f"{rows} has {there} of the {held['rows']} rows that {where} continues; put the file back, or start over "
+            "with force=true."
+        )
+    # A longer run in a directory of its own is another run on W&B, too.
+    return Start(int(held["row"]), held.get("wandb") if within else None)
 
 
 def versions() -> Mapping[str, str]:

@@ -1,9 +1,16 @@
-"""Random streams that depend on the seed and a purpose, never on the order in which code happens to draw."""
+"""Random streams that depend on the seed and a purpose, never on the order in which code happens to draw.
+
+Plug-ins may draw from the global sources all the same, so checkpoints hold the state of each of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -16,3 +23,48 @@ def stream(seed: int, purpose: str) -> int:
 def generator(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for ``purpose``, the same on every machine and rank."""
     return torch.Generator().manual_seed(stream(seed, purpose))
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global source of random numbers: Python, NumPy, torch, and torch's accelerators in use."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        # The global generator is whose state is asked for.
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+    }
+    # Asking a device that is not in use would start it.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def plain_random_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in the containers and tensors that ``torch.load(..., weights_only=True)`` reads."""
+    if not state:
+        return {}
+    numpy = dict(state["numpy"])
+    if numpy["bit_generator"] != "MT19937":
+        raise ValueError(f"NumPy's global generator is a {numpy['bit_generator']}, whose state is not known here.")
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    numpy["state"] = {"key": key, "pos": int(numpy["state"]["pos"])}
+    return {**state, "python": list(state["python"]), "numpy": numpy}
+
+
+def set_random_state(plain: Mapping[str, Any]) -> None:
+    """Put every source that exists here back to a state of `plain_random_state`."""
+    if not plain:
+        return
+    version, words, gauss = plain["python"]
+    random.setstate((version, tuple(words), gauss))
+    numpy = dict(plain["numpy"])
+    numpy["state"] = {**numpy["state"], "key": numpy["state"]["key"].numpy().astype(np.uint32)}
+    np.random.set_state(numpy)  # noqa: NPY002
+    torch.set_rng_state(plain["torch"])
+    for device, state in enumerate(plain.get("cuda", ())):
+        if device < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, device)
+    if "mps" in plain and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(plain["mps"])

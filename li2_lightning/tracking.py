@@ -6,7 +6,7 @@ import contextlib
 import netrc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from li2_lightning.config import Config, run_name, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
 from li2_lightning.metrics_file import MetricsFile
+from li2_lightning.run_directory import Start
 
 
 def has_credentials() -> bool:
@@ -66,27 +67,29 @@ def wandb_mode(config: Config) -> str:
 
 @contextlib.contextmanager
 def logging_to(
-    trainer: lightning.Trainer, config: Config, directory: Path, mode: str, keep_through: int | None
+    trainer: lightning.Trainer, config: Config, directory: Path, mode: str, start: Start | None
 ) -> Iterator[None]:
     """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
 
-    An unreachable W&B server is no reason to stop: the run goes on offline.
+    A resumed run goes on in the same W&B run; offline that is a further segment of it, a folder of its own with the
+    same id. An unreachable W&B server is no reason to stop: the run goes on offline.
 
     Args:
         mode: of `wandb_mode`.
-        keep_through: as for `MetricsFile`.
+        start: what the run continues from; None at row 0.
     """
-    trainer.loggers = [MetricsFile(directory / "metrics.csv", keep_through)]
+    trainer.loggers = [MetricsFile(directory / "metrics.csv", None if start is None else start.row)]
+    position = None if start is None else start.wandb
     if mode == "disabled":
         yield
         return
     try:
-        logger = _start(config, directory, mode)
+        logger = _start(config, directory, mode, position)
     except WandbError as error:
         if mode == "offline":
             raise
         say(f"W&B cannot be reached ({str(error).splitlines()[0]}); this run is logged offline.")
-        logger = _start(config, directory, "offline")
+        logger = _start(config, directory, "offline", position)
     trainer.loggers = [*trainer.loggers, logger]
     exit_code = 1
     try:
@@ -97,8 +100,9 @@ def logging_to(
         logger.experiment.finish(exit_code=exit_code)
 
 
-def _start(config: Config, directory: Path, mode: str) -> WandbLogger:
+def _start(config: Config, directory: Path, mode: str, position: Mapping[str, Any] | None) -> WandbLogger:
     logger = WandbLogger(
+        id=None if position is None else position["id"],
         name=f"{run_name(config)}-s{config.seed}",
         save_dir=directory.resolve(),
         project=config.logger.project,
@@ -113,7 +117,17 @@ def _start(config: Config, directory: Path, mode: str) -> WandbLogger:
     run = logger.experiment
     run.define_metric("step")
     run.define_metric("*", step_metric="step", step_sync=True)
+    if position is not None:
+        # W&B counts what it is told; a segment that began at 0 again would write over the one before.
+        run.log({}, step=position["step"], commit=False)
     return logger
+
+
+def wandb_position(trainer: lightning.Trainer) -> dict[str, Any] | None:
+    """The id of the W&B run and its own count of what it was told; None without a run."""
+    for run in wandb_runs(trainer):
+        return {"id": str(run.id), "step": int(run.step)}
+    return None
 
 
 def wandb_runs(trainer: lightning.Trainer) -> list[Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 
@@ -24,8 +27,9 @@ def kept(run: Any) -> list[int]:
     [
         ([], [10]),
         (["callbacks.checkpoint={every_n_steps: 3, keep: 9}"], [3, 6, 9, 10]),
-        (["callbacks.checkpoint={every_n_steps: 3, keep: 1}"], [10]),
-        (["callbacks.checkpoint={every_n_steps: 3}"], [9, 10]),
+        # That of the last row leads nowhere, so it does not take the place of another.
+        (["callbacks.checkpoint={every_n_steps: 3, keep: 1}"], [9, 10]),
+        (["callbacks.checkpoint={every_n_steps: 3}"], [6, 9, 10]),
         (["callbacks.checkpoint={every_n_steps: 5, keep: 9}"], [5, 10]),
         # Rows 0, 4, 8, 10: the first at or after each multiple.
         (["callbacks.checkpoint={every_n_steps: 3, keep: 9}", "data.evaluate_every_n_steps=4"], [4, 8, 10]),
@@ -40,7 +44,7 @@ def test_the_newest_are_kept_and_last_is_another_name_of_the_newest(
     folder = run.directory / "checkpoints"
     assert (folder / "last.ckpt").samefile(folder / f"row-{rows[-1]:06d}.ckpt")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"last.ckpt", *(f"row-{t:06d}.ckpt" for t in rows)}
+    assert names == {"last.ckpt", "best.ckpt", *(f"row-{t:06d}.ckpt" for t in rows)}
 
 
 def test_a_checkpoint_of_row_t_holds_the_weights_of_row_t_and_plain_containers_only(tiny_run: Any) -> None:
@@ -52,6 +56,121 @@ def test_a_checkpoint_of_row_t_holds_the_weights_of_row_t_and_plain_containers_o
         for name, value in run.seen[row].weights.items():
             assert torch.equal(checkpoint["state_dict"][f"network.{name}"], value)
         assert checkpoint["li2_lightning"]["config"]["task"]["order"] == 7
+
+
+STAGES = "callbacks.stages={rows: 2, train_accuracy: 0, independence: -1, independence_fall: 9, feature_growth: 1}"
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("every_n_steps", [4, 100])
+def test_best_is_the_earliest_row_of_highest_test_accuracy(tiny_run: Any, every_n_steps: int) -> None:
+    """The accuracy rises and falls, and reaches its highest value more than once."""
+    run = tiny_run(f"callbacks.checkpoint.every_n_steps={every_n_steps}", "optimizer.lr=0.05", "max_steps=30", "seed=1")
+    accuracies = run.column("test/accuracy")
+    best = accuracies.index(max(accuracies))
+    assert 0 < best < 30
+    assert accuracies.count(max(accuracies)) > 1
+    assert max(accuracies) > accuracies[-1]
+    checkpoint = load(run.directory / "checkpoints" / "best.ckpt")
+    assert checkpoint["global_step"] == checkpoint["li2_lightning"]["row"] == best
+    for name, value in run.seen[best].weights.items():
+        assert torch.equal(checkpoint["state_dict"][f"network.{name}"], value)
+    moments = checkpoint["optimizer_states"][0]["children"]["hidden"]["state"][0]
+    assert moments["step"] == best
+
+
+def test_a_checkpoint_of_each_transition_is_of_the_row_that_declares_it(tiny_run: Any) -> None:
+    run = tiny_run(STAGES, "max_steps=20")
+    events = json.loads((run.directory / "stages.json").read_text())["events"]
+    assert events
+    for event in events:
+        checkpoint = load(run.directory / "checkpoints" / f"stage-{event['to']}.ckpt")
+        assert checkpoint["li2_lightning"]["row"] == event["step"]
+        for name, value in run.seen[event["step"]].weights.items():
+            assert torch.equal(checkpoint["state_dict"][f"network.{name}"], value)
+
+
+def test_best_and_transitions_can_be_left_out(tiny_run: Any) -> None:
+    run = tiny_run(STAGES, "max_steps=20", "callbacks.checkpoint={best: false, transitions: false}")
+    assert json.loads((run.directory / "stages.json").read_text())["events"]
+    assert {path.name for path in (run.directory / "checkpoints").iterdir()} == {"last.ckpt", "row-000020.ckpt"}
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "stage-2.ckpt"])
+def test_a_run_continues_from_any_of_them(tiny_run: Any, tmp_path: Path, name: str) -> None:
+    options = (STAGES, "max_steps=20", "optimizer.lr=0.05", "seed=1")
+    whole = tiny_run(*options)
+    checkpoint = whole.directory / "checkpoints" / name
+    row = load(checkpoint)["li2_lightning"]["row"]
+    again = tiny_run(*options, f"resume={checkpoint}", f"output_dir={tmp_path / 'again'}")
+    assert 0 < row < 20
+    assert again.rows == whole.rows
+
+
+class Dice(lightning.Callback):
+    """Draws from every source, in the forward pass of each step and in each row."""
+
+    def __init__(self) -> None:
+        self.forward: dict[int, list[float]] = {}
+
+    @staticmethod
+    def draw() -> list[float]:
+        return [random.random(), np.random.rand(), np.random.randn(), torch.rand(()).item()]  # noqa: NPY002
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        self.forward[trainer.global_step] = self.draw()
+
+    def on_step_state(self, trainer: Any, module: Any, state: Any) -> None:
+        for source, value in zip(("python", "numpy", "normal", "torch"), self.draw(), strict=True):
+            state.log(f"dice/{source}", value)
+
+
+@pytest.mark.parametrize("evaluate", [1, 3])
+def test_every_source_of_random_numbers_goes_on(
+    tiny_run: Any, make_record: Callable[[], Any], tmp_path: Path, evaluate: int
+) -> None:
+    """A draw in the forward pass is repeated with it; one in a row that was written before is not."""
+    options = ["max_steps=12", f"data.evaluate_every_n_steps={evaluate}"]
+    parts = Dice(), Dice(), Dice()
+    with pytest.raises(Interrupted):
+        tiny_run(*options, into=make_record(), callbacks=[parts[0], InterruptAt(6)])
+    resumed = tiny_run(*options, "resume=auto", callbacks=[parts[1]])
+    whole = tiny_run(*options, f"output_dir={tmp_path / 'whole'}", callbacks=[parts[2]])
+    assert resumed.rows == whole.rows
+    assert len(set(whole.column("dice/python"))) == len(whole.rows)
+    assert parts[0].forward | parts[1].forward == parts[2].forward
+    assert parts[0].forward[6] == parts[1].forward[6] == parts[2].forward[6]
+
+
+def test_a_checkpoint_knows_its_place_in_metrics_csv(tiny_run: Any, make_record: Callable[[], Any]) -> None:
+    record = make_record()
+    options = ["max_steps=12", "data.evaluate_every_n_steps=2"]
+    with pytest.raises(Interrupted):
+        tiny_run(*options, into=record, callbacks=[InterruptAt(6)])
+    held = load(record.directory / "checkpoints" / "last.ckpt")["li2_lightning"]
+    assert (held["row"], held["rows"], held["wandb"]) == (6, 4, None)
+    path = record.directory / "metrics.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    for damaged in (lines[:-1], lines[:1], []):
+        path.write_text("".join(damaged))
+        with pytest.raises(InputError, match=rf"has {max(0, len(damaged) - 1)} of the 4 rows"):
+            tiny_run(*options, "resume=auto")
+    path.unlink()
+    with pytest.raises(InputError, match=r"metrics\.csv cannot be read"):
+        tiny_run(*options, "resume=auto")
+    path.write_text("".join(lines))
+    resumed = tiny_run(*options, "resume=auto")
+    assert [row["step"] for row in resumed.rows] == [0, 2, 4, 6, 8, 10, 12]
+    assert load(record.directory / "checkpoints" / "last.ckpt")["li2_lightning"]["rows"] == 7
+
+
+@pytest.mark.parametrize("option", ["best", "transitions"])
+def test_a_switch_that_is_no_switch_is_refused(option: str) -> None:
+    with pytest.raises(InputError, match=rf"callbacks\.checkpoint\.{option}='yes' does not fit"):
+        Checkpoint(**{option: "yes"})
 
 
 def test_a_disabled_checkpoint_leaves_none(tiny_run: Any) -> None:

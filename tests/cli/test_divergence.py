@@ -22,7 +22,7 @@ def directory(workplace: Path) -> Path:
     return (workplace / "outputs" / "latest").resolve()
 
 
-@pytest.mark.parametrize("rate", ["1e9", "1e10", "1e30"])
+@pytest.mark.parametrize("rate", ["1e9", "1e10", "1e30", "1e38"])
 @pytest.mark.parametrize("loss", ["mse", "projected_mse"])
 def test_a_huge_learning_rate_diverges(rate: str, loss: str, command_line: CommandLine, workplace: Path) -> None:
     """Whether the loss becomes infinite first, or no number at all."""
@@ -53,10 +53,11 @@ def test_what_was_good_is_kept(command_line: CommandLine, workplace: Path) -> No
 
     assert str(Path("outputs", *folder.parts[-2:], "checkpoints", "last.ckpt")) in outcome.err
     kept = sorted((folder / "checkpoints").iterdir())
-    assert len(kept) == 3
+    assert len(kept) == 4
     for path in kept:
         checkpoint = torch.load(path, weights_only=True)
-        assert 0 < checkpoint["li2_lightning"]["row"] < row
+        # The best row may well be that of the initial weights.
+        assert (0 if path.name == "best.ckpt" else 1) <= checkpoint["li2_lightning"]["row"] < row
         for name, tensor in checkpoint["state_dict"].items():
             assert torch.isfinite(tensor).all(), name
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
