@@ -19,6 +19,12 @@ class InputError(Li2Error, ValueError):
     exit_code = 2
 
 
+class StorageError(Li2Error):
+    """The run directory cannot be written any more: the disk is full, or read-only, or the directory is gone."""
+
+    exit_code = 2
+
+
 class DivergenceError(Li2Error):
     """Training produced a value that is not finite."""
 

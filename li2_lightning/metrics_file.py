@@ -77,10 +77,10 @@ class MetricsFile(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+            stream, self._stream = self._stream, None
             # A row logged after this one is added to what there is.
             self._keep_through = 2**63
+            stream.close()
 
     def _open(self) -> None:
         if self._keep_through is not None and self.path.exists():

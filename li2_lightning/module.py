@@ -87,6 +87,7 @@ class Li2Module(lightning.LightningModule):
         self.stop_at_test_accuracy = stop_at_test_accuracy
         self.config = dict(config or {})
         self.last_row = -1
+        self._finite_row: int | None = None
         # Set by whoever catches signals; the run stops where its state is whole.
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
@@ -160,7 +161,13 @@ class Li2Module(lightning.LightningModule):
             parameter.grad = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except RuntimeError as error:
+            # What torch says of a step size that the weights' type cannot hold.
+            if "without overflow" not in str(error):
+                raise
+            raise DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.") from error
         self.network.normalize()
 
     @torch.no_grad()
@@ -214,9 +221,19 @@ class Li2Module(lightning.LightningModule):
                 logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
             loss = row["train/loss"]
             if loss is None or not math.isfinite(loss):
-                raise DivergenceError(f"Training diverged: train/loss is {loss} in row {step}.")
+                raise DivergenceError(f"Training diverged: train/loss is {loss} in row {step}{self._where(step)}.")
+            self._finite_row = step
             if self.stop_at_test_accuracy is not None and (row["test/accuracy"] or 0) >= self.stop_at_test_accuracy:
                 self.trainer.should_stop = True
+
+    def _where(self, step: int) -> str:
+        """Where the first value that is not finite came from, for the message."""
+        since = f"; row {self._finite_row} was finite" if self._finite_row is not None else ""
+        # On an accelerator a row is read when the weights may have moved on.
+        if self.last_row != step:
+            return since
+        broken = [name for name, p in self.network.named_parameters() if not p.isfinite().all()]
+        return f"{since}; {'not finite are ' + ', '.join(broken) if broken else 'the weights are finite'}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["li2_lightning"] = {"row": self.last_row, "config": self.config}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -22,7 +23,7 @@ from omegaconf import OmegaConf
 
 import li2_lightning
 from li2_lightning.config import LATEST, Config, config_hash, leaves, run_name, to_plain
-from li2_lightning.errors import DivergenceError, InputError, Interrupted
+from li2_lightning.errors import DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import replacing, write_json
 from li2_lightning.log import say
 from li2_lightning.metrics_file import count_rows, read_metrics
@@ -32,6 +33,8 @@ SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
 # Sections that a run must share with the checkpoint it continues from.
 SHAPING = ("seed", "loss", "task", "data", "network", "optimizer", "scheduler")
+# What is wrong with a disk, whatever was being written.
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,13 @@ class RunDirectory:
             if not earlier:
                 return None
             path = rows[max(earlier)]
-        else:
-            path = Path(config.resume)
+            try:
+                read_checkpoint(str(path), str(path))
+            except InputError as error:
+                before = f"continue from row {sorted(earlier)[-2]}" if len(earlier) > 1 else "start at row 0"
+                raise InputError(f"{str(error).rstrip('.')}; remove it, and resume=auto will {before}.") from error
+            return path
+        path = Path(config.resume)
         read_checkpoint(str(path), f"resume={str(path)!r}")
         return path
 
@@ -124,6 +132,16 @@ class RunDirectory:
             raise InputError(f"{self.path} is being written by another process; wait for it or change name.") from error
         except OSError as error:
             raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
+        try:
+            self._prepare(config, keep, checkpoint)
+        except OSError as error:
+            lock.close()
+            raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
+        self._point_latest(Path(config.output_dir))
+        return lock
+
+    def _prepare(self, config: Config, keep: bool, checkpoint: Path | None) -> None:
+        """What must be there, and nothing else, before the first row."""
         if not keep:
             for entry in self.path.iterdir():
                 if entry.name != ".lock":
@@ -137,9 +155,8 @@ class RunDirectory:
             # A longer run starts with the rows of the one that it continues.
             earlier = checkpoint.parent.parent / "metrics.csv"
             if earlier.exists():
-                shutil.copyfile(earlier, self.path / "metrics.csv")
-        self._point_latest(Path(config.output_dir))
-        return lock
+                with replacing(self.path / "metrics.csv") as temporary:
+                    shutil.copyfile(earlier, temporary)
 
     @contextlib.contextmanager
     def summarizing(self, config: Config, start: int) -> Iterator[None]:
@@ -150,18 +167,36 @@ class RunDirectory:
         """
         began = time.monotonic()
         try:
-            yield
+            with self._storing():
+                yield
         except DivergenceError as error:
             last = self.last_checkpoint
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was due before"
             reason = f"{error} Lower optimizer.lr; {kept}."
-            self._finish(config, "diverged", time.monotonic() - began, start, reason=reason)
+            with self._storing():
+                self._finish(config, "diverged", time.monotonic() - began, start, reason=reason)
             raise DivergenceError(reason) from error
         except Interrupted as error:
             kept = f"Continue with resume=auto; the state is kept in {self.path}."
             message = f"{error} {kept if self.last_checkpoint.exists() else 'No checkpoint was kept.'}"
             raise Interrupted(error.signum, message) from error
-        self._finish(config, "finished", time.monotonic() - began, start)
+        with self._storing():
+            self._finish(config, "finished", time.monotonic() - began, start)
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Say in one sentence when the directory cannot be written any more."""
+        try:
+            yield
+        except OSError as error:
+            ours = error.filename is not None and Path(str(error.filename)).is_relative_to(self.path)
+            if error.errno not in STORAGE and not ours:
+                raise
+            last = self.last_checkpoint
+            kept = f"continues from {last}" if last.exists() else "starts over, since no checkpoint was due before"
+            raise StorageError(
+                f"{self.path} cannot be written any more: {error.strerror}. Mend that; then resume=auto {kept}."
+            ) from error
 
     def _finish(self, config: Config, status: str, seconds: float, rows_before: int, **more: Any) -> None:
         """Write summary.json.

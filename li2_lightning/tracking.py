@@ -6,7 +6,9 @@ import contextlib
 import netrc
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -101,6 +103,10 @@ def logging_to(
 
 
 def _start(config: Config, directory: Path, mode: str, position: Mapping[str, Any] | None) -> WandbLogger:
+    if position is not None:
+        # W&B names the folder by run and second, and a segment of the same second would take the place of the last.
+        while any((directory / "wandb").glob(f"*run-{datetime.now():%Y%m%d_%H%M%S}-{position['id']}")):
+            time.sleep(0.1)
     logger = WandbLogger(
         id=None if position is None else position["id"],
         name=f"{run_name(config)}-s{config.seed}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from li2_lightning.metrics_file import read_metrics
 from tests.cli.conftest import TINY, CommandLine, StartProcess
+from tests.cli.test_signals import Stop
 
 # Two transitions lie within these steps, and the slower columns are due at another step than the last.
 TOLD = ("task.order=7", "network.width=128", "max_steps=85", "trainer.threads=1")
@@ -31,6 +33,13 @@ def inspect(run: Path) -> dict[str, Any]:
     summary = json.loads(told.stdout)
     assert isinstance(summary, dict)
     return summary
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """Every record of a run's history: the columns, and W&B's own count as ``_step``."""
+    told = subprocess.run([WANDB, "leet", "inspect", "--json", run], capture_output=True, text=True, check=True)
+    records = [json.loads(line) for line in told.stdout.splitlines()]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
 def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,6 +147,44 @@ def test_wandb_mode_of_the_environment_counts_for_auto(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert command_line(*TINY, "callbacks=minimal", "logger.mode=auto").code == 0
     assert not list(workplace.rglob("wandb"))
+
+
+STOPPED = (
+    *TINY, "max_steps=12", "callbacks=minimal", "callbacks.stop.name=tests.cli.test_signals:Stop",
+    "callbacks.stop.hook=on_step_state", f"callbacks.stop.signum={int(signal.SIGTERM)}", "callbacks.stop.step=5",
+)  # fmt: skip
+
+
+def test_a_resumed_run_is_a_further_segment_of_the_same_run(command_line: CommandLine, workplace: Path) -> None:
+    arguments = (*STOPPED, "logger.mode=offline")
+    Stop.armed = True
+    assert command_line(*arguments).code == 143
+    folder = (workplace / "outputs" / "latest").resolve()
+    (before,) = runs(folder)
+    resumed = command_line(*arguments, "resume=auto")
+    assert resumed.code == 0, resumed
+    segments = [before, *(run for run in runs(folder) if run != before)]
+    assert len(segments) == 2
+    told = [inspect(segment) for segment in segments]
+    assert told[0]["run_id"] == told[1]["run_id"]
+    assert [one["exit_code"] for one in told] == [1, 0]
+
+    # Between them the segments hold every row once, in order; the later one does not count from 0 again.
+    rows = [record for segment in segments for record in history(segment) if "train/loss" in record]
+    metrics = read_metrics(folder / "metrics.csv")
+    assert [row["step"] for row in rows] == metrics["step"].tolist() == list(range(13))
+    assert [row["train/loss"] for row in rows] == metrics["train/loss"].tolist()
+    counts = [row["_step"] for row in rows]
+    assert counts == sorted(set(counts))
+
+
+def test_a_longer_run_in_a_directory_of_its_own_is_another_run(command_line: CommandLine, workplace: Path) -> None:
+    arguments = (*TINY, "callbacks=minimal", "logger.mode=offline")
+    command_line(*arguments)
+    short = (workplace / "outputs" / "latest").resolve()
+    assert command_line(*arguments, "max_steps=6", f"resume={short / 'checkpoints' / 'last.ckpt'}").code == 0
+    longer = (workplace / "outputs" / "latest").resolve()
+    assert inspect(*runs(short))["run_id"] != inspect(*runs(longer))["run_id"]
 
 
 @pytest.mark.slow
