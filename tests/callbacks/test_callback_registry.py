@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import callbacks
-from callbacks import CALLBACKS, build_callbacks
+from callbacks import CALLBACKS, build_callbacks, with_defaults
 from callbacks.diagnostic import Cadence, Diagnostic
 from li2_lightning.errors import InputError
 
@@ -52,6 +52,28 @@ def test_a_plug_in_comes_after_what_measures_and_before_what_keeps() -> None:
     assert "Callback" not in names({"lightning:Callback": {"enabled": False}})
 
 
+def test_a_label_may_stand_for_a_name() -> None:
+    assert names({"mine": {"name": "lightning:Callback"}}) == names({"lightning:Callback": {}})
+    twice = names({"a": {"name": "lightning:Callback"}, "b": {"name": "lightning:Callback"}})
+    assert twice.count("Callback") == 2
+
+
+def test_equal_settings_look_equal_with_their_defaults() -> None:
+    complete = with_defaults({})
+    assert list(complete) == OURS
+    assert complete["checkpoint"] == {
+        "enabled": True, "every_n_steps": 100, "keep": 2, "best": True, "transitions": True
+    }  # fmt: skip
+    assert complete["stages"]["independence"] == 0.5
+    assert with_defaults(complete) == complete
+    assert with_defaults({"gram": {"sampled_columns": 64}, "energy": {}}) == complete
+    off = with_defaults({"gram": {"enabled": False}})
+    assert off["gram"] == {"enabled": False}
+    assert with_defaults({"gram": {"enabled": False, "sampled_columns": 9}}) == off != complete
+    mine = with_defaults({"mine": {"name": "tests.callbacks.test_callback_registry:DeadNodes"}})["mine"]
+    assert mine == {"name": "tests.callbacks.test_callback_registry:DeadNodes", "enabled": True, "every_n_steps": 1}
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -63,6 +85,10 @@ def test_a_plug_in_comes_after_what_measures_and_before_what_keeps() -> None:
         ({"energy": {"every_n_steps": 0}}, r"callbacks\.energy\.every_n_steps=0 does not fit"),
         ({"fractions:Fraction": {}}, r"'fractions:Fraction' gave a Fraction, not a lightning\.Callback"),
         ({"no_such:Thing": {}}, r"The callback 'no_such:Thing' could not be imported"),
+        ({"mine": {"name": "no_such:Thing"}}, r"The callback 'no_such:Thing' could not be imported"),
+        ({"mine": {"name": 3}}, r"callbacks\.mine\.name=3 does not fit"),
+        ({"mine": {"name": "lightning:Callback", "loud": 1}}, r"from callbacks\.mine\.loud"),
+        ({"energy": {"name": "lightning:Callback"}}, r"would replace a callback of ours"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(sections: dict[str, Any], message: str) -> None:

@@ -28,6 +28,11 @@ TYPED = [
     ("task.order", "key=value"),
     ("=3", "key=value"),
     ("task={a:1}", "task.a"),
+    ("~scheduler.name", "set it instead"),
+    ("~task", "set it instead"),
+    ("scheduler=step ~scheduler.name=step", "set it instead"),
+    ("~callbacks.checkpoint", "set it instead"),
+    ("callbacks.my_module:Mine.power=2", "callbacks.Mine.name=my_module:Mine callbacks.Mine.power=2"),
     # groups and names
     ("task=cycl", "Did you mean 'cyclic'"),
     ("optimizer=adm", "Did you mean 'adam'"),

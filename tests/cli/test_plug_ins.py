@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 import train
 from li2_lightning.metrics_file import read_metrics
-from tests.cli.conftest import StartProcess
+from tests.cli.conftest import CommandLine, StartProcess
 
 TINY = ("task.order=7", "network.width=8", "max_steps=3", "logger.mode=disabled", "callbacks=minimal")
 
@@ -27,6 +28,35 @@ def test_an_optimizer_of_the_current_folder_trains(start_process: StartProcess, 
     outcome = start_process(*TINY, *mine, "optimizer.hidden.bold=2").wait()
     assert outcome.code == 2
     assert "boldness" in outcome.err
+
+
+MINE = (
+    "from callbacks.diagnostic import Diagnostic\n"
+    "class Mean(Diagnostic):\n"
+    "    def __init__(self, every_n_steps=1, power=1):\n"
+    "        super().__init__(every_n_steps)\n"
+    "        self.power = power\n"
+    "    def measure(self, module, state):\n"
+    "        return {'mine/mean': state.outputs.pow(self.power).mean()}\n"
+)
+
+
+def test_a_callback_of_the_current_folder_measures(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "my_callbacks.py").write_text(MINE)
+    monkeypatch.syspath_prepend(workplace)
+    # A key with a colon is beyond Hydra; the sentence says what works, and it does.
+    refused = command_line(*TINY, "callbacks.my_callbacks:Mean.power=2")
+    assert refused.code == 2
+    assert len(refused.err.splitlines()) == 1
+    advice = re.search(r"say (callbacks\.\S+) (callbacks\.\S+) instead", refused.err)
+    assert advice is not None, refused.err
+    outcome = command_line(*TINY, *advice.groups(), "callbacks.Mean.every_n_steps=2")
+    assert outcome.code == 0, outcome
+    column = read_metrics(workplace / "outputs" / "latest" / "metrics.csv")["mine/mean"]
+    assert (column.iloc[::2] > 0).all()
+    assert column.iloc[1::2].isna().all()
 
 
 @pytest.mark.slow

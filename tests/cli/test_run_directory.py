@@ -294,6 +294,32 @@ def test_the_hash_covers_what_changes_the_result(tmp_path: Path) -> None:
     assert by_file[0] != by_file[2], "an edited file is another input"
 
 
+def test_equal_settings_share_a_directory_however_they_were_given(command_line: CommandLine, workplace: Path) -> None:
+    """The command line composes every default of the callbacks; a notebook names what differs."""
+    assert command_line(*TINY, "callbacks.report.enabled=false", "callbacks.pictures.enabled=false").code == 0
+    again = train.run(
+        {
+            "task": {"order": 7},
+            "network": {"width": 8},
+            "max_steps": 3,
+            "logger": {"mode": "offline"},
+            "trainer": {"threads": 1},
+            "callbacks": {
+                "report": {"enabled": False}, "pictures": {"enabled": False}, "energy": {"every_n_steps": 1}
+            },
+        }
+    )  # fmt: skip
+    assert again.stored
+    assert again.directory.resolve() == directory(workplace)
+
+
+def test_an_option_of_a_named_variation_can_be_taken_out(command_line: CommandLine, workplace: Path) -> None:
+    chosen = ("scheduler=step", "~scheduler.gamma")
+    assert command_line(*FAST, *chosen).code == 0
+    config = OmegaConf.load(directory(workplace) / "config.yaml")
+    assert OmegaConf.select(config, chosen[1].removeprefix("~")) is None
+
+
 def test_an_edited_input_file_makes_another_run(command_line: CommandLine, workplace: Path) -> None:
     np.savez(workplace / "split.npz", train=np.arange(20), test=np.arange(20, 49))
     command_line(*FAST, "data.split_file=split.npz")
