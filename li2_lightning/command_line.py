@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from omegaconf.errors import OmegaConfBaseException
 
 from li2_lightning.config import Config, explain, unknown_key
-from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest
+from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable
 
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
 _OPEN = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
@@ -84,7 +84,7 @@ def one_sentence(error: BaseException, composing: bool = False) -> str:
         composing: the error came while Hydra composed the config.
     """
     known = _expected(error, composing)
-    return str(known) if known is not None else f"Internal error: {type(error).__name__}: {error}"
+    return readable(str(known) if known is not None else f"Internal error: {type(error).__name__}: {error}")
 
 
 def show_error(error: BaseException, debug: bool, composing: bool = False) -> int:
@@ -141,7 +141,8 @@ def _composition_error(error: BaseException) -> InputError:
         return InputError(f"The argument {argument!r} is not of the form key=value.")
     if isinstance(error, OmegaConfBaseException):
         return explain(error)
-    return InputError(text.splitlines()[0] if text else type(error).__name__)
+    first = text.splitlines()[0] if text else type(error).__name__
+    return InputError(first if first.endswith((".", "?")) else f"{first}.")
 
 
 def quoted(value: str) -> str:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from li2_lightning.activations import find_activation
-from li2_lightning.errors import InputError, nearest, unknown
+from li2_lightning.errors import InputError, nearest, readable, unknown
 
 
 @dataclass
@@ -141,6 +141,12 @@ class Config:
 # These change where a run is kept or how it is told, not what comes out.
 NOT_HASHED = ("seed", "output_dir", "name", "logger", "resume", "force", "debug")
 FILES = ("task.path", "data.split_file", "network.initial_weights")
+# Beyond these it is a slip of the hand, and no machine of today has the memory.
+AT_MOST = {
+    "network.width": 2**20, "network.hidden_layers": 1000, "network.transformer.heads": 2**10,
+    "network.transformer.layers": 1000, "network.transformer.feedforward": 2**20, "trainer.threads": 2**10,
+    "max_steps": 2**53, "data.batch_size": 2**53, "data.evaluate_every_n_steps": 2**53,
+}  # fmt: skip
 # The link in output_dir that points to the newest run.
 LATEST = "latest"
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
@@ -157,6 +163,7 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     try:
         # As plain values first: a key that was added to a typed config ("+key=…") would pass unnoticed.
         plain = OmegaConf.to_container(values if isinstance(values, DictConfig) else OmegaConf.create(_mapping(values)))
+        _refuse_environment(plain)
         merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -166,12 +173,25 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     return config
 
 
+def _refuse_environment(value: Any, key: str = "") -> None:
+    """What is read from the environment would end in config.yaml, in checkpoints and on W&B, secrets included."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_environment(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_environment(item, key)
+    elif isinstance(value, str) and re.search(r"\$\{\s*oc\.env", value):
+        raise InputError(f"{key}={value!r} reads the environment, which may hold secrets; write the value itself.")
+
+
 def explain(error: OmegaConfBaseException) -> InputError:
     """OmegaConf's complaint as one sentence with the key and, for an unknown key, the nearest known one."""
-    key = error.full_key or ""
+    key = readable(error.full_key or "")
     if re.search(r"not in|is not in struct", str(error.msg)):
         return unknown_key(key)
-    reason = str(error.msg).splitlines()[0].rstrip(".") if error.msg else type(error).__name__
+    lines = str(error.msg).splitlines() if error.msg else []
+    reason = readable(lines[0].rstrip(".")) if lines else type(error).__name__
     return InputError(f"The value of {key} does not fit: {reason}." if key else f"The config does not fit: {reason}.")
 
 
@@ -288,6 +308,9 @@ def _check(config: Config) -> None:
     ):
         if value is not None and value < least:
             raise InputError(f"{key}={value} is out of range; it must be at least {least}.")
+        most = AT_MOST.get(key)
+        if value is not None and most is not None and value > most:
+            raise InputError(f"{key}={value} is out of range; it must be at most {most}.")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed} is out of range; it must lie in 0 … 2³²−1.")
     target = config.stop_at_test_accuracy

@@ -53,6 +53,11 @@ class OtherRankError(Li2Error):
         self.silent = silent
 
 
+def readable(text: str) -> str:
+    """``text`` on one line: what a terminal would act on, instead of show, is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """The hint ``" Did you mean 'x'?"`` with the option most like ``word``, or nothing where none is close."""
     matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
