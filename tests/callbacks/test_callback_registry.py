@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import callbacks
+import train
 from callbacks import CALLBACKS, build_callbacks, with_defaults
 from callbacks.diagnostic import Cadence, Diagnostic
 from li2_lightning.errors import InputError
@@ -66,12 +69,18 @@ def test_equal_settings_look_equal_with_their_defaults() -> None:
     }  # fmt: skip
     assert complete["stages"]["independence"] == 0.5
     assert with_defaults(complete) == complete
-    assert with_defaults({"gram": {"sampled_columns": 64}, "energy": {}}) == complete
+    assert with_defaults({"gram": {"every_n_steps": 1}, "energy": {}}) == complete
     off = with_defaults({"gram": {"enabled": False}})
     assert off["gram"] == {"enabled": False}
     assert with_defaults({"gram": {"enabled": False, "sampled_columns": 9}}) == off != complete
     mine = with_defaults({"mine": {"name": "tests.callbacks.test_callback_registry:DeadNodes"}})["mine"]
     assert mine == {"name": "tests.callbacks.test_callback_registry:DeadNodes", "enabled": True, "every_n_steps": 1}
+
+
+def test_the_defaults_of_the_command_line_are_those_of_the_callbacks() -> None:
+    """configs/callbacks/default.yaml shows them; were one to differ, it and a notebook would train different runs."""
+    shown = OmegaConf.to_container(OmegaConf.load(Path(train.__file__).parent / "configs/callbacks/default.yaml"))
+    assert shown == with_defaults({})
 
 
 @pytest.mark.parametrize(

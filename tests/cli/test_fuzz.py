@@ -101,7 +101,7 @@ def check_config(flat: dict[str, Any]) -> None:
         assert_sentence(str(error))
 
 
-@drawn(150)
+@drawn(60)
 @given(st.dictionaries(st.sampled_from(KEYS), values, max_size=4))
 def test_any_config(flat: dict[str, Any]) -> None:
     check_config(flat)
@@ -153,7 +153,7 @@ def check_overrides(command_line: CommandLine, workplace: Path, arguments: list[
         shutil.rmtree(entry)
 
 
-@drawn(12)
+@drawn(10)
 @given(st.lists(overrides, min_size=1, max_size=2))
 def test_any_overrides(command_line: CommandLine, workplace: Path, arguments: list[str]) -> None:
     check_overrides(command_line, workplace, arguments)
@@ -410,7 +410,7 @@ def check_run(folder: Path, flat: dict[str, Any]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@drawn(15)
+@drawn(8)
 @given(runs)
 def test_any_run(tmp_path_factory: pytest.TempPathFactory, flat: dict[str, Any]) -> None:
     check_run(tmp_path_factory.getbasetemp() / "run", flat)
