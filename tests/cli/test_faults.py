@@ -118,8 +118,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_half(
     assert_goes_on(command_line, workplace, *LONG, "network.width=64")
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_fit(file_limit: None, command_line: CommandLine, workplace: Path) -> None:
-    """metrics.csv reaches the limit at some row, in the middle of a line."""
+    """metrics.csv reaches the limit at some row, in the middle of a line. Slow because of three runs: 3 s."""
     arguments = (*LONG, "max_steps=300", "callbacks.checkpoint.enabled=false")
     assert_sentence(command_line(*arguments), "File too large")
     assert_whole(directory(workplace))
@@ -166,9 +167,11 @@ def test_a_read_only_checkpoint_can_be_continued(read_only: Path, command_line: 
     assert read_metrics(directory(workplace) / "metrics.csv")["step"].tolist() == list(range(10))
 
 
+@pytest.mark.slow
 def test_a_read_only_run_cannot_be_continued_in_place(
     read_only: Path, command_line: CommandLine, workplace: Path
 ) -> None:
+    """Slow because it mounts a file system twice: 2 s."""
     assert command_line(*LONG, f"output_dir={read_only}").code == 0
     folder = (read_only / "latest").resolve()
     (folder / "summary.json").unlink()
@@ -177,7 +180,9 @@ def test_a_read_only_run_cannot_be_continued_in_place(
     assert_sentence(outcome, "output_dir", "Read-only file system")
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_names_the_one_before(command_line: CommandLine, workplace: Path) -> None:
+    """Slow because of several runs: 3 s."""
     assert command_line(*LONG).code == 0
     folder = directory(workplace)
     (folder / "summary.json").unlink()
@@ -193,7 +198,9 @@ def test_a_truncated_checkpoint_names_the_one_before(command_line: CommandLine, 
     assert_sentence(command_line(*LONG, "resume=auto"), "start at row 0")
 
 
+@pytest.mark.slow
 def test_rows_that_are_no_rows(command_line: CommandLine, workplace: Path) -> None:
+    """Slow because of several runs: 3 s."""
     assert command_line(*LONG).code == 0
     folder = directory(workplace)
     (folder / "summary.json").unlink()

@@ -178,7 +178,9 @@ def test_a_resumed_run_is_a_further_segment_of_the_same_run(command_line: Comman
     assert counts == sorted(set(counts))
 
 
+@pytest.mark.slow
 def test_a_longer_run_in_a_directory_of_its_own_is_another_run(command_line: CommandLine, workplace: Path) -> None:
+    """Slow because W&B starts twice: 5 s."""
     arguments = (*TINY, "callbacks=minimal", "logger.mode=offline")
     command_line(*arguments)
     short = (workplace / "outputs" / "latest").resolve()
