@@ -150,6 +150,9 @@ class Li2Module(lightning.LightningModule):
             state, self._state = self._state, None
             state.readout_gradient = self._readout_gradient
             self._publish(state)
+        if world_size() == 1:
+            # A signal may have come while the row was measured.
+            signum = self.stop_signal
         if signum is not None:
             self.hand_over()
             call_hook(self.trainer, "on_interrupt", self)

@@ -142,7 +142,9 @@ def test_every_source_of_random_numbers_goes_on(
     assert resumed.rows == whole.rows
     assert len(set(whole.column("dice/python"))) == len(whole.rows)
     assert parts[0].forward | parts[1].forward == parts[2].forward
-    assert parts[0].forward[6] == parts[1].forward[6] == parts[2].forward[6]
+    repeated = max(parts[0].forward)
+    assert repeated == min(parts[1].forward) in (6, 7)
+    assert parts[0].forward[repeated] == parts[1].forward[repeated]
 
 
 def test_a_checkpoint_knows_its_place_in_metrics_csv(tiny_run: Any, make_record: Callable[[], Any]) -> None:
