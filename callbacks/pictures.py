@@ -10,7 +10,6 @@ import numpy as np
 
 from callbacks.diagnostic import Cadence
 from callbacks.registry import CALLBACKS
-from li2_lightning.figures.features import draw_features
 from li2_lightning.files import replacing
 from li2_lightning.module import Li2Module
 from li2_lightning.state import StepState
@@ -57,6 +56,9 @@ class Pictures(lightning.Callback):
             or not weights.isfinite().all()
         ):
             return
+        # Not before the first picture: what draws takes longer to import than many a small run lasts.
+        from li2_lightning.figures.features import draw_features
+
         folder = Path(trainer.default_root_dir) / "features"
         folder.mkdir(exist_ok=True)
         W = weights.cpu().numpy()

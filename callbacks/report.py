@@ -7,7 +7,6 @@ from pathlib import Path
 import lightning
 
 from callbacks.registry import CALLBACKS
-from li2_lightning.figures.overview import draw_overview
 from li2_lightning.module import Li2Module
 from li2_lightning.tracking import wandb_runs
 
@@ -21,6 +20,9 @@ class Report(lightning.Callback):
             return
         for logger in trainer.loggers:
             logger.save()
+        # Drawn once, at the end: until then nothing that draws needs to be imported.
+        from li2_lightning.figures.overview import draw_overview
+
         picture = draw_overview(Path(trainer.default_root_dir))
         for run in wandb_runs(trainer):
             import wandb

@@ -6,15 +6,17 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import lightning
-import pandas as pd
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class MetricsFile(Logger):
@@ -113,6 +115,9 @@ class MetricsFile(Logger):
 def read_metrics(path: Path) -> pd.DataFrame:
     """metrics.csv as a table with an integer ``step``; empty cells are NaN; a line still being written is no row."""
     whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    # Here and not above: a run reads its own file only at its end, and pandas takes half a second to import.
+    import pandas as pd
+
     return pd.read_csv(io.StringIO(whole + newline), dtype={"step": "int64"})
 
 

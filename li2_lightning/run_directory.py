@@ -13,12 +13,12 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import lightning
 import torch
-import wandb
 from omegaconf import OmegaConf
 
 import li2_lightning
@@ -294,7 +294,7 @@ def versions() -> Mapping[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": lightning.__version__,
-        "wandb": wandb.__version__,
+        "wandb": version("wandb"),
     }
 
 
