@@ -91,6 +91,14 @@ class OptimizerConfig:
 
 
 @dataclass
+class MultipleConfig:
+    """For sweeps over optimizers, each of which has a scale of its own; config.yaml holds the products."""
+
+    lr: float = 1.0  # multiplies every learning rate of the optimizer section
+    weight_decay: float = 1.0  # multiplies every weight decay of the optimizer section
+
+
+@dataclass
 class LoggerConfig:
     """Weights & Biases. metrics.csv is written whatever stands here."""
 
@@ -132,6 +140,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    multiple: MultipleConfig = field(default_factory=MultipleConfig)
     scheduler: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)  # what differs from their defaults
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -170,6 +179,7 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
         raise explain(error) from error
     assert isinstance(config, Config)
     _check(config)
+    _multiply(config)
     return config
 
 
@@ -331,6 +341,40 @@ def _check(config: Config) -> None:
             raise InputError(f"optimizer.{role} has no name; say for example optimizer.{role}.name=adam.")
     _check_network(network, config.loss)
     run_name(config)
+
+
+def _multiply(config: Config) -> None:
+    """Replace every learning rate and weight decay by its multiple, and the multiples by 1."""
+    optimizer = config.optimizer
+    for key, multiple in vars(config.multiple).items():
+        if not 0 < multiple < float("inf"):
+            raise InputError(f"multiple.{key}={multiple} is out of range; it must be positive and finite.")
+        if multiple == 1:
+            continue
+        shared = getattr(optimizer, key)
+        written = [
+            role for role in (optimizer.hidden, optimizer.output, optimizer.embedding) if _is_number(role.get(key))
+        ]
+        if shared is None and not written:
+            raise InputError(f"multiple.{key}={multiple} has nothing to multiply; set optimizer.{key}, too.")
+        if shared is not None:
+            setattr(optimizer, key, _product(shared, multiple))
+        for role in written:
+            role[key] = _product(role[key], multiple)
+        setattr(config.multiple, key, 1.0)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)  # in YAML 1.1, 1e-3 is a string
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _product(value: float | str, multiple: float) -> float:
+    """Without the last digits of rounding: 3 · 2e-4 is the 6e-4 that a user would write, and has its hash."""
+    return float(f"{float(value) * multiple:.12g}")
 
 
 def _check_network(network: NetworkConfig, loss: str) -> None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from optimizers.errors import OptimizerError, check_choice
-from optimizers.gradient_filter import GradientFilter
-from optimizers.registry import Factory, construct, find, register, resolve
-from optimizers.signature import hyperparameters as parameters_of
+from optimizers.named_filter import Inner, NamedFilter
+from optimizers.registry import register
 
 Filter = Literal["ema", "moving_average"]
 
 
 @register("slow_gradients")
-class SlowGradients(GradientFilter):
+class SlowGradients(NamedFilter):
     """Any optimizer, on gradients whose slow part is amplified.
 
     The inner optimizer sees, for every parameter, instead of the gradient g
@@ -31,7 +28,7 @@ class SlowGradients(GradientFilter):
 
     Args:
         params: the tensors to train.
-        inner: name of the optimizer that follows the filtered gradients.
+        inner: name of the optimizer that follows the filtered gradients, or a list (`NamedFilter`).
         filter: ``"ema"`` or ``"moving_average"``.
         amplification: λ ≥ 0; 0 is the inner optimizer by itself.
         filter_decay: α in [0, 1), for ``"ema"``; the filter remembers about 1/(1 − α) steps.
@@ -48,7 +45,7 @@ class SlowGradients(GradientFilter):
     def __init__(
         self,
         params: Sequence[Tensor],
-        inner: str = "adam",
+        inner: Inner = "adam",
         filter: Filter = "ema",
         amplification: float = 2.0,
         filter_decay: float = 0.98,
@@ -63,31 +60,9 @@ class SlowGradients(GradientFilter):
         ):
             if not is_valid:
                 raise OptimizerError(f"{key} must be {allowed}, not {value!r}.")
-        factory, arguments = resolve(inner, hyperparameters, {}, "inner")
-        super().__init__(construct(inner, factory, list(params), arguments, "optimizer.inner"))
-        self.inner_name, self.filter = inner, filter
-        self.amplification, self.filter_decay, self.window = amplification, filter_decay, window
+        super().__init__(params, inner, hyperparameters)
+        self.filter, self.amplification, self.filter_decay, self.window = filter, amplification, filter_decay, window
         self.slow: dict[Tensor, dict[str, Any]] = {}
-
-    @classmethod
-    def specialize(cls, given: Mapping[str, Any]) -> Factory:
-        """This optimizer with the signature of the inner one that ``given`` names in the place of ``**``."""
-        signature = inspect.signature(cls)
-        own = signature.parameters
-        inner = given.get("inner", own["inner"].default)
-        its, is_open = parameters_of(find(inner))
-        for name in its:
-            if name in own:
-                raise OptimizerError(f"slow_gradients cannot wrap {inner}: both have a hyperparameter {name!r}.")
-
-        def build(params: Sequence[Tensor], **hyperparameters: Any) -> Optimizer:
-            return cls(params, **hyperparameters)
-
-        *named, rest = own.values()
-        added = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in its.values()]
-        parameters = [*named, *added, *([rest] if is_open else [])]
-        build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        return build
 
     def filtered(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """g + λμ, with g remembered."""

@@ -207,6 +207,24 @@ def test_a_name_that_is_no_plain_folder_is_refused(name: str) -> None:
         merged(name=name)
 
 
+def test_multiples_are_what_the_user_would_have_written() -> None:
+    roles = {"hidden": {"name": "muon", "lr": 0.02}, "output": {"name": "adam", "weight_decay": "5e-1"}}
+    multiplied = merged(optimizer={"lr": 1e-3, **roles}, multiple={"lr": 3, "weight_decay": 3.0})
+    roles["hidden"]["lr"], roles["output"]["weight_decay"] = 0.06, 1.5
+    written = merged(optimizer={"lr": 3e-3, "weight_decay": 6e-4, **roles})
+    assert multiplied == written
+    assert config_hash(multiplied) == config_hash(written)
+    assert load_config(to_plain(multiplied)) == multiplied, "what config.yaml holds is not multiplied again"
+
+
+def test_multiples_that_do_not_fit() -> None:
+    for multiple in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match=r"multiple\.lr=.* must be positive and finite"):
+            merged(multiple={"lr": multiple})
+    with pytest.raises(InputError, match=r"multiple\.lr=3\.0 has nothing to multiply; set optimizer\.lr"):
+        merged(optimizer={"lr": None}, multiple={"lr": 3})
+
+
 def test_ridge_strength() -> None:
     """η = nλ/2 with the decay of the output role, unless it is given."""
     assert ridge_strength(merged(), 2016) is None

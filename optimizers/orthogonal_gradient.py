@@ -1,0 +1,65 @@
+"""A projection before any optimizer: gradients that only lengthen or shorten a weight are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimizers.errors import OptimizerError
+from optimizers.named_filter import Inner, NamedFilter
+from optimizers.registry import register
+
+
+@register("orthogonal_gradient")
+class OrthogonalGradient(NamedFilter):
+    """Any optimizer, on gradients without their component along the weight.
+
+    The inner optimizer sees, for every parameter W, instead of the gradient g
+
+        g − (⟨W, g⟩/⟨W, W⟩) W,    ⟨A, B⟩ = Re Σ conj(A_ij) B_ij,    and g itself where W = 0,
+
+    and nothing else changes: ``p.grad`` is what it was, weight decay is the inner optimizer's. In a homogeneous
+    network the component left out scales the outputs and no prediction.
+
+    The source states the projection for θ, all parameters as one vector. Here, as in its authors' code, it is made
+    tensor by tensor, so that a role alone can have it; a gradient orthogonal to every tensor is orthogonal to θ, too.
+    Their code then scales the result up to the length of g, which its text does not ask for and we do not do.
+
+    The length of W still changes: a step along the tangent ends a little further out, weight decay shortens W, and
+    Adam's scaling of single entries leaves the tangent. But nothing drives it to a value, so that a problem whose
+    solution has a length of its own (least squares) need not be solved: of the contract, the checks that train on such
+    problems do not hold.
+
+    Args:
+        params: the tensors to train.
+        inner: name of the optimizer that follows the filtered gradients, or a list (`NamedFilter`).
+        hyperparameters: of the inner optimizer.
+
+    Raises:
+        OptimizerError: an inner optimizer that cannot be built with its hyperparameters; a weight that is a single
+            number, which has a length and no direction.
+
+    Source: L. Prieto et al., "Grokking at the edge of numerical stability", arXiv:2501.04697 (⊥Grad).
+    """
+
+    def __init__(self, params: Sequence[Tensor], inner: Inner = "adam", **hyperparameters: Any) -> None:
+        super().__init__(params, inner, hyperparameters)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the inner optimizer."""
+        super().add_param_group(param_group)
+        if any(weight.numel() == 1 for weight in param_group["params"]):
+            raise OptimizerError(
+                "orthogonal_gradient got a parameter that is a single number, all of whose gradient it would remove; "
+                "give its role another optimizer, for example adam."
+            )
+
+    def filtered(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """g − (⟨W, g⟩/⟨W, W⟩) W."""
+        W, g = (torch.view_as_real(x) if x.is_complex() else x for x in (weight, gradient))
+        along, length = (W * g).sum(), W.square().sum()
+        # On the device: a branch would wait for the value.
+        return gradient - weight * torch.where(length > 0, along / length, torch.zeros_like(length))
