@@ -79,6 +79,31 @@ def muon_collection_time(probabilities: Tensor, shrink: float, power: float = 1.
     return independent_collection_time(probabilities).mul(factor) + (1 - factor) * len(probabilities)
 
 
+def expected_coverage(maxima: int, nodes: int, factor: float = 1.0) -> Tensor:
+    """How many of L equally likely maxima K nodes find, for every K from 0 to ``nodes``; (nodes + 1,), float64.
+
+    The chain behind Theorem 8, at a fixed number of nodes instead of a full collection: with s found, the next node
+    finds a new one with probability (L − s)/(L − s + κ^a s). Without Muon (κ^a = 1) that is L(1 − (1 − 1/L)^K); with
+    κ = 0 no node is wasted and it is min(K, L). The mean waits 1 + κ^a s/(L − s) add up to `muon_collection_time`.
+
+    Args:
+        maxima: L, such as (M − 1)/2 for the cyclic group of prime order M.
+        nodes: the largest K.
+        factor: κ^a in [0, 1].
+    """
+    found = torch.arange(maxima + 1, dtype=torch.float64)
+    new = (maxima - found) / (maxima - found + factor * found).clamp(min=torch.finfo(torch.float64).tiny)
+    chance = torch.zeros(maxima + 1, dtype=torch.float64)
+    chance[0] = 1.0
+    expected = [(chance * found).sum()]
+    for _ in range(nodes):
+        step = chance * new
+        chance = chance - step
+        chance[1:] += step[:-1]
+        expected.append((chance * found).sum())
+    return torch.stack(expected)
+
+
 def simulate_collection(probabilities: Tensor, factor: float, trials: int, generator: torch.Generator) -> Tensor:
     """Nodes until all L maxima are found, (trials,) integers, drawn one by one.
 

@@ -9,6 +9,7 @@ import torch
 
 from li2_lightning.theory.muon import (
     collection_probabilities,
+    expected_coverage,
     independent_collection_time,
     muon_collection_time,
     polar_factor,
@@ -92,3 +93,27 @@ def test_lemma_2(dtype: torch.dtype) -> None:
     inner = (factor.conj() * G).sum(dim=(-2, -1))
     torch.testing.assert_close(inner.real, torch.linalg.svdvals(G).sum(dim=-1))
     torch.testing.assert_close(factor.mH @ factor, torch.eye(5, dtype=dtype).expand(3, 5, 5))
+
+
+@pytest.mark.parametrize(("maxima", "factor"), [(11, 1.0), (35, 1.0), (11, 0.5), (11, 0.0)])
+def test_expected_coverage_is_what_draws_one_by_one_find(maxima: int, factor: float) -> None:
+    expected = expected_coverage(maxima, 60, factor)
+    generator = torch.Generator().manual_seed(0)
+    trials = 4000
+    found = torch.zeros(trials, maxima, dtype=torch.bool)
+    for nodes in range(61):
+        if nodes:
+            weights = torch.where(found, factor, 1.0) + 1e-30
+            found[torch.arange(trials), torch.multinomial(weights, 1, generator=generator)[:, 0]] = True
+        spread = found.sum(dim=1).double().std().item() / trials**0.5
+        assert expected[nodes].item() == pytest.approx(found.sum(dim=1).double().mean().item(), abs=5 * spread + 1e-9)
+
+
+def test_expected_coverage_in_closed_form_and_its_waits() -> None:
+    nodes = torch.arange(201, dtype=torch.float64)
+    torch.testing.assert_close(expected_coverage(35, 200), 35 * (1 - (1 - 1 / 35) ** nodes))
+    torch.testing.assert_close(expected_coverage(35, 200, 0.0), nodes.clamp(max=35))
+    # With one maximum to find, the share of chains that have not got there by K sums to the mean time.
+    p = torch.full((2,), 0.5, dtype=torch.float64)
+    missing = 2 - expected_coverage(2, 400, 0.5)[1:]
+    assert 1 + missing.sum().item() == pytest.approx(muon_collection_time(p, 0.5).item(), rel=1e-12)

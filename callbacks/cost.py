@@ -1,0 +1,93 @@
+"""What a step costs: time and the optimizer's memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from callbacks.registry import CALLBACKS
+from li2_lightning.files import write_json
+from li2_lightning.module import Li2Module
+
+SCHEMA_VERSION = 1
+# The first steps allocate what later ones reuse.
+WARM_UP = 5
+
+
+@CALLBACKS.register("cost")
+class Cost(lightning.Callback):
+    """Writes ``cost.json`` at the last row; on only where it is named, as with ``callbacks.cost.enabled=true``.
+
+    =======================  =======================================================================================
+    seconds_per_step         median time from one update to the next, with all that is measured and logged
+    seconds_per_update       median time of the optimizer's update alone
+    steps                    how many were timed: those of the last process that ran, but for the first five
+    parameter_bytes          trained parameters
+    optimizer_state_bytes    every tensor of the optimizer's state dict, at the end
+    =======================  =======================================================================================
+
+    Times are those of this machine in that hour: compare them between runs that were made side by side. On an
+    accelerator each reading of the clock waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._ended: float | None = None
+        self._update_began = 0.0
+        self._steps: list[float] = []
+        self._updates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self._update_began = _clock(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = _clock(pl_module.device)
+        if self._ended is not None:
+            self._steps.append(now - self._ended)
+            self._updates.append(now - self._update_began)
+        self._ended = now
+
+    def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
+        steps, updates = (times[WARM_UP:] for times in (self._steps, self._updates))
+        write_json(
+            Path(trainer.default_root_dir) / "cost.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "seconds_per_step": statistics.median(steps) if steps else None,
+                "seconds_per_update": statistics.median(updates) if updates else None,
+                "steps": len(steps),
+                "parameter_bytes": _bytes(p for p in module.network.parameters() if p.requires_grad),
+                "optimizer_state_bytes": _bytes(_tensors(module.optimizer.state_dict())),
+            },
+        )
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value)
+
+
+def _bytes(tensors: Iterator[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
