@@ -1,0 +1,113 @@
+"""Few nodes: Adam against Muon over the width, and how many irreps they find (Fig. 8, Theorem 8)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from li2_lightning.errors import InputError
+from li2_lightning.figures.registry import FIGURES
+from li2_lightning.figures.style import COLORS, GREY, LINES, MARKERS, new_figure
+from li2_lightning.race import node_statistics
+from li2_lightning.representations import block_slices
+from li2_lightning.runs import Run, task_name
+from li2_lightning.theory.muon import expected_coverage
+
+COLUMNS = {"test/loss": "test loss", "test/accuracy": "test accuracy"}
+# κ of Theorem 8: 1 is nodes on their own, ½ its case of equal norms, 0 a node for each irrep.
+SHRINKS = {1.0: "predicted, independent (κ = 1)", 0.5: "predicted, Muon (κ = ½)", 0.0: "one node each (κ = 0)"}
+
+
+def best_by_width(runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
+    """Optimizer of W → width → the runs with the learning rate whose median final test loss is lowest.
+
+    Learning rates are tuned for each optimizer and width by themselves; of equals the smaller one. A diverged run
+    counts as an infinite loss.
+
+    Raises:
+        InputError: no run has ended.
+    """
+    by: dict[str, dict[int, dict[float, list[Run]]]] = {}
+    for run in runs:
+        if run.summary is not None:
+            section = run["optimizer.hidden"]
+            lr = float(section["lr"] if section.get("lr") is not None else run["optimizer.lr"])
+            by.setdefault(section["name"], {}).setdefault(run["network.width"], {}).setdefault(lr, []).append(run)
+    if not by:
+        raise InputError("None of the runs has ended, so there is nothing to draw.")
+    return {
+        name: {
+            width: min(sorted(rates.items()), key=lambda item: statistics.median(map(_final_loss, item[1])))[1]
+            for width, rates in sorted(widths.items())
+        }
+        for name, widths in sorted(by.items())
+    }
+
+
+@FIGURES.register("fig08_muon")
+def draw_muon(runs: list[Run]) -> Figure:
+    """Test loss, test accuracy and coverage over K, each optimizer at its best learning rate for that K."""
+    best = best_by_width(runs)
+    figure = new_figure(15, 4.6)
+    panels = figure.subplots(1, 3)
+    for index, (name, widths) in enumerate(best.items()):
+        style = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)],
+                 "marker": MARKERS[index % len(MARKERS)]}  # fmt: skip
+        for axes, measure in zip(panels, (*map(final, COLUMNS), coverage), strict=True):
+            _draw_over_width(axes, widths, measure, f"{name} on W", style)
+    _draw_prediction(panels[2], runs[0], max(max(widths) for widths in best.values()))
+    for axes, label in zip(panels, (*COLUMNS.values(), "irreps with a node of more than half"), strict=True):
+        axes.set_xlabel("K (hidden nodes)")
+        axes.set_ylabel(label)
+        axes.set_xscale("log", base=2)
+        ticks = sorted({width for widths in best.values() for width in widths})
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+    panels[0].legend(fontsize=8)
+    panels[2].legend(fontsize=8, loc="upper left")
+    seeds = len({run["seed"] for run in runs})
+    figure.suptitle(
+        f"{task_name(runs[0])}, row {runs[0]['max_steps']}, each at its best learning rate for that K   "
+        f"(line: median over {seeds} seeds, bar: lowest to highest seed)", fontsize=10,
+    )  # fmt: skip
+    return figure
+
+
+def final(column: str) -> Callable[[Run], float]:
+    """The last value of a column, as a function of the run."""
+    return lambda run: float(run.metrics[column].iloc[-1])
+
+
+def coverage(run: Run) -> float:
+    """Irreps in which some node of the last checkpoint has more than half of its norm."""
+    found = node_statistics(run)
+    return found["irreps a node"] * run["network.width"] if found else math.nan
+
+
+def _draw_over_width(
+    axes: Axes, widths: dict[int, list[Run]], measure: Callable[[Run], float], label: str, style: dict[str, object]
+) -> None:
+    values = {width: [measure(run) for run in runs] for width, runs in widths.items()}
+    middle = np.array([statistics.median(v) for v in values.values()])
+    reach = np.array([[m - min(v), max(v) - m] for m, v in zip(middle, values.values(), strict=True)]).T
+    axes.errorbar(list(values), middle, yerr=reach, label=label, capsize=2.5, linewidth=1.6, markersize=5, **style)  # type: ignore[arg-type]
+
+
+def _draw_prediction(axes: Axes, run: Run, largest: int) -> None:
+    """What Theorem 8 expects, where all irreps are alike."""
+    blocks = [] if run.task.group is None else list(block_slices(run.task.group))
+    if len({block.stop - block.start for block in blocks}) != 1:
+        return
+    for (shrink, label), line in zip(SHRINKS.items(), LINES[1:], strict=False):
+        axes.plot(range(largest + 1), expected_coverage(len(blocks), largest, shrink), color=GREY, linewidth=1,
+                  linestyle=line, label=label)  # fmt: skip
+
+
+def _final_loss(run: Run) -> float:
+    return float(run.metrics["test/loss"].iloc[-1]) if run.finished else math.inf
