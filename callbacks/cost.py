@@ -56,6 +56,8 @@ class Cost(lightning.Callback):
         self._ended = now
 
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
+        if not trainer.is_global_zero:
+            return
         steps, updates = (times[WARM_UP:] for times in (self._steps, self._updates))
         write_json(
             Path(trainer.default_root_dir) / "cost.json",

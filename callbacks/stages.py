@@ -19,7 +19,9 @@ from li2_lightning.tracking import wandb_runs
 
 SCHEMA_VERSION = 1
 # Optimizers that decouple weight decay without a flag in their parameter groups that says so.
-DECOUPLED = ("Adafactor", "Lion", "Muon")
+DECOUPLED = ("Adafactor", "Lion", "Muon", "SOAP")
+# What parameter groups call such a flag: torch, ours, pytorch-optimizer.
+FLAGS = ("decoupled_weight_decay", "decoupled", "weight_decouple")
 
 
 @CALLBACKS.register("stages")
@@ -95,9 +97,12 @@ def no_equilibrium(module: Li2Module) -> str | None:
     """
     if isinstance(module.loss, CrossEntropy):
         return "cross-entropy has no ridge equilibrium"
-    readout_optimizer = type(getattr(module.optimizer, "children", {}).get("output")).__name__
+    readout_optimizer = getattr(module.optimizer, "children", {}).get("output")
+    while hasattr(readout_optimizer, "inner"):  # a filter before it
+        readout_optimizer = readout_optimizer.inner
+    by_name = type(readout_optimizer).__name__ in DECOUPLED
     for group in module.optimizer.param_groups:
-        decoupled = group.get("decoupled_weight_decay", group.get("decoupled", readout_optimizer in DECOUPLED))
+        decoupled = next((group[flag] for flag in FLAGS if flag in group), by_name)
         if group["role"] == "output" and decoupled and group.get("weight_decay"):
             return "decoupled weight decay of V has no ridge equilibrium"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from typing import Any
 
 import lightning
@@ -79,6 +80,9 @@ def test_a_stalled_run_is_called_stalled_in_stages_json_and_keeps_stage_two(tiny
     assert run.column("stage/index")[-1] == 2
 
 
+EXTRA = pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="the optional extra is not installed")
+
+
 @pytest.mark.parametrize(
     ("overrides", "caveat"),
     [
@@ -94,6 +98,10 @@ def test_a_stalled_run_is_called_stalled_in_stages_json_and_keeps_stage_two(tiny
         (["optimizer.output={name: muon}"], "decoupled weight decay of V has no ridge equilibrium"),
         (["optimizer.output={name: radam, decoupled_weight_decay: true}"], "decoupled weight decay of V has no ridge"),
         (["optimizer.output={name: adafactor}"], "decoupled weight decay of V has no ridge equilibrium"),
+        (["optimizer.output={name: slow_gradients, inner: muon}"], "decoupled weight decay of V has no ridge equilib"),
+        pytest.param(["optimizer.output={name: lion}"], "decoupled weight decay of V has no ridge", marks=EXTRA),
+        pytest.param(["optimizer.output={name: lion, weight_decouple: false}"], None, marks=EXTRA),
+        pytest.param(["optimizer.output={name: soap}"], "decoupled weight decay of V has no ridge", marks=EXTRA),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else None,
 )
