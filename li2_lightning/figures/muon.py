@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -58,9 +59,11 @@ def draw_muon(runs: list[Run]) -> Figure:
     for index, (name, widths) in enumerate(best.items()):
         style = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)],
                  "marker": MARKERS[index % len(MARKERS)]}  # fmt: skip
+        # Side by side, so that neither hides the other.
+        shift = 1.03 ** (index - (len(best) - 1) / 2)
         for axes, measure in zip(panels, (*map(final, COLUMNS), coverage), strict=True):
-            _draw_over_width(axes, widths, measure, f"{name} on W", style)
-    _draw_prediction(panels[2], runs[0], max(max(widths) for widths in best.values()))
+            _draw_over_width(axes, widths, measure, shift, label=f"{name} on W", **style)
+    _draw_prediction(panels[2], runs[0], sorted({width for widths in best.values() for width in widths}))
     for axes, label in zip(panels, (*COLUMNS.values(), "irreps with a node of more than half"), strict=True):
         axes.set_xlabel("K (hidden nodes)")
         axes.set_ylabel(label)
@@ -70,7 +73,7 @@ def draw_muon(runs: list[Run]) -> Figure:
         axes.minorticks_off()
         axes.grid(alpha=0.25)
     panels[0].legend(fontsize=8)
-    panels[2].legend(fontsize=8, loc="upper left")
+    panels[2].legend(fontsize=8, loc="lower right")
     seeds = len({run["seed"] for run in runs})
     figure.suptitle(
         f"{task_name(runs[0])}, row {runs[0]['max_steps']}, each at its best learning rate for that K   "
@@ -91,22 +94,24 @@ def coverage(run: Run) -> float:
 
 
 def _draw_over_width(
-    axes: Axes, widths: dict[int, list[Run]], measure: Callable[[Run], float], label: str, style: dict[str, object]
+    axes: Axes, widths: dict[int, list[Run]], measure: Callable[[Run], float], shift: float, **style: Any
 ) -> None:
     values = {width: [measure(run) for run in runs] for width, runs in widths.items()}
     middle = np.array([statistics.median(v) for v in values.values()])
     reach = np.array([[m - min(v), max(v) - m] for m, v in zip(middle, values.values(), strict=True)]).T
-    axes.errorbar(list(values), middle, yerr=reach, label=label, capsize=2.5, linewidth=1.6, markersize=5, **style)  # type: ignore[arg-type]
+    at = shift * np.array(list(values))
+    axes.errorbar(at, middle, yerr=reach, capsize=2.5, linewidth=1.6, markersize=5, **style)
 
 
-def _draw_prediction(axes: Axes, run: Run, largest: int) -> None:
-    """What Theorem 8 expects, where all irreps are alike."""
+def _draw_prediction(axes: Axes, run: Run, widths: Sequence[int]) -> None:
+    """What Theorem 8 expects over the range of widths, where all irreps are alike."""
+    nodes = range(widths[0], widths[-1] + 1)
     blocks = [] if run.task.group is None else list(block_slices(run.task.group))
     if len({block.stop - block.start for block in blocks}) != 1:
         return
     for (shrink, label), line in zip(SHRINKS.items(), LINES[1:], strict=False):
-        axes.plot(range(largest + 1), expected_coverage(len(blocks), largest, shrink), color=GREY, linewidth=1,
-                  linestyle=line, label=label)  # fmt: skip
+        expected = expected_coverage(len(blocks), widths[-1], shrink)[widths[0] :]
+        axes.plot(nodes, expected, color=GREY, linewidth=1, linestyle=line, label=label)
 
 
 def _final_loss(run: Run) -> float:

@@ -67,7 +67,8 @@ def test_coverage_is_drawn_beside_what_theorem_8_expects(tiny_run: Callable[...,
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("test loss", "test accuracy")
     drawn = {line.get_label(): line for line in covered.lines}
     predicted = drawn["predicted, Muon (κ = ½)"]
-    np.testing.assert_allclose(predicted.get_ydata(), expected_coverage(3, 8, 0.5))
-    assert drawn["one node each (κ = 0)"].get_ydata()[:5].tolist() == [0, 1, 2, 3, 3]
+    np.testing.assert_allclose(predicted.get_ydata(), expected_coverage(3, 8, 0.5)[4:])
+    assert predicted.get_xdata().tolist() == [4, 5, 6, 7, 8]
+    assert drawn["one node each (κ = 0)"].get_ydata().tolist() == [3] * 5
     for run in runs:
         assert coverage(run) == run.metrics["features/coverage"].iloc[-1]
