@@ -43,7 +43,7 @@ bench: venv
 figures: $(patsubst configs/experiment/%_quick.yaml,figure-%,$(wildcard configs/experiment/*_quick.yaml))
 
 figure-%: venv
-	$(RUN) train.py -m experiment=$*_quick
+	-$(RUN) train.py -m experiment=$*_quick  # a sweep may hold settings that diverge; it lists them
 	mkdir -p outputs/figures
 	$(RUN) -m li2_lightning.figures $*_quick outputs/$*_quick -o outputs/figures/$*.png
 
