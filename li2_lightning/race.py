@@ -208,7 +208,7 @@ def _line(entrant: Entrant, reference: float | None) -> dict[str, str]:
         "seeds": f"{best.reached} of {len(best.runs)}",
         "range": f"{arrived[0]:g}–{arrived[-1]:g}" if arrived else "–",
         "settings": f"{complete} of {len(entrant.settings)}",
-        "best setting": describe_setting(best.values, entrant.edges()),
+        "best setting": describe_setting(best.values, entrant.edges()) if arrived else "–",
         "irreps a node": _number(nodes.get("irreps a node"), ".3f"),
         "diversity": _number(nodes.get("diversity"), ".1f"),
         "pure": _number(nodes.get("pure"), ".2f"),

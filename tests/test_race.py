@@ -51,6 +51,13 @@ def test_most_seeds_come_before_the_median_and_an_absent_seed_is_later_than_any(
     assert entrant.best.steps == [40, 50, 60]
 
 
+def test_who_never_gets_there_has_no_best_setting() -> None:
+    line = race_table([adam(1e-3, 0.1, None), adam(1e-2, 0.1, None)]).iloc[0]
+    assert line[["steps to .99", "seeds", "range", "settings", "best setting"]].tolist() == [
+        "–", "0 of 1", "–", "0 of 2", "–"
+    ]  # fmt: skip
+
+
 def test_equal_medians_go_by_the_sum_of_steps() -> None:
     runs = [adam(lr, 1e-4, step, seed) for lr, steps in ((1e-3, (40, 50, 90)), (1e-2, (40, 50, 60)))
             for seed, step in enumerate(steps)]  # fmt: skip
