@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 WINDOW = 20
+# The published firing rule: growth of ln(σ₂/σ₃) a step, over this many steps, above this, from this step on.
+SLOPE_OVER, FIRING_SLOPE, FIRST_STEP = 25, 0.04, 100
 
 
 def eigengap(gram: Tensor) -> Tensor:
@@ -18,3 +20,28 @@ def eigengap(gram: Tensor) -> Tensor:
     values = torch.linalg.eigvalsh(gram)
     second, third = values[..., -2], values[..., -3]
     return torch.where(third > 0, second / third, torch.nan)
+
+
+def eigengap_slope(ratio: Tensor) -> Tensor:
+    """[ln(σ₂/σ₃)_t − ln(σ₂/σ₃)_{t−25}]/25, per step.
+
+    Args:
+        ratio: σ₂/σ₃ of rows 0, 1, 2 … (…×T), one a step; NaN where it is undefined (the first 20 rows).
+
+    Returns:
+        …×T; NaN where one of the two rows is undefined.
+    """
+    slope = torch.full_like(ratio, torch.nan)
+    logarithm = ratio.log()
+    slope[..., SLOPE_OVER:] = (logarithm[..., SLOPE_OVER:] - logarithm[..., :-SLOPE_OVER]) / SLOPE_OVER
+    return slope
+
+
+def lock_in_step(ratio: Tensor) -> int | None:
+    """First step ≥ 100 at which ln(σ₂/σ₃) has grown by more than .04 a step over the last 25; None if it never does.
+
+    Args:
+        ratio: σ₂/σ₃ of rows 0, 1, 2 … (T,), as the column ``update/eigengap`` holds it with a row a step.
+    """
+    fires = eigengap_slope(ratio)[FIRST_STEP:] > FIRING_SLOPE
+    return FIRST_STEP + int(fires.nonzero()[0, 0]) if fires.any() else None
