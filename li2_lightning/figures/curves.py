@@ -183,11 +183,6 @@ for _name, _columns in {
     "fig10_real": LEARNING,
     "fig11_complex": LEARNING,
     "fig12_ridge": LEARNING,
-    "fig14_zero_init": LEARNING,
-    "fig15_zero_init": LEARNING,
-    "fig16_zero_init": LEARNING,
-    "fig17_zero_init_deep": LEARNING,
-    "lock_in": ("test/accuracy", "update/eigengap"),
     "fourier_lottery": (*LEARNING, "features/purity"),
     "symmetric_groups": LEARNING,
 }.items():

@@ -39,6 +39,8 @@ def settings(variation: Path) -> list[str]:
     shrunk = [f"{group}={name}", *SHRUNK]
     if group not in ("task", "experiment"):
         shrunk.append("task.order=7")
+    if group == "experiment":
+        shrunk.append("data.evaluate_every_n_steps=1")
     if name == "cayley_table":
         shrunk.append("task.path=table.csv")
     if group not in ("callbacks", "trainer"):

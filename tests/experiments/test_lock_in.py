@@ -1,0 +1,44 @@
+"""The marker of feature lock-in (arXiv:2605.08119) fires for x² with weight decay, and for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from li2_lightning.figures.lock_in import firing_step
+from li2_lightning.runs import Run
+from li2_lightning.theory.updates import FIRST_STEP, eigengap_slope
+from tests.experiments.conftest import Sweep
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def runs(sweep: Callable[[str], Sweep]) -> dict[tuple[str, float], list[Run]]:
+    found: dict[tuple[str, float], list[Run]] = {}
+    for run in sweep("lock_in_quick").runs:
+        found.setdefault((run["network.activation"], run["optimizer.weight_decay"]), []).append(run)
+    assert {key: len(group) for key, group in found.items()} == {
+        (sigma, decay): 2 for sigma in ("square", "relu") for decay in (0.0, 2e-4)
+    }
+    return found
+
+
+def test_it_fires_for_squares_with_weight_decay(runs: dict[tuple[str, float], list[Run]]) -> None:
+    for run in runs["square", 2e-4]:
+        assert firing_step(run) == pytest.approx(174, abs=5)
+        generalized = run.first_step("test/accuracy", 0.99)
+        assert generalized is not None
+        assert generalized < 174, "it lags: test accuracy is .99 before"
+
+
+@pytest.mark.parametrize(("activation", "decay"), [("square", 0.0), ("relu", 2e-4), ("relu", 0.0)])
+def test_it_fires_for_nothing_else(runs: dict[tuple[str, float], list[Run]], activation: str, decay: float) -> None:
+    """And is far from firing, although ReLU with decay generalizes."""
+    for run in runs[activation, decay]:
+        ratio = torch.tensor(run.metrics["update/eigengap"].to_numpy())
+        assert firing_step(run) is None
+        assert eigengap_slope(ratio)[FIRST_STEP:].max() < 0.03
+        assert (run.metrics["test/accuracy"].iloc[-1] > 0.5) == (activation == "relu" and decay > 0)
