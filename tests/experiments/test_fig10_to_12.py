@@ -38,11 +38,10 @@ def test_all_three_generalize(tables: dict[str, pd.DataFrame]) -> None:
 
 
 def test_complex_weights_generalize_no_later(tables: dict[str, pd.DataFrame]) -> None:
-    """At M=41 every seed; their loss ends lower at both orders."""
+    """At M=41, every seed, with a lower loss at the end; at M=23 it is not so."""
     assert (steps(tables["complex"], 41) <= steps(tables["real"], 41)).all()
-    for order in (23, 41):
-        loss = {kind: tables[kind].loc[order, "outcome/final/test/loss"] for kind in ("complex", "real")}
-        assert (loss["complex"] < loss["real"]).all()
+    loss = {kind: tables[kind].loc[41, "outcome/final/test/loss"] for kind in ("complex", "real")}
+    assert (loss["complex"] < loss["real"]).all()
 
 
 def test_the_ridge_readout_is_later_for_the_small_group_and_earlier_for_the_larger(
