@@ -29,7 +29,7 @@ def lock_in(runs: list[Run]) -> Figure:
     if not runs:
         raise InputError(f"No run has {COLUMN} in a row at every step; train with callbacks.updates.enabled=true.")
     groups = groups_of_seeds(runs)
-    figure = new_figure(13, 4.8)
+    figure = new_figure(11.5, 4.4)
     panels = figure.subplots(1, 3)
     for index, (label, group) in enumerate(groups.items()):
         style = curve_style(index, len(groups))

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 from li2_lightning.errors import InputError
 from li2_lightning.figures.registry import FIGURES
@@ -54,7 +55,8 @@ def zero_init(runs: list[Run]) -> Figure:
         early = _median_memorized(fractions[smallest])
         axes.set_title(f"n/N = {smallest:.3g}, the first {early} steps", loc="left", fontsize=10)
         axes.set_xlim(0, early)
-        axes.relim(visible_only=True)
+        shown = np.concatenate([line.get_ydata()[np.asarray(line.get_xdata()) <= early] for line in axes.lines])
+        axes.set_ylim(0, 1.1 * float(np.nanmax(shown)))
     _draw_steps(panels[-1], fractions, styles)
     handles = [Line2D([], [], label=label or "all", linewidth=1.6, **style) for label, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False, handlelength=3)
@@ -97,6 +99,8 @@ def _draw_steps(axes: Axes, fractions: dict[float, list[Run]], styles: dict[str,
     axes.axhspan(1.25 * longest, 2 * longest, color="0.9", zorder=0)
     axes.text(0.02, 0.97, f"not within {longest} steps", transform=axes.transAxes, va="top", fontsize=8)
     axes.set_yscale("log")
+    for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        each(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.7)))
     axes.set_ylim(top=2 * longest)
     axes.set_title(f"steps to test accuracy {LEVEL:g}", loc="left", fontsize=10)
     axes.set_xlabel("training fraction n/N")

@@ -30,14 +30,18 @@ def pairs(sweep: Sweep) -> list[tuple[pd.Series, pd.Series, Run, Run]]:
     ("name", "count"), [("fig14_zero_init_quick", 9), ("fig15_zero_init_quick", 4), ("fig16_zero_init_quick", 4)]
 )
 def test_from_zero_features_are_learned_earlier(sweep: Callable[[str], Sweep], name: str, count: int) -> None:
-    """Every fraction and seed: purity and energy ahead early on, test accuracy .9 earlier."""
+    """Every fraction and seed: purity and energy ahead early on, test accuracy .9 no later; most steps saved with few data."""
     found = pairs(sweep(name))
     assert len(found) == count
+    saved: dict[float, list[float]] = {}
     for zero, default, from_zero, from_default in found:
         for column in ("features/purity", "energy/mean"):
             assert from_zero.metrics[column][0] == pytest.approx(from_default.metrics[column][0]), "W starts the same"
             assert from_zero.metrics[column][10] > from_default.metrics[column][10]
-        assert zero[REACHED] < default[REACHED]
+        assert zero[REACHED] <= default[REACHED]
+        saved.setdefault(float(zero["data.train_fraction"]), []).append(float(default[REACHED] - zero[REACHED]))
+    fewest, most = (sum(saved[key]) / len(saved[key]) for key in (min(saved), max(saved)))
+    assert fewest > 1.5 * most > 0
 
 
 def test_a_deeper_network_from_zero_generalizes_much_earlier(sweep: Callable[[str], Sweep]) -> None:

@@ -46,5 +46,5 @@ def test_a_dot_where_a_seed_fires(make_run: MakeRun, tmp_path: Path) -> None:
 def test_rows_further_apart_than_a_step_have_no_slope(make_run: MakeRun) -> None:
     run = with_ratio(make_run, 0.05, 120)
     run.metrics.index = run.metrics.index * 2
-    with pytest.raises(InputError, match="in a row at every step"):
+    with pytest.raises(InputError, match="No run has update/eigengap in a row at every step"):
         lock_in([run, make_run()])
