@@ -61,7 +61,7 @@ def curves(runs: list[Run], columns: Sequence[str] = LEARNING) -> Figure:
     for axes in grid[(bands - 1) * len(columns) :, len(facets) - (bands - 1) * across :].ravel():
         axes.remove()
     draw_legend(figure, styles, "test/accuracy" in columns, beside=1 + across)
-    figure.suptitle(explain(runs), fontsize=9)
+    figure.suptitle(explain(runs).replace("; ", "\n" if across == 1 else "; "), fontsize=9)
     return figure
 
 
@@ -121,7 +121,8 @@ def draw_curves(
             axes.set_ylim(*BOUNDED[column])
         if last >= LONG:
             axes.set_xscale("log")
-            axes.set_xlim(1, last)
+            # From the first row on: between it and row 0, which a logarithm leaves out, nothing was measured.
+            axes.set_xlim(min(int(run.metrics.index[1]) for run in members), last)
         else:
             axes.set_xlim(0, max(last, 1))
 

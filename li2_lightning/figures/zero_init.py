@@ -42,7 +42,7 @@ def zero_init(runs: list[Run]) -> Figure:
     styles = {label: curve_style(index, len(labels)) for index, label in enumerate(labels)}
     features = [column for column in FEATURES if any(column in run.metrics for run in runs)]
     figure = new_figure(max(3.6 * len(fractions), 3.6 * (1 + len(features)), 7), 6.6)
-    above, below = figure.subfigures(2, 1)
+    above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for axes, (fraction, members) in zip(above.subplots(1, len(fractions), squeeze=False)[0], fractions.items(),
                                          strict=True):  # fmt: skip
         axes.set_title(f"n/N = {fraction:.3g}", loc="left", fontsize=10)
@@ -63,7 +63,7 @@ def zero_init(runs: list[Run]) -> Figure:
     notes = f"{task_name(runs[0])}; {BAND}"
     if any(map(stopped_early, runs)):
         notes += "; a run that stopped at its test accuracy keeps its last value"
-    figure.suptitle(notes, fontsize=9)
+    figure.suptitle(notes.replace("; ", "\n" if figure.get_figwidth() < 9 else "; "), fontsize=9)
     return figure
 
 

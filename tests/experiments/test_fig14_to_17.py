@@ -30,7 +30,7 @@ def pairs(sweep: Sweep) -> list[tuple[pd.Series, pd.Series, Run, Run]]:
     ("name", "count"), [("fig14_zero_init_quick", 9), ("fig15_zero_init_quick", 4), ("fig16_zero_init_quick", 4)]
 )
 def test_from_zero_features_are_learned_earlier(sweep: Callable[[str], Sweep], name: str, count: int) -> None:
-    """Every fraction and seed: purity and energy ahead early on, test accuracy .9 no later; most steps saved with few data."""
+    """Every fraction and seed: features ahead early on, accuracy .9 no later; most steps are saved with few data."""
     found = pairs(sweep(name))
     assert len(found) == count
     saved: dict[float, list[float]] = {}

@@ -33,7 +33,9 @@ def test_it_fires_for_squares_with_weight_decay(runs: dict[tuple[str, float], li
 
 
 @pytest.mark.parametrize(("activation", "decay"), [("square", 0.0), ("relu", 2e-4)])
-def test_it_does_not_fire_in_the_controls(runs: dict[tuple[str, float], list[Run]], activation: str, decay: float) -> None:
+def test_it_does_not_fire_in_the_controls(
+    runs: dict[tuple[str, float], list[Run]], activation: str, decay: float
+) -> None:
     """Although ReLU with decay generalizes. (ReLU without decay is no claim: its noise alone has slopes up to .038.)"""
     for run in runs[activation, decay]:
         assert firing_step(run) is None
