@@ -1,0 +1,67 @@
+"""Gradient steps on the unit sphere, every node by itself: the ascent recipe of the theory as an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optimizers.errors import OptimizerError
+
+
+class SphereAscent(Optimizer):
+    """w ← normalize(w + lr·d/⟨w, d⟩) for every column w of a matrix (inputs × nodes), d = −∂L/∂w.
+
+    The first step begins at w/‖w‖. Where the loss is minus a function E that is homogeneous in each column, this climbs
+    E on the sphere at a pace that does not depend on its scale, and columns never meet. A column whose ⟨w, d⟩ is not
+    positive has no direction outwards and stays, normalized.
+
+    It is named by its import path, ``optimizers.sphere_ascent:SphereAscent``, and not registered: columns of unit norm
+    minimize no loss of their own accord, which is what the contract of a registered optimizer asks for.
+
+    Args:
+        params: real matrices, inputs × nodes.
+        lr: the step t, in units of the column's norm.
+
+    Raises:
+        OptimizerError: a parameter that is no real matrix, or a negative step.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.25) -> None:
+        if not lr >= 0:
+            raise OptimizerError(f"lr={lr} of SphereAscent is out of range; it must be at least 0.")
+        super().__init__(params, {"lr": lr})
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.ndim != 2 or p.is_complex():
+                    raise OptimizerError(f"SphereAscent takes real matrices; {tuple(p.shape)} {p.dtype} is none.")
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    w = _normalized(p)
+                    outwards = -(w * p.grad).sum(dim=0)
+                    pace = torch.where(outwards > 0, group["lr"] / outwards, 0)
+                    p.copy_(_normalized(w - pace * p.grad))
+        return loss
+
+
+def _normalized(columns: Tensor) -> Tensor:
+    """Every column divided by its norm; a column of zeros stays."""
+    norms = torch.linalg.vector_norm(columns, dim=0)
+    return columns / torch.where(norms > 0, norms, 1)
