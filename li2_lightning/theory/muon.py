@@ -125,6 +125,25 @@ def simulate_collection(probabilities: Tensor, factor: float, trials: int, gener
     return times
 
 
+def collection_times(draws: Tensor, count: int) -> Tensor:
+    """Lengths of the consecutive complete collections in a sequence of draws; integers, maybe none.
+
+    A collection ends with the draw that completes it and the next one begins after it; what is left over at the end is
+    no collection. For independent draws each length is a sample of T₀.
+
+    Args:
+        draws: which of the maxima 0 … count−1 each node found, (n,).
+        count: L.
+    """
+    times, begin, found = [], 0, set()
+    for place, drawn in enumerate(draws.tolist()):
+        found.add(drawn)
+        if len(found) == count:
+            times.append(place + 1 - begin)
+            begin, found = place + 1, set()
+    return torch.tensor(times, dtype=torch.int64)
+
+
 def _gauss_legendre(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [−1, 1] from the eigenvectors of the Jacobi matrix (Golub and Welsch)."""
     k = torch.arange(1, count, dtype=torch.float64)

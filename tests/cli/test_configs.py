@@ -55,9 +55,9 @@ def test_every_variation_trains_three_steps(variation: Path, command_line: Comma
     assert outcome.code == 0, outcome
     assert not re.search("error|warning", outcome.err, re.IGNORECASE)
     metrics = read_metrics(workplace / "out" / "latest" / "metrics.csv")
-    assert metrics["step"].tolist() == [0, 1, 2, 3]
     assert all(map(math.isfinite, metrics["train/loss"]))
     kept = yaml.safe_load((workplace / "out" / "latest" / "config.yaml").read_text())
+    assert metrics["step"].tolist() == ([0, 3] if kept["data"]["evaluate_every_n_steps"] else [0, 1, 2, 3])
     group, file = variation.parent.name, yaml.safe_load((CONFIGS / f"{variation}.yaml").read_text()) or {}
     section = kept if group == "experiment" else kept[group]
     for key, value in file.items():
@@ -102,6 +102,20 @@ def test_a_quick_experiment_is_its_full_one_with_one_seed(quick: Path) -> None:
     small = load_config(composed(f"experiment={quick.name}"))
     assert config_hash(full) == config_hash(small)
     assert RunDirectory.of(full).path != RunDirectory.of(small).path
+
+
+@pytest.mark.parametrize("quick", [v for v in VARIATIONS if v.name.endswith("_quick")], ids=str)
+def test_a_quick_experiment_stands_beside_a_full_one_and_is_smaller(quick: Path) -> None:
+    """No longer and no wider."""
+    full, small = (
+        OmegaConf.to_container(composed(f"experiment={name}"))
+        for name in (quick.name.removesuffix("_quick"), quick.name)
+    )
+    assert isinstance(full, dict)
+    assert isinstance(small, dict)
+    assert (full["name"], small["name"]) == (quick.name.removesuffix("_quick"), quick.name)
+    assert small["max_steps"] <= full["max_steps"]
+    assert small["network"]["width"] <= full["network"]["width"]
 
 
 def test_the_experiments_differ_in_weight_decay_alone() -> None:

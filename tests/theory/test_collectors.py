@@ -9,6 +9,7 @@ import torch
 
 from li2_lightning.theory.muon import (
     collection_probabilities,
+    collection_times,
     expected_coverage,
     independent_collection_time,
     muon_collection_time,
@@ -63,6 +64,21 @@ def test_draws_one_by_one_take_as_long_on_average(shrink: float, power: float) -
 def test_with_all_of_the_pull_gone_every_node_finds_a_new_one() -> None:
     assert muon_collection_time(P, 0.0).item() == 8
     assert (simulate_collection(P, 1e-30, 100, torch.Generator().manual_seed(0)) == 8).all()
+
+
+def test_a_sequence_is_cut_into_complete_collections() -> None:
+    """0 1 1 2 | 2 1 0 | 0 0: two are complete, the rest is not counted."""
+    assert collection_times(torch.tensor([0, 1, 1, 2, 2, 1, 0, 0, 0]), 3).tolist() == [4, 3]
+    assert collection_times(torch.tensor([0, 1]), 3).tolist() == []
+
+
+def test_collections_of_one_long_sequence_take_as_long_on_average() -> None:
+    """Within four standard errors of T₀."""
+    draws = torch.multinomial(P, 100_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    times = collection_times(draws, len(P)).double()
+    error = (times.mean() - independent_collection_time(P)).abs()
+    assert error < 4 * times.std() / len(times) ** 0.5
+    assert times.sum() <= 100_000
 
 
 @pytest.mark.parametrize("nodes", [1, 4, 9])

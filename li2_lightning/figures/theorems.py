@@ -1,0 +1,184 @@
+"""Theorems 4 and 8 in runs that are energy ascent: what stays a maximum, and how many nodes find them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from li2_lightning.errors import InputError
+from li2_lightning.figures.registry import FIGURES
+from li2_lightning.figures.style import BLUE, COLORS, GREY, MARKERS, ORANGE, curve_style, new_figure
+from li2_lightning.representations import isotypic_blocks
+from li2_lightning.runs import Run, task_name
+from li2_lightning.theory.energy import block_shares
+from li2_lightning.theory.muon import (
+    collection_times,
+    independent_collection_time,
+    muon_collection_time,
+    simulate_collection,
+)
+
+SHRINK = 0.5
+"""κ of the source's Theorem 8, the case of equal norms."""
+
+
+@FIGURES.register("thm04_boundary")
+def boundary(runs: list[Run]) -> Figure:
+    """Over the training fraction: the share of irreps in which some node ends, and the mean purity of the nodes.
+
+    Raises:
+        InputError: no finished run of a group with features/coverage.
+    """
+    series = _by_fraction(_finished(runs, "features/coverage"))
+    figure = new_figure(10, 4)
+    left, right = figure.subplots(1, 2)
+    for index, (name, groups) in enumerate(series.items()):
+        style = curve_style(index, len(series))
+        x = list(groups)
+        _band(left, x, [[covered_share(run) for run in group] for group in groups.values()], index, style, name)
+        purities = [[float(run.metrics["features/purity"].iloc[-1]) for run in group] for group in groups.values()]
+        _band(right, x, purities, index, style, name)
+        half = half_crossing(x, [float(np.mean([covered_share(run) for run in group])) for group in groups.values()])
+        if half is not None:
+            left.plot(half, 0.5, marker="x", color=style["color"], markersize=9, markeredgewidth=2)
+            left.annotate(f"{half:.3f}", (half, 0.5), xytext=(6, -12 - 11 * index), textcoords="offset points",
+                          color=style["color"], fontsize=8)  # fmt: skip
+    left.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    left.set_ylabel("share of irreps in which some node ends")
+    right.set_ylabel("features/purity: mean over nodes")
+    for axes in (left, right):
+        axes.set_xlabel("fraction of the pairs, n/M²")
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.25)
+    left.legend(fontsize=8)
+    count = max(len(group) for groups in series.values() for group in groups.values())
+    figure.suptitle(
+        f"energy ascent on random samples; line: mean over up to {count} seeds, band: lowest to highest seed",
+        fontsize=10,
+    )
+    return figure
+
+
+@FIGURES.register("thm08_collectors")
+def collectors(runs: list[Run]) -> Figure:
+    """A row a task: irreps found over the nodes looked at, and how many nodes a complete collection took.
+
+    The nodes of all seeds stand in one sequence. The Muon curves are simulated from the shares that ascent has found.
+
+    Raises:
+        InputError: no finished run of a group, or too few nodes for one collection.
+    """
+    tasks: dict[str, list[Run]] = {}
+    for run in sorted(_finished(runs, "features/coverage"), key=lambda run: run.task.num_tokens):
+        tasks.setdefault(task_name(run), []).append(run)
+    figure = new_figure(10, 3.8 * len(tasks))
+    for (name, group), (left, right) in zip(tasks.items(), figure.subplots(len(tasks), 2, squeeze=False), strict=True):
+        draws, count = found_blocks(group)
+        times = collection_times(draws, count).double()
+        if not len(times):
+            raise InputError(f"The {len(draws)} nodes of {name} hold no complete collection; use a larger width.")
+        p = torch.bincount(draws, minlength=count).double() / len(draws)
+        _draw_found(left, draws, p, count)
+        _draw_times(right, times, p)
+        left.set_title(f"{name}: {len(draws)} nodes, {count} irreps", loc="left", fontsize=10)
+    return figure
+
+
+def covered_share(run: Run) -> float:
+    """features/coverage of the last row over the number of non-trivial blocks."""
+    return float(run.metrics["features/coverage"].iloc[-1]) / _count_blocks(run)
+
+
+def half_crossing(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Where y first rises through one half, interpolated; None where it does not."""
+    for (before, low), (after, high) in pairwise(zip(x, y, strict=True)):
+        if low < 0.5 <= high:
+            return before + (0.5 - low) / (high - low) * (after - before)
+    return None
+
+
+def found_blocks(runs: Sequence[Run]) -> tuple[Tensor, int]:
+    """The block that holds most of each node at the end, (nodes,), runs one after the other; and how many blocks.
+
+    Raises:
+        InputError: a run that kept no checkpoint.
+    """
+    blocks = []
+    for run in runs:
+        group = run.task.group
+        assert group is not None
+        blocks.append(block_shares(run.weights()["W"].double(), group).argmax(dim=0))
+    return torch.cat(blocks), _count_blocks(runs[0])
+
+
+def _finished(runs: Sequence[Run], column: str) -> list[Run]:
+    chosen = [run for run in runs if run.finished and run.task.group is not None and column in run.metrics]
+    if not chosen:
+        raise InputError(f"This picture needs finished runs of a group with the column {column}.")
+    return chosen
+
+
+def _by_fraction(runs: Sequence[Run]) -> dict[str, dict[float, list[Run]]]:
+    """The runs of each task, by number of elements, and of each training fraction of it, in order."""
+    series: dict[str, dict[float, list[Run]]] = {}
+    for run in sorted(runs, key=lambda run: (run.task.num_tokens, run.train_fraction)):
+        series.setdefault(task_name(run), {}).setdefault(run.train_fraction, []).append(run)
+    return series
+
+
+def _count_blocks(run: Run) -> int:
+    group = run.task.group
+    assert group is not None
+    return len(isotypic_blocks(group)) - 1
+
+
+def _band(
+    axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], index: int, style: dict[str, object], label: str
+) -> None:
+    axes.plot(x, [np.mean(each) for each in values], marker=MARKERS[index % len(MARKERS)], markersize=4, label=label,
+              **style)  # type: ignore[arg-type]  # fmt: skip
+    axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=str(style["color"]), alpha=0.2, lw=0)
+
+
+def _draw_found(axes: Axes, draws: Tensor, p: Tensor, count: int) -> None:
+    """Mean share of irreps among k nodes, over disjoint stretches of the sequence, beside 1 − mean (1−p)^k."""
+    sizes = np.unique(np.geomspace(1, max(2, len(draws) // 8), 24).astype(int))
+    sizes = sizes[sizes <= 12 * count]
+    means = [
+        np.mean([len(set(part.tolist())) / count for part in torch.split(draws, int(k)) if len(part) == k])
+        for k in sizes
+    ]
+    axes.plot(sizes, means, linestyle="none", marker="o", markersize=4, color=BLUE, label="nodes of the runs")
+    k = np.geomspace(1, sizes[-1], 200)
+    axes.plot(k, [1 - float(((1 - p) ** each).mean()) for each in k], color=GREY, label="independent draws, 1 − (1−p)ᵏ")
+    axes.set_xscale("log")
+    axes.set_xlabel("nodes looked at")
+    axes.set_ylabel("share of irreps found")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def _draw_times(axes: Axes, times: Tensor, p: Tensor) -> None:
+    """How many collections were complete after so many nodes, beside draws without and with Muon's factor."""
+    generator = torch.Generator().manual_seed(0)
+    for factor, color, line, label, mean in (
+        (1.0, GREY, "-", "independent draws", independent_collection_time(p)),
+        (SHRINK, ORANGE, "--", f"Muon, κ = {SHRINK:g}", muon_collection_time(p, SHRINK)),
+    ):
+        simulated = simulate_collection(p, factor, 20_000, generator).sort().values
+        label = f"{label}: T = {float(mean):.1f}"
+        axes.plot(simulated, np.linspace(0, 1, len(simulated)), color=color, linestyle=line, label=label)
+    error = float(times.std() / len(times) ** 0.5) if len(times) > 1 else float("nan")
+    label = f"nodes of the runs: {float(times.mean()):.1f} ± {error:.1f} ({len(times)} collections)"
+    share = (np.arange(len(times)) + 1) / len(times)
+    axes.plot(times.sort().values, share, drawstyle="steps-post", color=COLORS[0], label=label)
+    axes.set_xlabel("nodes until every irrep is found")
+    axes.set_ylabel("share of collections complete")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, loc="lower right")
