@@ -1,0 +1,68 @@
+"""Theorems 4 and 8 drawn from run directories of energy ascent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import train
+from li2_lightning.errors import InputError
+from li2_lightning.figures.registry import find_figure
+from li2_lightning.figures.theorems import covered_share, found_blocks, half_crossing
+from li2_lightning.runs import Run, find_runs
+
+ASCENT = {
+    "loss": "projected_mse",
+    "task": {"order": 5},
+    "network": {"width": 24, "readout": "ridge", "ridge": 1e6},
+    "optimizer": {"lr": 0.25, "weight_decay": 0.0, "hidden": {"name": "optimizers.sphere_ascent:SphereAscent"}},
+    "max_steps": 60,
+    "logger": {"mode": "disabled"},
+    "trainer": {"threads": 1},
+}
+QUIET = ("gradient", "gram", "interaction", "updates", "stages", "progress", "pictures", "report")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    folder = tmp_path_factory.mktemp("ascent")
+    for size in (8, 24):
+        callbacks = {name: {"enabled": False} for name in QUIET}
+        data = {"train_size": size, "evaluate_every_n_steps": 60}
+        train.run({**ASCENT, "data": data, "callbacks": callbacks, "output_dir": str(folder)})
+    return find_runs([folder])
+
+
+def test_on_all_but_one_pair_every_node_ends_in_an_irrep_and_all_are_covered(runs: list[Run]) -> None:
+    run = next(run for run in runs if run["data.train_size"] == 24)
+    assert covered_share(run) == 1
+    blocks, count = found_blocks([run])
+    assert count == 2
+    assert torch.bincount(blocks, minlength=2).min() > 3
+    torch.testing.assert_close(run.weights()["W"].norm(dim=0), torch.ones(24))
+
+
+def test_a_panel_for_the_irreps_and_one_for_the_nodes(runs: list[Run]) -> None:
+    left, right = find_figure("thm04_boundary_quick")(runs).axes
+    assert left.lines[0].get_ydata()[-1] == 1
+    assert right.lines[0].get_xdata().tolist() == [8 / 25, 24 / 25]
+
+
+def test_collections_are_drawn_with_their_mean(runs: list[Run]) -> None:
+    left, right = find_figure("thm08_collectors")(runs).axes
+    assert "48 nodes, 2 irreps" in left.get_title(loc="left")
+    assert any("collections" in text.get_text() for text in right.get_legend().get_texts())
+
+
+def test_runs_without_coverage_are_refused(runs: list[Run]) -> None:
+    for run in runs:
+        run.__dict__["metrics"] = run.metrics.drop(columns="features/coverage")
+    with pytest.raises(InputError, match="features/coverage"):
+        find_figure("thm04_boundary")(runs)
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"), [([0, 0.25, 0.75], 1.5), ([0, 1], 0.5), ([0.6, 0.9], None), ([0.1, 0.2], None)]
+)
+def test_where_a_curve_crosses_one_half(y: list[float], expected: float | None) -> None:
+    assert half_crossing(range(len(y)), y) == expected
