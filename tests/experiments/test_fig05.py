@@ -27,9 +27,9 @@ def check_jump(rows: pd.DataFrame, above: float) -> None:
 @pytest.mark.parametrize(
     ("name", "column", "groups"),
     [
-        ("fig05_cyclic_prime_quick", "task.order", [23, 31, 41, 47]),
+        ("fig05_cyclic_prime_quick", "task.order", [23, 31, 47]),
         ("fig05_cyclic_composite_quick", "task.order", [24, 36, 45]),
-        ("fig05_product_quick", "task.factors", ["2x2x9", "4x7", "5x2x2x2", "5x6"]),
+        ("fig05_product_quick", "task.factors", ["2x2x9", "4x7", "5x2x2x2"]),
     ],
 )
 def test_the_jump_of_abelian_groups(sweep: Callable[[str], Sweep], name: str, column: str, groups: list[str]) -> None:
@@ -55,6 +55,6 @@ def test_the_boundary_falls_as_the_order_grows(sweep: Callable[[str], Sweep]) ->
 def test_the_jump_of_non_abelian_groups(sweep: Callable[[str], Sweep]) -> None:
     """Between ratios .75 and 1.5: it comes later than in Abelian groups."""
     table = sweep("fig05_nonabelian_quick").table
-    assert sorted(table["task.order"].unique()) == [24, 30, 38, 44]
+    assert sorted(table["task.order"].unique()) == [24, 38, 44]
     for _, rows in table.groupby("task.order"):
         check_jump(rows, above=1.5)
