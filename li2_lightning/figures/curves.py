@@ -11,7 +11,6 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.features import draw_panels, learned_nodes
 from li2_lightning.figures.registry import FIGURES
 from li2_lightning.figures.style import BAND, GREY, curve_style, draw_band, logarithmic, new_figure, stopped_early
 from li2_lightning.runs import Run, differing_settings, groups_of_seeds, task_name
@@ -62,37 +61,6 @@ def curves(runs: list[Run], columns: Sequence[str] = LEARNING) -> Figure:
         axes.remove()
     draw_legend(figure, styles, "test/accuracy" in columns, beside=1 + across)
     figure.suptitle(explain(runs).replace("; ", "\n" if across == 1 else "; "), fontsize=9)
-    return figure
-
-
-def small_data(runs: list[Run]) -> Figure:
-    """Accuracy, energy and purity over the step, and below them what the nodes of each setting have learned.
-
-    Raises:
-        InputError: as `curves`; or no run has kept weights on a group.
-    """
-    columns = ("test/accuracy", "energy/mean", "energy/max", "features/purity")
-    runs = with_rows(runs, columns)
-    groups = groups_of_seeds(runs)
-    kept = {label: next(filter(None, map(learned_nodes, group)), None) for label, group in groups.items()}
-    if not any(kept.values()):
-        raise InputError("None of the runs has kept its nodes; train with callbacks.pictures.enabled=true.")
-    if len(groups) > MOST_CURVES // 2:
-        raise InputError(f"The runs have {len(groups)} different settings; up to {MOST_CURVES // 2} fit here.")
-    shown = {label: nodes for label, nodes in kept.items() if nodes is not None}
-    figure = new_figure(16, 4.2 + 4.0 * len(shown))
-    parts = figure.subfigures(1 + len(shown), 1, height_ratios=[4.2] + [4.0] * len(shown), squeeze=False)[:, 0]
-    styles = {label: curve_style(index, len(groups)) for index, label in enumerate(groups)}
-    panels = list(parts[0].subplots(1, len(columns)))
-    draw_curves(panels, columns, groups, runs, styles)
-    for axes in panels:
-        axes.set_xlabel("step (optimizer updates)")
-    draw_legend(parts[0], styles, True, beside=5)
-    parts[0].suptitle(explain(runs), fontsize=9)
-    for part, (label, nodes) in zip(parts[1:], shown.items(), strict=True):
-        left, right = part.subplots(1, 2)
-        draw_panels(left, right, *nodes)
-        part.suptitle(f"{label}: the nodes of one seed".removeprefix(": "), fontsize=10)
     return figure
 
 
@@ -188,4 +156,3 @@ for _name, _columns in {
     "symmetric_groups": LEARNING,
 }.items():
     FIGURES.register(_name)(partial(curves, columns=_columns))
-FIGURES.register("fig07_small_data")(small_data)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.curves import MOST_CURVES, curves, small_data
+from li2_lightning.figures.curves import MOST_CURVES, curves
 from li2_lightning.figures.registry import find_figure
 from li2_lightning.figures.style import save
 from li2_lightning.runs import Run, find_runs
@@ -72,15 +72,6 @@ def test_a_run_that_stopped_early_is_explained(make_run: MakeRun) -> None:
     assert "keeps its last value" in curves(runs).get_suptitle()
 
 
-def test_energy_and_features(small_sweep: Path, tmp_path: Path) -> None:
-    runs = find_runs([small_sweep])
-    figure = small_data(runs)
-    assert len(figure.subfigs) == 3
-    titles = [part.get_suptitle() for part in figure.subfigs[1:]]
-    assert titles == ["lr=0.001: the nodes of one seed", "lr=0.02: the nodes of one seed"]
-    save(figure, tmp_path / "a.png")
-
-
 def test_nodes_from_the_checkpoint_are_those_of_the_pictures(own_sweep: Path, tmp_path: Path) -> None:
     import numpy as np
 
@@ -110,6 +101,3 @@ def test_it_says_what_it_lacks(make_run: MakeRun) -> None:
         find_figure("fig09_depth")([make_run()])
     with pytest.raises(InputError, match=r"None of the runs has the rows"):
         curves([make_run(accuracy=[0.0])])
-    rows = {"energy/mean": [0, 1], "energy/max": [0, 1], "features/purity": [0, 1]}
-    with pytest.raises(InputError, match=r"callbacks.pictures.enabled=true"):
-        small_data([make_run(columns=rows)])

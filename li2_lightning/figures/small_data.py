@@ -1,0 +1,109 @@
+"""What nodes have learned from few samples, each counted by how much it contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from li2_lightning.activations import find_activation
+from li2_lightning.errors import InputError
+from li2_lightning.figures.curves import draw_curves, explain, with_rows
+from li2_lightning.figures.registry import FIGURES
+from li2_lightning.figures.style import GREY, MARKERS, curve_style, new_figure
+from li2_lightning.representations import block_basis, block_slices
+from li2_lightning.runs import Run, groups_of_seeds
+from li2_lightning.tasks import split_rows
+from li2_lightning.theory.features import feature_shares
+from li2_lightning.theory.sampling import sampled_energy_gradient
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of a run at its end, (K,) each, float64.
+
+    Attributes:
+        weights: ‖w‖².
+        purity: the largest share of a node in one block, the trivial part removed; 0 for a node that has no other.
+        energies: E of w/‖w‖ on the training rows; 0 for a node of norm zero.
+    """
+
+    weights: Tensor
+    purity: Tensor
+    energies: Tensor
+
+    def mean(self, values: Tensor) -> float:
+        """The mean of ``values`` over the nodes by ‖w‖², so that nodes that weight decay has emptied do not count.
+
+        An empty node still has a direction, and often one of high energy: with weight decay most nodes of a run that
+        has learned end so, and a plain mean over nodes tells of them.
+        """
+        return float((values * self.weights).sum() / self.weights.sum())
+
+
+@FIGURES.register("fig07_small_data")
+def small_data(runs: list[Run]) -> Figure:
+    """Test accuracy over the step; purity and energy of the nodes by ‖w‖², a point a run; every node of one seed.
+
+    Raises:
+        InputError: no finished run with two operands of a group and σ = x², or one that kept no checkpoint.
+    """
+    runs = [run for run in with_rows(runs, ("test/accuracy",)) if run.finished and run.task.group is not None]
+    if not runs or any(run["network.activation"] != "square" for run in runs):
+        raise InputError("This picture needs finished runs of a group with network.activation=square.")
+    groups = groups_of_seeds(runs)
+    styles = {label: curve_style(index, len(groups)) for index, label in enumerate(groups)}
+    found = {label: [weighed_nodes(run) for run in group] for label, group in groups.items()}
+    figure = new_figure(15, 4.2)
+    curve, averages, scatter = figure.subplots(1, 3)
+    draw_curves([curve], ["test/accuracy"], groups, runs, styles)
+    curve.set_xlabel("step (optimizer updates)")
+    for index, (label, nodes) in enumerate(found.items()):
+        color, marker = styles[label]["color"], MARKERS[index % len(MARKERS)]
+        points = [(each.mean(each.purity), each.mean(each.energies)) for each in nodes]
+        averages.plot(*zip(*points, strict=True), linestyle="none", marker=marker, color=color, label=label or None)
+        _draw_nodes(scatter, nodes[0], marker, color, label)
+    averages.set_title("means over nodes by ‖w‖², a point a seed", loc="left", fontsize=10)
+    scatter.set_title("nodes of one seed, area by ‖w‖²", loc="left", fontsize=10)
+    n, order = len(_train_rows(runs[0])), runs[0].task.num_tokens
+    for axes in (averages, scatter):
+        fourier = order / 4 * (n / order**2) ** 2
+        axes.axhline(fourier, color=GREY, linestyle="--", linewidth=1, label="a Fourier feature, (M/4)(n/M²)²")
+        axes.set_xlabel("purity")
+        axes.set_ylabel("E of the unit-norm node")
+        axes.grid(alpha=0.25)
+    averages.legend(fontsize=8)
+    figure.suptitle(explain(runs), fontsize=9)
+    return figure
+
+
+def weighed_nodes(run: Run) -> Nodes:
+    """Norm, purity and energy of every node at the end of a run on a group with two operands and σ = x²."""
+    task, W = run.task, run.weights()["W"].double()
+    assert task.group is not None
+    rows = _train_rows(run)
+    left, right = torch.from_numpy(task.operands[rows]).unbind(dim=1)
+    norms = torch.linalg.vector_norm(W, dim=0)
+    unit = W / torch.where(norms > 0, norms, 1)
+    energies, _ = sampled_energy_gradient(
+        unit, left, right, torch.from_numpy(task.labels[rows]), find_activation("square")
+    )
+    shares = feature_shares(unit, torch.tensor(block_basis(task.group).T), list(block_slices(task.group)))
+    return Nodes(norms.square(), shares.max(dim=0).values.nan_to_num(), energies)
+
+
+def _train_rows(run: Run) -> np.ndarray:
+    data = run.config["data"]
+    keys = ("train_fraction", "train_size", "critical_ratio", "split_file")
+    return split_rows(run.task, seed=int(run["seed"]), **{key: data.get(key) for key in keys}).train
+
+
+def _draw_nodes(axes: Axes, nodes: Nodes, marker: str, color: object, label: str) -> None:
+    sizes: Sequence[float] = (80 * nodes.weights / nodes.weights.max()).tolist()
+    axes.scatter(nodes.purity.tolist(), nodes.energies.tolist(), s=sizes, marker=marker, color=color, alpha=0.5,
+                 label=label or None, linewidths=0)  # fmt: skip
