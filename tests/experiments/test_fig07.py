@@ -27,7 +27,7 @@ def test_a_small_rate_finds_fourier_features_of_low_energy_and_a_large_one_memor
     small, large = 2e-3, 2e-1
     assert len(accuracy[small]) == len(accuracy[large]) == 3
     assert min(accuracy[small]) > 0.9
-    assert max(accuracy[large]) < 0.2
+    assert max(accuracy[large]) < 0.3
     assert min(purity[small]) > 0.75
     assert max(purity[large]) < 0.65
     assert sum(energies[small]) < sum(energies[large])
