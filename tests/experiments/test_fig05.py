@@ -53,7 +53,7 @@ def test_the_boundary_falls_as_the_order_grows(sweep: Callable[[str], Sweep]) ->
 
 
 def test_the_jump_of_non_abelian_groups(sweep: Callable[[str], Sweep]) -> None:
-    """Between ratios .75 and 1.5: it comes later than in Abelian groups."""
+    """Between ratios .75 and 1.5: for two of the three it comes later than in Abelian groups."""
     table = sweep("fig05_nonabelian_quick").table
     assert sorted(table["task.order"].unique()) == [24, 38, 44]
     for _, rows in table.groupby("task.order"):
