@@ -95,7 +95,7 @@ def learning_rate(runs: list[Run]) -> Figure:
     for axes, (name, group) in zip(panels, tasks.items(), strict=True):
         mesh = _draw_shares(axes, name, group)
     figure.colorbar(mesh, ax=panels, label="share of seeds that generalize")
-    figure.suptitle(f"share of seeds with test accuracy ≥ {GENERALIZED:g} at the end; dashed: {BOUNDARY}", fontsize=10)
+    figure.suptitle(f"share of seeds with test accuracy ≥ {GENERALIZED:g} at the end\ndashed: {BOUNDARY}", fontsize=10)
     return figure
 
 
