@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_is_divergence_and_no_checkpoint_holds_it(
 ) -> None:
     """Whether it creeps up over some rows or overflows at once."""
     record = make_record()
-    with pytest.raises(DivergenceError, match=rf"Training diverged: train/loss is {value} in row \d+\."):
+    with pytest.raises(DivergenceError, match=rf"Training diverged: train/loss is {value} in row \d+;"):
         tiny_run(
             f"optimizer.lr={lr}",
             "optimizer.hidden={name: sgd}",

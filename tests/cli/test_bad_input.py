@@ -79,7 +79,7 @@ TYPED = [
     ("optimizer.lr=nan", "finite"),
     ("max_steps=0", "max_steps=0"),
     ("seed=-1", "seed=-1"),
-    ("trainer.devices=20", "training rows, 19"),
+    ("task.order=7 trainer.devices=20", "training rows, 19"),
     ("trainer.devices=0", "trainer.devices=0"),
     ("trainer.num_nodes=2", "MASTER_PORT"),
     ("logger.mode=online", "wandb login"),
