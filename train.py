@@ -27,9 +27,9 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import build_callbacks, with_defaults
+from callbacks import build_callbacks, read_config
 from li2_lightning.command_line import explain_keys, prepare, show_error
-from li2_lightning.config import Config, load_config, ridge_strength, to_plain
+from li2_lightning.config import Config, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.launch import Team, invited, serve
@@ -57,8 +57,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         Interrupted: SIGINT or SIGTERM; a checkpoint holds the state.
         OtherRankError: of several ranks another one failed.
     """
-    config = load_config(values)
-    config.callbacks = with_defaults(config.callbacks)
+    config = read_config(values)
     with Team(config, [sys.executable, str(Path(__file__).resolve())]) as team:
         return lead(config, team) if team.first else follow(config, team)
 
@@ -154,7 +153,7 @@ def train(config: DictConfig) -> None:
     """One run from the command line, or one of a sweep in whatever process its launcher starts."""
     shell = HydraConfig.get()
     if shell.mode is RunMode.MULTIRUN:
-        run_in_sweep(run, config, Path(shell.sweep.dir))
+        run_in_sweep(run, lambda: read_config(config), Path(shell.sweep.dir))
         return
     try:
         result = run(config)

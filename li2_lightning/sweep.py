@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from li2_lightning.command_line import one_sentence
-from li2_lightning.config import Config, load_config
+from li2_lightning.config import Config
 from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.files import write_json
 from li2_lightning.log import say
@@ -110,12 +110,17 @@ class Job:
         return self.outcome.state in ("done", "failed")
 
 
-def plan(overrides: Sequence[Sequence[str]], compose: Callable[[list[str]], DictConfig]) -> list[Job]:
+def plan(
+    overrides: Sequence[Sequence[str]],
+    compose: Callable[[list[str]], DictConfig],
+    read: Callable[[DictConfig], Config],
+) -> list[Job]:
     """The runs that ``overrides`` ask for, those that are finished or refused with their outcome.
 
     Args:
         overrides: for each run what the sweep sets.
-        compose: makes the config of a run from them.
+        compose: makes the values of a run from them.
+        read: makes its config from these, as the run itself does.
 
     Raises:
         InputError: a run asks for several devices, or all of them are refused for one and the same reason.
@@ -128,7 +133,7 @@ def plan(overrides: Sequence[Sequence[str]], compose: Callable[[list[str]], Dict
         values = compose(list(own))
         _refuse_several_devices(values)
         try:
-            config = load_config(values)
+            config = read(values)
             directory = RunDirectory.of(config)
             job = Job(list(own), label, directory.path, _stored(directory, config))
         except InputError as error:
@@ -366,8 +371,8 @@ class Sweep:
             progress.stop()
 
 
-def run_in_sweep(run: Callable[[Config], RunResult], values: DictConfig, folder: Path) -> None:
-    """One run of the sweep that talks through ``folder``: trained, and its outcome noted.
+def run_in_sweep(run: Callable[[Config], RunResult], read: Callable[[], Config], folder: Path) -> None:
+    """One run of the sweep that talks through ``folder``: its config read, trained, and its outcome noted.
 
     A sweep goes on where no finished run is, without being asked to (``resume=auto``).
     """
@@ -381,7 +386,7 @@ def run_in_sweep(run: Callable[[Config], RunResult], values: DictConfig, folder:
     if orphaned:
         # Nobody leads the sweep any more, nor would collect this process, which may have other runs waiting for it.
         os._exit(128 + signal.SIGTERM)
-    config = load_config(values)
+    config = read()
     if config.resume is None and not config.force:
         config.resume = "auto"
     if config.logger.group is None:

@@ -141,7 +141,7 @@ def test_what_is_not_there_is_one_sentence(own_sweep: Path) -> None:
         find_runs([run.directory / "checkpoints"])
     with pytest.raises(InputError, match=r"'optimizer.lrs'.*Did you mean 'optimizer.lr'"):
         run["optimizer.lrs"]
-    with pytest.raises(InputError, match=r"'lst'.*known are last, row-000012.*Did you mean 'last'"):
+    with pytest.raises(InputError, match=r"'lst'.*known are best, last, row-000012.*Did you mean 'last'"):
         run.weights("lst")
     with pytest.raises(InputError, match="Unknown checkpoint"):
         run.weights("../../elsewhere/last")

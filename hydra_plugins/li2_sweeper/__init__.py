@@ -30,6 +30,7 @@ class Sweeper(BasicSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
+        from callbacks import read_config
         from li2_lightning.command_line import opened, quoted
         from li2_lightning.sweep import Sweep, plan
 
@@ -60,7 +61,7 @@ class Sweeper(BasicSweeper):
             # Processes find what this one finds: train.py's folder, and the current one.
             ours = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
             os.environ["PYTHONPATH"] = os.pathsep.join(ours)
-        with Sweep(plan(overrides, compose), self.folder, launching) as sweep:
+        with Sweep(plan(overrides, compose, read_config), self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             self._end_workers()
 
