@@ -37,7 +37,7 @@ verify: venv
 	$(RUN) -m li2_lightning.verify
 
 bench: venv
-	$(RUN) -m benchmarks.callbacks
+	$(RUN) -m benchmarks
 
 # Every quick preset as its sweep, and its picture; what is finished is not run again. One of them: make figure-NAME.
 figures: $(patsubst configs/experiment/%_quick.yaml,figure-%,$(wildcard configs/experiment/*_quick.yaml))

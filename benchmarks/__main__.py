@@ -1,9 +1,9 @@
-"""The measurements behind docs/performance.md, on this machine: `make bench`.
+"""What a step costs on this machine, beside loops written by hand: `make bench`.
 
-    python -m benchmarks [--rounds 7] [--steps 12] [--threads N] [--quick] [--only steps growth memory start]
+    python -m benchmarks [--rounds 7] [--steps 12] [--threads N] [--quick] [--only steps interaction growth memory …]
 
-Writes benchmarks/results.md and benchmarks/results.json. Times are medians of steps within a round; ratios are taken
-round by round, and the contenders of a round follow each other.
+Writes benchmarks/results.md and benchmarks/results.json after each part; with --only the others stay as they are. Times
+are medians of steps within a round; ratios are taken round by round, and the contenders of a round follow each other.
 """
 
 from __future__ import annotations
@@ -205,6 +205,10 @@ def _plain(value: Any) -> Any:
     return vars(value) if isinstance(value, Figure) else str(value)
 
 
+def _figures(value: dict[str, Any]) -> Any:
+    return Figure(**value) if value.keys() == {"median", "low", "high"} else value
+
+
 def main() -> None:
     """Measure what is asked for and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,25 +232,22 @@ def main() -> None:
         "memory": measure_memory,
         "start": lambda: start_up(rounds),
     }
-    report: Report = {
-        "machine": {
-            "cores": os.cpu_count(),
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "rounds": rounds,
-            "steps": arguments.steps,
-        }
+    kept = arguments.output / "results.json"
+    report: Report = json.loads(kept.read_text(encoding="utf-8"), object_hook=_figures) if kept.exists() else {}
+    report["machine"] = {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rounds": rounds,
+        "steps": arguments.steps,
     }
     for name, part in parts.items():
         if arguments.only is None or name in arguments.only:
             report[name] = part()
-    text = _markdown(report)
-    (arguments.output / "results.md").write_text(text, encoding="utf-8")
-    (arguments.output / "results.json").write_text(
-        json.dumps(report, default=_plain, indent=2) + "\n", encoding="utf-8"
-    )
-    print(text)
+            kept.write_text(json.dumps(report, default=_plain, indent=2) + "\n", encoding="utf-8")
+            (arguments.output / "results.md").write_text(_markdown(report), encoding="utf-8")
+    print(_markdown(report))
 
 
 if __name__ == "__main__":

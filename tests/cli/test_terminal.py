@@ -123,7 +123,8 @@ def test_help_explains_the_keys(command_line: CommandLine, workplace: Path) -> N
     assert outcome.code == 0
     assert outcome.err == ""
     for text in ("Train one network", "KEY=VALUE", "max_steps: 400", "train_fraction: null", "fig03_weight_decay",
-                 "optimizer: adam, adamw, lion, muon, orthogonal_gradient, sgd, slow_gradients, soap", "callbacks.NAME", "resume: null", "task.expression"):  # fmt: skip
+                 "optimizer: adam, adamw, lion, muon, orthogonal_gradient, sgd, slow_gradients, soap",
+                 "callbacks.NAME", "resume: null", "task.expression"):  # fmt: skip
         assert text in outcome.out, text
     # Explained, not just listed: the words that config.py has for them.
     for explanation in ("one step = one optimizer update", "hidden nodes", "run again what is finished"):
