@@ -63,7 +63,7 @@ def on_ranks(config: Mapping[str, Any], ranks: int) -> Config:
 
 def directory(config: Mapping[str, Any]) -> Path:
     """Where a run is kept."""
-    return RunDirectory.of(train.load_config(config)).path
+    return RunDirectory.of(train.read_config(config)).path
 
 
 def torchrun(ranks: int, configs: Sequence[Mapping[str, Any]], folder: Path) -> subprocess.CompletedProcess[str]:
