@@ -31,7 +31,7 @@ from callbacks import build_callbacks, read_config
 from li2_lightning.command_line import explain_keys, prepare, show_error
 from li2_lightning.config import Config, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
-from li2_lightning.errors import DivergenceError, Interrupted
+from li2_lightning.errors import Interrupted
 from li2_lightning.launch import Team, invited, serve
 from li2_lightning.losses import build_loss
 from li2_lightning.module import Li2Module
@@ -66,9 +66,7 @@ def lead(config: Config, team: Team) -> RunResult:
     """The run of the first rank, or of a single process: it decides, writes, logs and prints."""
     directory = RunDirectory.of(config)
     checkpoint = directory.find_checkpoint(config)
-    if not config.force and (stored := directory.summary()) is not None:
-        if stored["status"] == "diverged":
-            raise DivergenceError(f"{stored['reason']} (kept in {directory.path}; force=true repeats it)")
+    if (stored := directory.stored(config)) is not None:
         team.finish(stored)
         return RunResult(directory.path, stored, stored=True)
 

@@ -31,7 +31,14 @@ from typing import Any
 
 import pandas as pd
 
-from li2_lightning.commands import add_outputs, check_outputs, command_parser, optional_module, run_command
+from li2_lightning.commands import (
+    add_directories,
+    add_outputs,
+    check_outputs,
+    command_parser,
+    optional_module,
+    run_command,
+)
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
 from li2_lightning.run_directory import THRESHOLDS
@@ -127,7 +134,7 @@ def _settings(run: Run) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = command_parser("collect", __doc__)
-    parser.add_argument("directories", nargs="+", metavar="DIR", help="a run, or a folder with runs at any depth")
+    add_directories(parser)
     add_outputs(parser, SUFFIXES)
     given = parser.parse_args(arguments)
 

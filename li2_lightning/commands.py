@@ -22,6 +22,12 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
     )
 
 
+def add_directories(parser: argparse.ArgumentParser) -> None:
+    """The arguments ``DIR…``, for `li2_lightning.runs.find_runs`."""
+    parser.add_argument("directories", nargs="+", metavar="DIR", type=Path,
+                        help="a run, or a folder with runs at any depth")  # fmt: skip
+
+
 def add_outputs(parser: argparse.ArgumentParser, suffixes: Sequence[str], required: bool = True) -> None:
     """The option ``-o FILE``, which may be given several times."""
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, action="append", required=required, default=[],

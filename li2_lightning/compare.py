@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from li2_lightning.collect import outcome, report_unfinished
-from li2_lightning.commands import add_outputs, check_outputs, command_parser, run_command
+from li2_lightning.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
 from li2_lightning.errors import InputError
 from li2_lightning.figures.curves import draw_curves, draw_legend, explain, with_rows
 from li2_lightning.figures.style import SUFFIXES, curve_style, new_figure, save
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     suffixes = (*SUFFIXES, ".html")
     parser = command_parser("compare", __doc__)
-    parser.add_argument("directories", nargs="+", metavar="RUN", help="a run, or a folder with runs at any depth")
+    add_directories(parser)
     add_outputs(parser, suffixes, required=False)
     given = parser.parse_args(arguments)
 

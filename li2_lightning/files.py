@@ -1,8 +1,9 @@
-"""Files that are whole or absent, never half-written."""
+"""Files that are whole or absent, never half-written, and locks on them."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import struct
@@ -10,10 +11,34 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
+
+def lock(path: Path) -> IO[str]:
+    """Lock a file for this process, as long as it is open or the process lives."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def held(path: Path) -> bool:
+    """Whether a process holds the lock on a file; one that is not there is not held."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # Held, or a file system that cannot tell.
+        return True
+    return False
 
 
 @contextlib.contextmanager

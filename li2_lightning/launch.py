@@ -38,7 +38,7 @@ from torch import distributed
 from li2_lightning import ranks
 from li2_lightning.config import Config, to_plain
 from li2_lightning.errors import InputError, Li2Error, OtherRankError
-from li2_lightning.runtime import build_trainer, quiet_lightning
+from li2_lightning.runtime import build_trainer, quiet_lightning, usable_cores
 
 # Set for the processes that `Team` starts.
 FOLLOWER = "LI2_LIGHTNING_FOLLOWER"
@@ -170,7 +170,7 @@ class Team:
         assert self.environment is not None
         environment, trainer = self.environment, self._config.trainer
         if self._config.trainer.threads is None and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(_cpus()) // trainer.devices))
+            torch.set_num_threads(max(1, usable_cores() // trainer.devices))
         if not self._has_others:
             self._start_children()
         if FOLLOWER in os.environ:
@@ -411,10 +411,6 @@ def _global_rank(environment: ClusterEnvironment, config: Config) -> int:
         # It learns its rank from the strategy, later.
         return environment.node_rank() * config.trainer.devices + environment.local_rank()
     return environment.global_rank()
-
-
-def _cpus() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _sentence(error: BaseException) -> str:

@@ -145,14 +145,13 @@ class Li2Module(lightning.LightningModule):
             signal.signal(signum, handler)
 
     def on_after_backward(self) -> None:
-        signum = self.stop_signal if world_size() == 1 else self._add_ranks()
+        asked = self._add_ranks() if world_size() > 1 else None
         if self._state is not None:
             state, self._state = self._state, None
             state.readout_gradient = self._readout_gradient
             self._publish(state)
-        if world_size() == 1:
-            # A signal may have come while the row was measured.
-            signum = self.stop_signal
+        # Alone, a signal counts that came while the row was measured; several ranks stop when all know of it.
+        signum = asked if world_size() > 1 else self.stop_signal
         if signum is not None:
             self.hand_over()
             call_hook(self.trainer, "on_interrupt", self)

@@ -35,7 +35,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -43,7 +42,7 @@ import torch
 from torch import Tensor
 
 from li2_lightning.collect import report_unfinished
-from li2_lightning.commands import add_outputs, check_outputs, command_parser, run_command
+from li2_lightning.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
 from li2_lightning.representations import block_basis, block_slices
@@ -284,7 +283,7 @@ def _role_name(section: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = command_parser("race", __doc__)
-    parser.add_argument("directories", nargs="+", metavar="DIR", help="a run, or a folder with runs at any depth")
+    add_directories(parser)
     add_outputs(parser, SUFFIXES, required=False)
     given = parser.parse_args(arguments)
 
@@ -295,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = race_table(runs)
         text = markdown(table)
         print(text)
-        for path in map(Path, given.output):
+        for path in given.output:
             with replacing(path) as temporary:
                 temporary.write_text(
                     f"{text}\n" if path.suffix == ".md" else table.to_csv(index=False), encoding="utf-8"

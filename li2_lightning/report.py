@@ -28,7 +28,14 @@ import numpy as np
 import pandas as pd
 
 from li2_lightning.collect import outcome, report_unfinished
-from li2_lightning.commands import add_outputs, check_outputs, command_parser, optional_module, run_command
+from li2_lightning.commands import (
+    add_directories,
+    add_outputs,
+    check_outputs,
+    command_parser,
+    optional_module,
+    run_command,
+)
 from li2_lightning.errors import InputError
 from li2_lightning.figures.features import features_figure, learned_nodes
 from li2_lightning.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
@@ -397,9 +404,7 @@ def _text(value: Any) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = command_parser("report", __doc__)
-    parser.add_argument(
-        "directories", nargs="+", metavar="DIR", type=Path, help="a run, or a folder with runs at any depth"
-    )
+    add_directories(parser)
     parser.add_argument("--each", action="store_true", help="of a sweep, write the reports of its runs, too")
     add_outputs(parser, SUFFIXES, required=False)
     given = parser.parse_args(arguments)

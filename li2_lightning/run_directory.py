@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from omegaconf import OmegaConf
 import li2_lightning
 from li2_lightning.config import LATEST, Config, config_hash, leaves, run_name, to_plain
 from li2_lightning.errors import DivergenceError, InputError, Interrupted, StorageError
-from li2_lightning.files import replacing, write_json
+from li2_lightning.files import lock, replacing, write_json
 from li2_lightning.log import say
 from li2_lightning.metrics_file import count_rows, read_metrics
 from li2_lightning.network import read_checkpoint
@@ -77,6 +76,17 @@ class RunDirectory:
             raise InputError(f"{path} cannot be read ({error}); remove it or use force=true.") from error
         return summary
 
+    def stored(self, config: Config) -> Mapping[str, Any] | None:
+        """The summary of this run where it has ended and is not to be repeated.
+
+        Raises:
+            DivergenceError: it ended by diverging.
+        """
+        summary = None if config.force else self.summary()
+        if summary is not None and summary["status"] == "diverged":
+            raise DivergenceError(f"{summary['reason']} (kept in {self.path}; force=true repeats it)")
+        return summary
+
     def find_checkpoint(self, config: Config) -> Path | None:
         """What the run continues from; None where it starts at row 0.
 
@@ -122,12 +132,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.close()
-                raise
+            file = lock(self.path / ".lock")
         except BlockingIOError as error:
             raise InputError(f"{self.path} is being written by another process; wait for it or change name.") from error
         except OSError as error:
@@ -135,10 +140,10 @@ class RunDirectory:
         try:
             self._prepare(config, keep, checkpoint)
         except OSError as error:
-            lock.close()
+            file.close()
             raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
         self._point_latest(Path(config.output_dir))
-        return lock
+        return file
 
     def _prepare(self, config: Config, keep: bool, checkpoint: Path | None) -> None:
         """What must be there, and nothing else, before the first row."""

@@ -126,6 +126,11 @@ class StepState:
         return Features(last, last if features.first is features.last else _at_least_single(features.first))
 
     @property
+    def _has_features(self) -> bool:
+        """Whether the features stand in memory: kept by the forward pass, or asked for before."""
+        return self._kept is not None or "_features" in self.__dict__
+
+    @property
     def features(self) -> Tensor:
         """F, n × K."""
         return self._features.last
@@ -138,7 +143,7 @@ class StepState:
     @torch.no_grad()
     def feature_blocks(self) -> Iterator[Tensor]:
         """F, some rows at a time in their order: cheaper than `features`, since it stays in cache."""
-        if self._kept is not None or "_features" in self.__dict__:
+        if self._has_features:
             yield self.features
             return
         self._check_weights()
@@ -151,7 +156,7 @@ class StepState:
         Args:
             nodes: their indices, (S,).
         """
-        if self._kept is not None or "_features" in self.__dict__ or not isinstance(self.network, TwoLayerNetwork):
+        if self._has_features or not isinstance(self.network, TwoLayerNetwork):
             return self.features[:, nodes]
         self._check_weights()
         return self.network.node_features(self._rows.tokens, self.network.input_weights()[:, nodes])
@@ -197,9 +202,14 @@ class StepState:
         return sums
 
     @cached_property
+    def _unseen(self) -> Tensor | None:
+        """δ (n,), see `Loss.unseen`."""
+        return self._loss.unseen(self.outputs, self.targets)
+
+    @cached_property
     def mean_products(self) -> tuple[Tensor, Tensor | None]:
         """Fμ̄ (n,), and Fᴴδ (K,) where the loss leaves δ of the residual unseen (`Loss.unseen`): one pass over F."""
-        unseen, mean = self._loss.unseen(self.outputs, self.targets), self.feature_means.conj()
+        unseen, mean = self._unseen, self.feature_means.conj()
         projections, driven = [], torch.zeros_like(mean)
         start = 0
         for F in self.feature_blocks():
@@ -260,11 +270,10 @@ class StepState:
         n, beta = len(self.targets), self.network.config.output_scale
         mean = self.feature_means.conj()
         driven = self.readout_gradient * (-n / (2 * beta)) - torch.outer(mean, error.sum(dim=0).to(mean.dtype))
-        unseen = self._loss.unseen(self.outputs, self.targets)
-        if unseen is not None:
+        if self._unseen is not None:
             _, along = self.mean_products
             assert along is not None
-            driven = driven + (along - unseen.sum() * mean)[:, None]
+            driven = driven + (along - self._unseen.sum() * mean)[:, None]
         return driven
 
     @cached_property

@@ -16,7 +16,6 @@ workers on this machine, jobs of a cluster with a shared file system. It exists 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -30,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -39,10 +38,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from li2_lightning.command_line import one_sentence
 from li2_lightning.config import Config
-from li2_lightning.errors import InputError, Interrupted
-from li2_lightning.files import write_json
+from li2_lightning.errors import DivergenceError, InputError, Interrupted
+from li2_lightning.files import held, lock, write_json
 from li2_lightning.log import say
 from li2_lightning.run_directory import RunDirectory, RunResult
+from li2_lightning.runtime import usable_cores
 from li2_lightning.summary import print_summary
 
 POLL_S = 0.2
@@ -80,7 +80,7 @@ class Launching:
         """
         if self.here or self.parallel is None:
             return None
-        return max(1, min(torch.get_num_threads(), _cores()) // self.parallel)
+        return max(1, min(torch.get_num_threads(), usable_cores()) // self.parallel)
 
 
 @dataclass
@@ -426,49 +426,22 @@ def key(directory: Path) -> str:
     return hashlib.sha256(str(directory).encode()).hexdigest()[:16]
 
 
-def lock(path: Path) -> IO[str]:
-    """Lock a file for this process, as long as it is open or the process lives."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def held(path: Path) -> bool:
-    """Whether a process holds the lock on a file; one that is not there is not held."""
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        # Held, or a file system that cannot tell.
-        return True
-    return False
-
-
 def _refuse_several_devices(values: DictConfig) -> None:
     for name in ("devices", "num_nodes"):
         wanted = values.get("trainer", {}).get(name, 1)
         if isinstance(wanted, int) and wanted > 1:
             raise InputError(
-                f"A sweep gives each run one device, and trainer.{name}={wanted} asks for more: Lightning starts the "
-                "whole command again for every device, so each would lead a sweep of its own; start such runs one by "
-                "one without -m, or leave it at 1."
+                f"A sweep gives each run one device, and trainer.{name}={wanted} asks for more: launchers count "
+                "one process a run, and their cores by it; start such runs one by one without -m, or leave it at 1."
             )
 
 
 def _stored(directory: RunDirectory, config: Config) -> Outcome:
     """The outcome of a run that ended before this sweep, or that it waits."""
-    summary = None if config.force else directory.summary()
-    if summary is None:
-        return Outcome()
-    if summary["status"] == "diverged":
-        return Outcome("failed", reason=f"{summary['reason']} (kept in {directory.path}; force=true repeats it)")
-    return Outcome("done")
+    try:
+        return Outcome("waiting" if directory.stored(config) is None else "done")
+    except DivergenceError as error:
+        return Outcome("failed", reason=str(error))
 
 
 def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
@@ -476,11 +449,6 @@ def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
     shared = set.intersection(*(set(own) for own in overrides)) if len(overrides) > 1 else set()
     told = [" ".join(item.lstrip("+") for item in own if item not in shared) for own in overrides]
     return [label or "the only one" for label in told]
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _wait_for(directory: Path) -> None:

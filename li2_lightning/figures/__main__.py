@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 
 from li2_lightning.collect import report_unfinished
-from li2_lightning.commands import add_outputs, check_outputs, command_parser, run_command
+from li2_lightning.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
 from li2_lightning.figures.registry import figure_names, find_figure
 from li2_lightning.figures.style import SUFFIXES, save
 from li2_lightning.runs import find_runs
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = textwrap.fill(", ".join(figure_names()), 78, break_on_hyphens=False)
     parser.epilog = f"Names:\n{known}"
     parser.add_argument("name", metavar="NAME", help="what to draw")
-    parser.add_argument("directories", nargs="+", metavar="DIR", help="a run, or a folder with runs at any depth")
+    add_directories(parser)
     add_outputs(parser, SUFFIXES)
     given = parser.parse_args(arguments)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from li2_lightning.activations import Activation
 from li2_lightning.groups import FiniteGroup
 from li2_lightning.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.theory.features import block_energies
 
 
 def energy(target_features: Tensor) -> Tensor:
@@ -179,10 +180,7 @@ def maximizer(basis: Tensor, x: Tensor, y: Tensor, group: FiniteGroup) -> Tensor
 def block_shares(weights: Tensor, group: FiniteGroup) -> Tensor:
     """‖Π_k w‖²/‖w‖² with both halves of w together, blocks×K; blocks as ``isotypic_blocks(group)[1:]``."""
     basis = torch.tensor(block_basis(group), dtype=weights.abs().dtype, device=weights.device).to(weights.dtype)
-    u, v = weights.chunk(2)
-    squares = (basis.mT @ u).abs().square() + (basis.mT @ v).abs().square()
-    parts = [squares[columns].sum(dim=0) for columns in block_slices(group)]
-    return torch.stack(parts) / weights.abs().square().sum(dim=0)
+    return block_energies(weights, basis.mT, block_slices(group)) / weights.abs().square().sum(dim=0)
 
 
 def orbit_rank(weights: Tensor, group: FiniteGroup, tolerance: float = 1e-6) -> Tensor:
