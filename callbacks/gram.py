@@ -11,7 +11,6 @@ from li2_lightning.errors import InputError
 from li2_lightning.module import Li2Module
 from li2_lightning.state import StepState
 from li2_lightning.theory.lazy import (
-    center,
     draw_nodes,
     estimated_off_diagonal_sum,
     gram_deviation,
@@ -51,18 +50,16 @@ class Gram(Diagnostic):
         self._order = torch.empty(0, dtype=torch.int64)
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
-        n, mean, norms = len(state.targets), state.feature_means, state.feature_norms
-        projections, _ = state.mean_products
-        spread = torch.linalg.vector_norm(projections - mean.abs().square().sum()).to(state.precise).square()
+        norms = state.feature_norms
         if self.exact or self.sampled_columns >= len(norms):
-            gram = self._gram(state, center(state.features)).abs()
+            gram = state.gram().abs()
             lengths, squares = off_diagonal_sum(gram), off_diagonal_sum(gram.square())
         else:
             lengths, squares = self._estimate(state, norms)
-        wide_mean = mean.abs().to(state.precise)
+        mean = state.feature_means.abs().to(state.precise)
         return {
             "features/gram_offdiagonal": gram_deviation(lengths, norms),
-            "features/kernel_distance": kernel_deviation(squares, norms, wide_mean, spread, n),
+            "features/kernel_distance": kernel_deviation(squares, norms, mean, state.mean_spread, len(state.targets)),
         }
 
     def _estimate(self, state: StepState, norms: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,14 +70,8 @@ class Gram(Diagnostic):
         self._order = self._order.to(norms.device)
         weights = norms.sqrt(), norms
         nodes = [draw_nodes(weight, self._order, self.sampled_columns) for weight in weights]
-        drawn = torch.split(center(state.node_features(torch.cat(nodes))), self.sampled_columns, dim=1)
-        lengths, squares = (self._gram(state, columns).abs() for columns in drawn)
+        lengths, squares = (state.gram(drawn).abs() for drawn in nodes)
         return (
             estimated_off_diagonal_sum(lengths, nodes[0], weights[0]),
             estimated_off_diagonal_sum(squares.square(), nodes[1], weights[1]),
         )
-
-    @staticmethod
-    def _gram(state: StepState, centered: Tensor) -> Tensor:
-        """F̃ᴴF̃ of some columns, or of all."""
-        return (centered.mH @ centered).to(state.precise.to_complex() if centered.is_complex() else state.precise)

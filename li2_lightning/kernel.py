@@ -11,8 +11,8 @@ width, half the work of a complex one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +26,14 @@ from li2_lightning.activations import Activation
 BLOCK_BYTES = 2**21
 
 
-# Is given each block of features in order, while it is in cache; b × K.
-Observer = Callable[[Tensor], None]
+class Observer(Protocol):
+    """Is given every block of features (b × K) in order, while it is in cache; must not change it."""
+
+    def look(self, features: Tensor) -> None:
+        """The next rows, in the forward pass."""
+
+    def look_again(self, features: Tensor) -> None:
+        """The same in the backward pass, which needs them for V; never called where V has no gradient."""
 
 
 def blocked_outputs(
@@ -40,7 +46,7 @@ def blocked_outputs(
         readout: V, K × C, of the same dtype.
         index: the rows of W that make up each row of XW, n × k.
         activation: σ.
-        observe: what looks at the features as they pass.
+        observe: looks at the features as they pass.
     """
     is_complex = table.is_complex()
     if is_complex:
@@ -77,7 +83,7 @@ class _BlockedOutputs(torch.autograd.Function):
         observe: Observer | None,
     ) -> Tensor:
         ctx.save_for_backward(table, readout, index)
-        ctx.activation, ctx.is_complex = activation, is_complex
+        ctx.activation, ctx.is_complex, ctx.observe = activation, is_complex, observe
         # Transposed, (C × K)(K × b): a product whose long side is contiguous in the result takes a third less time
         # than (b × K)(K × C) where C is no multiple of the vector length.
         outputs = []
@@ -85,7 +91,7 @@ class _BlockedOutputs(torch.autograd.Function):
             features = _activate(activation, _gather(table, rows), is_complex)
             outputs.append((readout.mT @ features.mT).mT)
             if observe is not None:
-                observe(_pairs(features) if is_complex else features)
+                observe.look(_pairs(features) if is_complex else features)
         return torch.cat(outputs)
 
     @staticmethod
@@ -98,7 +104,10 @@ class _BlockedOutputs(torch.autograd.Function):
         for rows, by_output in zip(_blocks(table, index), gradients, strict=True):
             z = _gather(table, rows)
             if ctx.needs_input_grad[1]:
-                for_readout.addmm_(by_output.mT, _activate(ctx.activation, z, ctx.is_complex))
+                features = _activate(ctx.activation, z, ctx.is_complex)
+                for_readout.addmm_(by_output.mT, features)
+                if ctx.observe is not None:
+                    ctx.observe.look_again(_pairs(features) if ctx.is_complex else features)
             if for_table is not None:
                 by_feature = _differentiate(ctx.activation, z, by_output @ readout.mT, ctx.is_complex)
                 for operand in rows.unbind(dim=1):

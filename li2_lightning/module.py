@@ -33,7 +33,7 @@ from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.metrics import RowStatistics, add_ranks
-from li2_lightning.network import Activity, Features, Network
+from li2_lightning.network import Activity, Network
 from li2_lightning.ranks import from_first, gather_rows, sum_over_ranks, world_size
 from li2_lightning.state import FeatureSums, StepState
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
@@ -123,6 +123,7 @@ class Li2Module(lightning.LightningModule):
             activity = self._forward_training_rows(batch, sums)
             if due:
                 self._state = self._measure(step, data, activity, sums)
+                self._state.expect_second_pass()
         else:
             if due:
                 self._state = self._measure_anew(step, data)
@@ -253,13 +254,10 @@ class Li2Module(lightning.LightningModule):
             self.hand_over()
 
     def _sums(self) -> FeatureSums | None:
-        """What adds up the features of a forward pass; None where the network is compiled, and no Python looks on.
-
-        On several ranks a pass sees only a share of the rows; there the state goes over all of them itself.
-        """
-        if self._callable[0] is not self.network or world_size() > 1:
+        """What adds up the features of a forward pass; None where the network is compiled, and no Python looks on."""
+        if self._callable[0] is not self.network:
             return None
-        return FeatureSums(self.data.train.labels, self.network.V.shape[1])
+        return FeatureSums(self.data.train_share.labels, self.network.V.shape[1])
 
     @torch.no_grad()
     def _measure_anew(self, step: int, data: TableDataModule) -> StepState:
@@ -270,7 +268,7 @@ class Li2Module(lightning.LightningModule):
     @torch.no_grad()
     def _measure(self, step: int, data: TableDataModule, activity: Activity, sums: FeatureSums | None) -> StepState:
         """Losses and accuracies of both splits at the weights of ``activity``."""
-        state = StepState(step, _of_all_ranks(activity), data.train, self.network, self.loss, sums)
+        state = StepState(step, activity, data.train, self.network, self.loss, sums)
         train_outputs = activity.outputs.detach()
         offset = self.loss.offset(train_outputs, data.train_share.labels)
         test_outputs = self.network.evaluate(data.test_share.tokens, activity.moments)
@@ -288,7 +286,7 @@ class Li2Module(lightning.LightningModule):
         return state
 
     def _forward(self, tokens: Tensor, sums: FeatureSums | None = None) -> Activity:
-        return self._callable[0](tokens) if sums is None else self.network(tokens, observe=sums.add)
+        return self._callable[0](tokens) if sums is None else self.network(tokens, observe=sums)
 
     def _forward_training_rows(self, rows: Rows, sums: FeatureSums | None = None) -> Activity:
         """A forward pass over all training rows; solves V first where the readout is ridge."""
@@ -306,22 +304,6 @@ class Li2Module(lightning.LightningModule):
         Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
         V = _ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge, rows.total)
         self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
-
-
-def _of_all_ranks(activity: Activity) -> Activity:
-    """What the callbacks see: every rank's training rows, in the order of a single process.
-
-    Features that the forward pass has not kept are computed by who asks, from the operands, which every rank has.
-    """
-    if world_size() == 1:
-        return activity
-    features = activity.features
-    if features is not None:
-        last = gather_rows(features.last)
-        features = Features(
-            last, last if features.first is features.last else gather_rows(features.first), features.moments
-        )
-    return Activity(gather_rows(activity.outputs), features)
 
 
 def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:

@@ -119,13 +119,13 @@ class Network(nn.Module):
 
         Args:
             moments: statistics for batch norm; those of the rows at hand where empty.
-            observe: is given the features as they pass, in blocks of rows or all at once.
+            observe: looks at the features as they pass, in blocks of rows or all at once.
         """
         if self.why_plain() is None:
             return Activity(self._blocked(tokens, observe))
         features = self.compute_features(tokens, moments)
         if observe is not None:
-            observe(features.last.detach())
+            observe.look(features.last.detach())
         return Activity(self.read(features.last), features)
 
     @torch.no_grad()

@@ -11,35 +11,65 @@ from torch import Tensor
 from li2_lightning.data import Rows
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.network import Activity, Features, Network, TwoLayerNetwork
+from li2_lightning.ranks import gather_rows, share, sum_over_ranks
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
 
 
 class FeatureSums:
-    """What one pass over F adds up, a block of rows at a time.
+    """What two passes over this rank's rows of F add up, a block of rows at a time (`li2_lightning.kernel.Observer`).
+
+    The second pass needs the mean over the rows of all ranks, so it has to be expected; one that is not adds nothing.
 
     Args:
-        targets: labels of all rows (n,).
+        targets: labels of the rows (n,).
         num_classes: C.
     """
 
     def __init__(self, targets: Tensor, num_classes: int) -> None:
         self.targets, self.num_classes = targets, num_classes
-        self.rows = 0
+        self._rows = 0
         self._classes = self._squares = torch.empty(0)
+        self._mean: Tensor | None = None
+        self._unseen: Tensor | None = None
+        self._projections: list[Tensor] = []
+        self._along = torch.empty(0)
+        self._rows_again = 0
 
     @torch.no_grad()
-    def add(self, features: Tensor) -> None:
-        """The next rows, b × K."""
+    def look(self, features: Tensor) -> None:
+        """The next rows of the first pass, b × K."""
         F = _at_least_single(features)
-        if self.rows == 0:
+        if self._rows == 0:
             self._classes = F.new_zeros(self.num_classes, F.shape[1])
             # Summed over rows at the end: adding blocks up is a third of the work of summing each.
             self._squares = torch.zeros_like(F.real)
-        self._classes.index_add_(0, self.targets[self.rows : self.rows + len(F)], F)
+        self._classes.index_add_(0, self.targets[self._rows : self._rows + len(F)], F)
         for part in (F.real, F.imag) if F.is_complex() else (F,):
             self._squares[: len(F)].addcmul_(part, part)
-        self.rows += len(F)
+        self._rows += len(F)
+
+    def expect(self, mean: Tensor, unseen: Tensor | None) -> None:
+        """A second pass over the same rows follows.
+
+        Args:
+            mean: μ̄ (K,), over the rows of all ranks.
+            unseen: δ of these rows (n,), or None.
+        """
+        self._mean, self._unseen = mean, unseen
+        self._projections, self._along, self._rows_again = [], torch.zeros_like(mean), 0
+
+    @torch.no_grad()
+    def look_again(self, features: Tensor) -> None:
+        """The next rows of the second pass, b × K."""
+        if self._mean is None:
+            return
+        F = _at_least_single(features)
+        self._projections.append(F @ self._mean)
+        if self._unseen is not None:
+            rows = self._unseen[self._rows_again : self._rows_again + len(F)]
+            self._along.add_(F.mT @ rows.to(F.dtype))
+        self._rows_again += len(F)
 
     @property
     def classes(self) -> Tensor:
@@ -50,16 +80,33 @@ class FeatureSums:
         """Σ_i |f_ij|², (K,)."""
         return self._squares.sum(dim=0, dtype=dtype)
 
+    @property
+    def passed_twice(self) -> bool:
+        """Whether the second pass has been over all rows."""
+        return self._mean is not None and self._rows_again == len(self.targets)
+
+    @property
+    def projections(self) -> Tensor:
+        """Fμ̄, (n,)."""
+        return torch.cat(self._projections)
+
+    @property
+    def along(self) -> Tensor:
+        """Fᵀδ, (K,)."""
+        return self._along
+
 
 class StepState:
     """The weights, features and outputs of row ``step``, and what is derived from them, each at most once.
 
-    All of it is about the training rows, in the order of the data module. Ratios and small matrices are in float64
-    (float32 where the device has none). For complex features every transpose is a conjugate transpose.
+    All of it is about the training rows, in the order of the data module; on several ranks about those of all ranks,
+    which each adds up over its own, so ask on every rank. Ratios and small matrices are in float64 (float32 where the
+    device has none). For complex features every transpose is a conjugate transpose.
 
     The blocked kernel keeps no features. What callbacks need of them mostly comes from sums taken while they passed
-    (`sums`), from another pass (`mean_products`, `feature_blocks`) and from `node_features`; `features` computes them
-    whole. All of them belong to the weights of this row: ask during ``on_step_state``, not after the update.
+    (`class_sums`, `feature_norms`, `mean_spread`, `residual_features`) and from a few nodes (`gram`); `features`
+    computes them whole, on every rank. All of them belong to the weights of this row: ask during ``on_step_state``, not
+    after the update.
 
     Attributes:
         step: t; the weights are those after t updates.
@@ -70,8 +117,8 @@ class StepState:
         columns: what goes into the row; callbacks add theirs with `log`.
 
     Args:
-        activity: of the forward pass over ``rows``.
-        rows: the training rows.
+        activity: of the forward pass over this rank's share of ``rows``.
+        rows: the training rows of all ranks.
         loss: the training loss.
         sums: taken in that forward pass; None: taken in a pass of their own where somebody asks.
     """
@@ -86,7 +133,7 @@ class StepState:
         sums: FeatureSums | None = None,
     ) -> None:
         self.step = step
-        self.outputs = activity.outputs.detach()
+        self.outputs = gather_rows(activity.outputs.detach())
         self.targets = rows.labels
         self.network = network
         self.readout_gradient: Tensor | None = None
@@ -115,20 +162,26 @@ class StepState:
         """The real dtype of ratios and small matrices."""
         return torch.float32 if self.outputs.device.type == "mps" else torch.float64
 
+    def expect_second_pass(self) -> None:
+        """The backward pass that follows goes over the features again, with the sums of the forward pass looking on."""
+        if self._sums is not None:
+            self._expect_second_pass(self._sums)
+
+    def _expect_second_pass(self, sums: FeatureSums) -> None:
+        unseen = self._unseen
+        sums.expect(self.feature_means.conj(), None if unseen is None else self._share_of(unseen))
+
     @cached_property
     @torch.no_grad()
     def _features(self) -> Features:
-        features = self._kept
-        if features is None:
+        if self._kept is None:
             self._check_weights()
             features = self.network.compute_features(self._rows.tokens)
-        last = _at_least_single(features.last)
-        return Features(last, last if features.first is features.last else _at_least_single(features.first))
-
-    @property
-    def _has_features(self) -> bool:
-        """Whether the features stand in memory: kept by the forward pass, or asked for before."""
-        return self._kept is not None or "_features" in self.__dict__
+            last = _at_least_single(features.last)
+            return Features(last, last if features.first is features.last else _at_least_single(features.first))
+        last = gather_rows(_at_least_single(self._kept.last))
+        is_first = self._kept.first is self._kept.last
+        return Features(last, last if is_first else gather_rows(_at_least_single(self._kept.first)))
 
     @property
     def features(self) -> Tensor:
@@ -141,25 +194,42 @@ class StepState:
         return self._features.first
 
     @torch.no_grad()
-    def feature_blocks(self) -> Iterator[Tensor]:
-        """F, some rows at a time in their order: cheaper than `features`, since it stays in cache."""
-        if self._has_features:
-            yield self.features
-            return
-        self._check_weights()
-        yield from self.network.feature_blocks(self._rows.tokens)
+    def share_blocks(self) -> Iterator[Tensor]:
+        """F of this rank's rows, some at a time in their order: cheaper than `features`, since it stays in cache."""
+        if self._kept is not None:
+            yield _at_least_single(self._kept.last)
+        elif "_features" in self.__dict__:
+            yield self._share_of(self.features)
+        else:
+            self._check_weights()
+            yield from self.network.feature_blocks(self._rows.share().tokens)
 
     @torch.no_grad()
-    def node_features(self, nodes: Tensor) -> Tensor:
-        """Some columns of F, n × S.
+    def gram(self, nodes: Tensor | None = None) -> Tensor:
+        """F̃ᴴF̃ of some nodes, S × S, in `precise` (or its complex counterpart).
 
         Args:
-            nodes: their indices, (S,).
+            nodes: their indices, (S,); None: all of them, which costs more than a training step.
         """
-        if self._has_features or not isinstance(self.network, TwoLayerNetwork):
-            return self.features[:, nodes]
+        if nodes is None:
+            columns, means = torch.cat(list(self.share_blocks())), self.feature_means
+        else:
+            columns, means = self._share_of_nodes(nodes), self.feature_means[nodes]
+        centered = columns - means
+        products = centered.mH @ centered
+        (total,) = sum_over_ranks(products.to(self.precise.to_complex() if products.is_complex() else self.precise))
+        return total
+
+    def _share_of_nodes(self, nodes: Tensor) -> Tensor:
+        """Some columns of F, of this rank's rows."""
+        if self._kept is not None or "_features" in self.__dict__ or not isinstance(self.network, TwoLayerNetwork):
+            return torch.cat([block[:, nodes] for block in self.share_blocks()])
         self._check_weights()
-        return self.network.node_features(self._rows.tokens, self.network.input_weights()[:, nodes])
+        return self.network.node_features(self._rows.share().tokens, self.network.input_weights()[:, nodes])
+
+    def _share_of(self, rows: Tensor) -> Tensor:
+        """Of rows of all ranks those of this one."""
+        return rows[share(len(rows))]
 
     @cached_property
     def one_hot_targets(self) -> Tensor:
@@ -192,14 +262,19 @@ class StepState:
         return torch.bincount(self.targets, minlength=self.outputs.shape[1]).to(self.outputs.dtype)
 
     @cached_property
-    def sums(self) -> FeatureSums:
-        """Sums over the rows of F."""
-        if self._sums is not None:
-            return self._sums
-        sums = FeatureSums(self.targets, self.outputs.shape[1])
-        for F in self.feature_blocks():
-            sums.add(F)
-        return sums
+    def _local_sums(self) -> FeatureSums:
+        """Sums over this rank's rows of F."""
+        if self._sums is None:
+            self._sums = FeatureSums(self._share_of(self.targets), self.outputs.shape[1])
+            for F in self.share_blocks():
+                self._sums.look(F)
+        return self._sums
+
+    @cached_property
+    def _first_sums(self) -> tuple[Tensor, Tensor]:
+        """YᵀF (C × K), and Σ_i |f_ij|² in `precise` (K,)."""
+        classes, squares = sum_over_ranks(self._local_sums.classes, self._local_sums.squares(self.precise))
+        return classes, squares
 
     @cached_property
     def _unseen(self) -> Tensor | None:
@@ -207,22 +282,27 @@ class StepState:
         return self._loss.unseen(self.outputs, self.targets)
 
     @cached_property
-    def mean_products(self) -> tuple[Tensor, Tensor | None]:
-        """Fμ̄ (n,), and Fᴴδ (K,) where the loss leaves δ of the residual unseen (`Loss.unseen`): one pass over F."""
-        unseen, mean = self._unseen, self.feature_means.conj()
-        projections, driven = [], torch.zeros_like(mean)
-        start = 0
-        for F in self.feature_blocks():
-            projections.append(F @ mean)
-            if unseen is not None:
-                driven.add_(F.mT @ unseen[start : start + len(F)].to(F.dtype))
-            start += len(F)
-        return torch.cat(projections), None if unseen is None else driven.conj()
+    def _second_sums(self) -> tuple[Tensor, Tensor]:
+        """‖F̃μ̄‖² in `precise`, and Fᴴδ (K,): zeros where the loss leaves no δ of the residual unseen."""
+        sums = self._local_sums
+        if not sums.passed_twice:
+            self._expect_second_pass(sums)
+            for F in self.share_blocks():
+                sums.look_again(F)
+        centered = sums.projections - self.feature_means.abs().square().sum()
+        spread = torch.linalg.vector_norm(centered).to(self.precise).square()
+        spread, along = sum_over_ranks(spread, sums.along)
+        return spread, along.conj()
+
+    @property
+    def mean_spread(self) -> Tensor:
+        """‖F̃μ̄‖², a scalar in `precise`."""
+        return self._second_sums[0]
 
     @property
     def class_sums(self) -> Tensor:
         """YᵀF, C × K: a segment sum over labels, not a product with zeros."""
-        return self.sums.classes
+        return self._first_sums[0]
 
     @cached_property
     def feature_means(self) -> Tensor:
@@ -232,10 +312,8 @@ class StepState:
     @cached_property
     def feature_norms(self) -> Tensor:
         """‖f̃_j‖² of every centred feature, (K,), in `precise`."""
-        centered = (
-            self.sums.squares(self.precise) - len(self.targets) * self.feature_means.abs().to(self.precise).square()
-        )
-        return centered.clamp_min(0)
+        of_means = self.feature_means.abs().to(self.precise).square()
+        return (self._first_sums[1] - len(self.targets) * of_means).clamp_min(0)
 
     @cached_property
     def target_features(self) -> Tensor:
@@ -247,7 +325,8 @@ class StepState:
         """ỸᵀF of the first hidden layer, C × K; `target_features` itself without extra layers."""
         if self._kept is None or self._kept.first is self._kept.last:
             return self.target_features
-        sums = _class_sums(self.input_features, self.targets, self.outputs.shape[1])
+        first = _at_least_single(self._kept.first)
+        (sums,) = sum_over_ranks(_class_sums(first, self._share_of(self.targets), self.outputs.shape[1]))
         return _center_sums(sums, self.class_counts)
 
     @cached_property
@@ -259,20 +338,18 @@ class StepState:
         """
         error = self._loss.error(self.outputs, self.targets)
         if error is None or self.readout_gradient is None:
-            products: Tensor | float = 0.0
-            start = 0
-            for F in self.feature_blocks():
-                rows = self.residual[start : (start := start + len(F))]
+            products = torch.zeros_like(self.class_sums)
+            rows, start = self._share_of(self.residual), 0
+            for F in self.share_blocks():
                 # In this order the long dimension is read along the rows of F.
-                products = products + rows.to(F.dtype).mT @ F
-            assert isinstance(products, Tensor)
-            return products.mH
+                products += rows[start : (start := start + len(F))].to(F.dtype).mT @ F
+            (total,) = sum_over_ranks(products)
+            return total.mH
         n, beta = len(self.targets), self.network.config.output_scale
         mean = self.feature_means.conj()
         driven = self.readout_gradient * (-n / (2 * beta)) - torch.outer(mean, error.sum(dim=0).to(mean.dtype))
         if self._unseen is not None:
-            _, along = self.mean_products
-            assert along is not None
+            along = self._second_sums[1]
             driven = driven + (along - self._unseen.sum() * mean)[:, None]
         return driven
 

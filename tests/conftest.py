@@ -73,9 +73,7 @@ class Probe(lightning.Callback):
         self.run.module, self.run.data = module, module.data
         weights = {name: p.detach().clone() for name, p in module.network.named_parameters()}
         # Block by block, so that the callbacks after this one do not find the features whole.
-        self.run.seen[state.step] = Seen(
-            weights, torch.cat(list(state.feature_blocks())).clone(), state.outputs.clone()
-        )
+        self.run.seen[state.step] = Seen(weights, torch.cat(list(state.share_blocks())).clone(), state.outputs.clone())
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from li2_lightning import kernel
 from li2_lightning import state as state_module
 from li2_lightning.activations import ACTIVATIONS
 from li2_lightning.config import NetworkConfig
@@ -19,7 +20,7 @@ from li2_lightning.data import Rows
 from li2_lightning.losses import build_loss
 from li2_lightning.network import Activity, Features, Network, TwoLayerNetwork, build_network
 from li2_lightning.seeds import generator
-from li2_lightning.state import StepState
+from li2_lightning.state import FeatureSums, StepState
 from li2_lightning.theory.lazy import ridge_readout
 
 M, n = 5, 17
@@ -173,16 +174,37 @@ def test_the_readouts_gradient_gives_what_a_product_of_its_own_gives(options: di
 
 
 @pytest.mark.parametrize("options", NETWORKS, ids=label)
-def test_blocks_projections_and_single_nodes_are_parts_of_the_features(options: dict[str, Any]) -> None:
+def test_blocks_and_gram_matrices_are_those_of_the_features(options: dict[str, Any]) -> None:
     network, nodes = network_of(options), torch.tensor([3, 0, 3, 5])
     whole = network.compute_features(TOKENS).last.detach()
+    centered = whole - whole.mean(dim=0)
     for state in (state_of(network), state_of(network)):
-        close(torch.cat(list(state.feature_blocks())), whole)
-        close(state.node_features(nodes), whole[:, nodes])
-        close(state.mean_products[0], whole @ whole.mean(dim=0).conj())
+        close(torch.cat(list(state.share_blocks())), whole)
+        close(state.gram(nodes), centered[:, nodes].mH @ centered[:, nodes])
+        close(state.gram(), centered.mH @ centered)
+        close(state.mean_spread, (centered @ whole.mean(dim=0).conj()).abs().square().sum())
         close(state.features, whole)  # and once more with the features at hand
-        close(state.node_features(nodes), whole[:, nodes])
-        close(torch.cat(list(state.feature_blocks())), whole)
+        close(state.gram(nodes), centered[:, nodes].mH @ centered[:, nodes])
+        close(torch.cat(list(state.share_blocks())), whole)
+
+
+@pytest.mark.parametrize("options", NETWORKS, ids=label)
+def test_sums_taken_on_the_way_are_those_of_passes_of_their_own(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, since a resumed run may take the one where the run that was not stopped took the other."""
+    monkeypatch.setattr(kernel, "block_rows", lambda *_: 5)
+    network = network_of(options)
+    sums = FeatureSums(LABELS, M)
+    activity = network(TOKENS, observe=sums)
+    state = StepState(0, activity, ROWS, network, build_loss("mse"), sums)
+    state.expect_second_pass()
+    build_loss("mse")(activity.outputs, LABELS).backward()  # type: ignore[no-untyped-call]
+    assert sums.passed_twice == (network.why_plain() is None)
+    alone = state_of(network)
+    state.readout_gradient = alone.readout_gradient = network.V.grad
+    for name in ("class_sums", "feature_means", "feature_norms", "mean_spread", "residual_features"):
+        assert torch.equal(getattr(state, name), getattr(alone, name)), name
 
 
 def test_features_of_weights_that_are_gone_are_an_error() -> None:
@@ -190,7 +212,7 @@ def test_features_of_weights_that_are_gone_are_an_error() -> None:
     state = state_of(network)
     with torch.no_grad():
         network.W.mul_(2)  # type: ignore[operator, union-attr]
-    for ask in (lambda: state.features, lambda: state.sums, lambda: state.node_features(torch.tensor([0]))):
+    for ask in (lambda: state.features, lambda: state.class_sums, lambda: state.gram(torch.tensor([0]))):
         with pytest.raises(RuntimeError, match="row 0 belong to weights that are gone; ask for them in on_step_state"):
             ask()
 
