@@ -59,6 +59,17 @@ def test_gradcheck(name: str, dtype: torch.dtype) -> None:
     assert torch.autograd.gradcheck(lambda W, V: blocked_outputs(W, V, index, find_activation(name)), (W, V))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", ["square", "relu"])
+def test_no_rows_have_no_outputs_and_no_gradient(name: str, dtype: torch.dtype) -> None:
+    """The share of a rank in a batch that has fewer rows than there are ranks."""
+    W, V, index = problem(2, dtype, rows=0)
+    outputs = blocked_outputs(W, V, index, find_activation(name))
+    assert outputs.shape == (0, C)
+    for gradient in torch.autograd.grad(outputs.sum(), (W, V)):
+        assert not gradient.any()
+
+
 @pytest.mark.parametrize("needed", [(True, False), (False, True)])
 def test_only_what_needs_a_gradient_gets_one(needed: tuple[bool, bool]) -> None:
     W, V, index = problem(2, torch.float64)
