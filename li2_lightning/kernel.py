@@ -142,4 +142,4 @@ def _differentiate(activation: Activation, z: Tensor, by_feature: Tensor, is_com
 
 def _pairs(columns: Tensor) -> Tensor:
     """b × 2K real columns as b × K complex ones; a view."""
-    return torch.view_as_complex(columns.unflatten(1, (-1, 2)))
+    return torch.view_as_complex(columns.view(len(columns), columns.shape[1] // 2, 2))

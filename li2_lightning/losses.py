@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from li2_lightning.errors import InputError
 from li2_lightning.ranks import row_mean
@@ -51,16 +52,30 @@ class Loss:
         Args:
             total: rows of all ranks; those given where None.
         """
+        return self.fitted_rows(outputs, labels).sum() / (total or len(labels))
+
+    def fitted_rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each training row, (n,), with the offset that fits them."""
         offset = self.offset(outputs, labels)
-        return self.rows(outputs if offset is None else outputs + offset, labels).sum() / (total or len(labels))
+        return self.rows(outputs if offset is None else outputs + offset, labels)
 
 
 LOSSES: Registry[type[Loss]] = Registry("loss", "li2_lightning.losses")
 
 
+# Training and test labels are the same tensors in every step; their one-hots go when they do.
+_ONE_HOTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Y, n × C."""
-    return functional.one_hot(labels, num_classes).to(dtype)
+    """Y, n × C; shared between calls, so not to be written to."""
+    made_for = num_classes, dtype, labels._version
+    known = _ONE_HOTS.get(labels)  # type: ignore[no-untyped-call]
+    if known is None or known[0] != made_for:
+        known = made_for, functional.one_hot(labels, num_classes).to(dtype)
+        _ONE_HOTS[labels] = known
+    targets: Tensor = known[1]
+    return targets
 
 
 @LOSSES.register("mse")

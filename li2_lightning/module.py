@@ -16,6 +16,7 @@ Callbacks may define, besides Lightning's hooks:
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 from collections.abc import Callable, Mapping
@@ -121,16 +122,17 @@ class Li2Module(lightning.LightningModule):
         if self._is_whole_batch:
             sums = self._sums() if due else None
             activity = self._forward_training_rows(batch, sums)
+            losses = self.loss.fitted_rows(activity.outputs, batch.labels)
             if due:
-                self._state = self._measure(step, data, activity, sums)
+                self._state = self._measure(step, data, activity, losses.detach(), sums)
                 self._state.expect_second_pass()
         else:
             if due:
                 self._state = self._measure_anew(step, data)
             elif self.ridge is not None:
                 self._solve_readout(data.train_share)
-            activity = self._forward(batch.tokens)
-        return self.loss(activity.outputs, batch.labels, batch.total)
+            losses = self.loss.fitted_rows(self._forward(batch.tokens).outputs, batch.labels)
+        return losses.sum() / batch.total
 
     def on_fit_start(self) -> None:
         reason = self.network.why_plain()
@@ -263,21 +265,23 @@ class Li2Module(lightning.LightningModule):
     def _measure_anew(self, step: int, data: TableDataModule) -> StepState:
         """A row with a forward pass of its own."""
         sums = self._sums()
-        return self._measure(step, data, self._forward_training_rows(data.train_share, sums), sums)
+        activity = self._forward_training_rows(data.train_share, sums)
+        losses = self.loss.fitted_rows(activity.outputs, data.train_share.labels)
+        return self._measure(step, data, activity, losses, sums)
 
     @torch.no_grad()
-    def _measure(self, step: int, data: TableDataModule, activity: Activity, sums: FeatureSums | None) -> StepState:
-        """Losses and accuracies of both splits at the weights of ``activity``."""
+    def _measure(
+        self, step: int, data: TableDataModule, activity: Activity, losses: Tensor, sums: FeatureSums | None
+    ) -> StepState:
+        """Losses and accuracies of both splits at the weights of ``activity``, which has these training losses."""
         state = StepState(step, activity, data.train, self.network, self.loss, sums)
-        train_outputs = activity.outputs.detach()
-        offset = self.loss.offset(train_outputs, data.train_share.labels)
-        test_outputs = self.network.evaluate(data.test_share.tokens, activity.moments)
-        for statistics, outputs, labels in (
-            (self.train_statistics, train_outputs, data.train_share.labels),
-            (self.test_statistics, test_outputs, data.test_share.labels),
-        ):
-            outputs = outputs if offset is None else outputs + offset
-            statistics.update(self.loss.rows(outputs, labels), outputs, labels)
+        train, test = data.train_share, data.test_share
+        outputs, test_outputs = activity.outputs.detach(), self.network.evaluate(test.tokens, activity.moments)
+        offset = self.loss.offset(outputs, train.labels)
+        if offset is not None:
+            outputs, test_outputs = outputs + offset, test_outputs + offset
+        self.train_statistics.update(losses, outputs, train.labels)
+        self.test_statistics.update(self.loss.rows(test_outputs, test.labels), test_outputs, test.labels)
         add_ranks(self.train_statistics, self.test_statistics)
         for split, statistics in (("train", self.train_statistics), ("test", self.test_statistics)):
             for name, value in statistics.compute().items():
@@ -322,7 +326,12 @@ def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
     if not rows:
         return []
     tensors = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
-    host = iter(from_first(torch.stack([tensor.detach().to(_widest(tensor)) for tensor in tensors])).cpu().tolist())
+    by_type: dict[torch.dtype, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_type.setdefault(tensor.dtype, []).append(index)
+    stacks = [torch.stack([tensors[index] for index in members]).detach() for members in by_type.values()]
+    numbers = from_first(torch.cat([stack.to(_widest(stack)) for stack in stacks])).cpu().tolist()
+    host = iter([number for _, number in sorted(zip(itertools.chain(*by_type.values()), numbers, strict=True))])
     finished: list[Row] = []
     for row in rows:
         values = {name: next(host) if isinstance(value, Tensor) else float(value) for name, value in row.items()}

@@ -347,21 +347,16 @@ class StepState:
             return total.mH
         n, beta = len(self.targets), self.network.config.output_scale
         mean = self.feature_means.conj()
-        driven = self.readout_gradient * (-n / (2 * beta)) - torch.outer(mean, error.sum(dim=0).to(mean.dtype))
+        left, right = [mean], [-error.sum(dim=0).to(mean.dtype)]
         if self._unseen is not None:
-            along = self._second_sums[1]
-            driven = driven + (along - self._unseen.sum() * mean)[:, None]
-        return driven
+            left.append(self._second_sums[1] - self._unseen.sum() * mean)
+            right.append(torch.ones_like(right[0]))
+        return torch.addmm(self.readout_gradient, torch.stack(left, 1), torch.stack(right), beta=-n / (2 * beta))
 
     @cached_property
     def residual_gram(self) -> Tensor:
         """RᵀR, C × C."""
         return (self.residual.mT @ self.residual).to(self.precise)
-
-    def _target_gram(self) -> Tensor:
-        """ỸᵀỸ = diag(n_c) − n_c n_cᵀ/n, C × C."""
-        counts = self.class_counts.to(self.precise)
-        return torch.diag(counts) - torch.outer(counts, counts) / counts.sum()
 
     @cached_property
     def structure(self) -> GradientStructure:
@@ -374,7 +369,7 @@ class StepState:
             self.readout.to(self.target_features.dtype),
             GradientGrams(
                 residual=self.residual_gram,
-                target=self._target_gram(),
+                counts=self.class_counts.to(self.precise),
                 residual_target=_class_sums(self.residual, self.targets, classes).mT.to(self.precise),
                 residual_output=(self.residual.mT @ outputs).to(self.precise),
                 target_output=_class_sums(outputs, self.targets, classes).to(self.precise),

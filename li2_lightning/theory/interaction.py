@@ -48,18 +48,18 @@ class GradientStructure:
 
 @dataclass(frozen=True)
 class GradientGrams:
-    """Products over samples, C×C each, real.
+    """Products over samples, real, C×C each but for the counts.
 
     Attributes:
         residual: RᵀR.
-        target: ỸᵀỸ.
+        counts: n_c, the samples of each class (C,), which stand for ỸᵀỸ = diag(n_c) − n_c n_cᵀ/n.
         residual_target: RᵀỸ.
         residual_output: RᵀP₁⊥Ŷ = Re QᴴV.
         target_output: ỸᵀP₁⊥Ŷ = Re AV.
     """
 
     residual: Tensor
-    target: Tensor
+    counts: Tensor
     residual_target: Tensor
     residual_output: Tensor
     target_output: Tensor
@@ -76,12 +76,15 @@ def gradient_structure(
         readout: V, K×C, with Ŷ = Re(FV).
         grams: products over samples.
     """
-    A, Q, V = target_features, residual_features, readout
+    A, Q, V, counts = target_features, residual_features, readout, grams.counts
+    # ‖ỸA‖² and ‖Ỹ‖²; no product of A with itself is needed.
+    rows, total = torch.linalg.vector_norm(A, dim=1).to(counts.dtype), counts.sum()
+    sums = torch.linalg.vector_norm(counts.to(A.dtype) @ A).to(counts.dtype)
+    independent = (counts @ rows.square() - sums.square() / total).clamp_min(0).sqrt()
+    target_norm = (total - counts.square().sum() / total).clamp_min(0).sqrt()
     norm = _trace(grams.residual, V.mH @ V).clamp_min(0).sqrt()
-    independent = _trace(grams.target, A @ A.mH).clamp_min(0).sqrt()
     coupled = _trace(grams.residual, Q.mH @ Q).clamp_min(0).sqrt()
     residual_norm = grams.residual.diagonal().sum().sqrt()
-    target_norm = grams.target.diagonal().sum().sqrt()
     readout_norm, driving_norm = torch.linalg.vector_norm(V), torch.linalg.vector_norm(Q)
     # ⟨G_F, ỸỸᵀF̃⟩ = tr(RᵀỸ·AV), and so on: V meets A and Q in products that are over samples in truth.
     return GradientStructure(
