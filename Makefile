@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # Tests run in two processes of one thread each, so that they do not fight over two cores.
 PYTEST := $(RUN) -m pytest -n 2
-# What `make train` passes on, for example: make train ARGS="seed=3 max_steps=200"
+# What `make train` and `make figures` pass on to train.py, for example: make train ARGS="seed=3 max_steps=200"
 ARGS ?=
 
 .PHONY: venv train test test-slow lint bench verify figures clean
@@ -43,7 +43,7 @@ bench: venv
 figures: $(patsubst configs/experiment/%_quick.yaml,figure-%,$(wildcard configs/experiment/*_quick.yaml))
 
 figure-%: venv
-	-$(RUN) train.py -m experiment=$*_quick  # a sweep may hold settings that diverge; it lists them
+	-$(RUN) train.py -m experiment=$*_quick $(ARGS)  # a sweep may hold settings that diverge; it lists them
 	mkdir -p outputs/figures
 	$(RUN) -m li2_lightning.figures $*_quick outputs/$*_quick -o outputs/figures/$*.png
 

@@ -5,39 +5,25 @@ Slow: 72 runs, up to ten minutes on two cores.
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import pytest
 
-import train
 from li2_lightning.figures.muon import best_by_width, coverage, final
-from li2_lightning.runs import Run, find_runs
+from li2_lightning.runs import Run
 from li2_lightning.theory.muon import expected_coverage
+from tests.experiments.conftest import Sweep
 
-ROOT = Path(train.__file__).parent
 pytestmark = pytest.mark.slow
 WIDTHS, IRREPS = (16, 24, 32, 64), 15
 Best = dict[str, dict[int, list[Run]]]
 
 
 @pytest.fixture(scope="module")
-def best(tmp_path_factory: pytest.TempPathFactory) -> Best:
-    folder = tmp_path_factory.mktemp("fig08")
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", "experiment=fig08_muon_quick", "logger.mode=disabled"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    runs = find_runs([folder / "outputs" / "fig08_muon_quick"])
+def best(sweep: Callable[..., Sweep]) -> Best:
+    runs = sweep("fig08_muon_quick", diverging=True).runs
     assert len(runs) == 2 * 3 * 4 * 3
-    assert ended.returncode == any(run.status == "diverged" for run in runs), ended.stderr[-2000:]
     return best_by_width(runs)
 
 

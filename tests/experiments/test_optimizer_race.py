@@ -5,20 +5,17 @@ Slow: 360 runs, up to a quarter of an hour on two cores.
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import train
 from li2_lightning.race import Entrant, entrants, node_statistics, race_table
-from li2_lightning.runs import Run, find_runs
+from li2_lightning.runs import Run
+from tests.experiments.conftest import Sweep
 
-ROOT = Path(train.__file__).parent
 pytestmark = pytest.mark.slow
 FIELD = {
     "adam", "adamw", "sgd", "soap", "muon / adam", "lion / adam", "orthogonal_gradient(adamw) / adam",
@@ -28,21 +25,9 @@ SETTINGS, SEEDS = 15, 3
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def runs(sweep: Callable[..., Sweep]) -> list[Run]:
     """Everything that the preset's sweep leaves."""
-    folder = tmp_path_factory.mktemp("race")
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", "experiment=optimizer_race_quick", "logger.mode=disabled"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    found = find_runs([folder / "outputs" / "optimizer_race_quick"])
-    diverged = [run for run in found if run.status == "diverged"]
-    # A grid that reaches far enough has settings that diverge; nothing else may fail.
-    assert ended.returncode == bool(diverged), ended.stderr[-2000:]
-    return found
+    return sweep("optimizer_race_quick", diverging=True).runs
 
 
 @pytest.fixture(scope="module")
