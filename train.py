@@ -143,7 +143,8 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
 
 
 ConfigStore.instance().store(name="schema", node=Config)
-OmegaConf.register_new_resolver("explain_keys", explain_keys)
+# This file is loaded twice where it is __main__ and a plug-in imports it as train.
+OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")

@@ -27,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -184,6 +185,8 @@ class Sweep:
         self._display = threading.Thread(target=self._show, name="sweep progress", daemon=True)
         self._display.start()
         if not self.launching.here:
+            # Python's tracker of semaphores, which joblib's workers use, unblocks SIGINT in the thread that starts it.
+            resource_tracker.ensure_running()
             # Ctrl-C goes to every process of the terminal; workers inherit the mask, and are stopped by us, once.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         return self
@@ -203,7 +206,8 @@ class Sweep:
                 start([job.overrides for job in self._launched])
             except Exception as error:
                 # What the launcher says of a process that died; what a run says is in its outcome.
-                reason = f"its process died: {one_sentence(error).splitlines()[0]}"
+                told = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = f"its process died: {told.rstrip('.:')}"
             self._settle(reason)
 
     def tell(self, job_directory: Path) -> None:
@@ -408,6 +412,8 @@ def run_in_sweep(run: Callable[[Config], RunResult], read: Callable[[], Config],
                 if here is not None:
                     print_summary(result.summary, result.directory)
             outcome.state = "done"
+        except _Stopped:
+            outcome.state, outcome.reason = "stopped", "Stopped before training began or after it ended."
         except Interrupted as error:
             outcome.state, outcome.reason = "stopped", str(error)
             if here is not None:
@@ -483,9 +489,13 @@ def _worker(folder: Path, settings: dict[str, Any], outcome: Outcome) -> Iterato
         outcome.said = [line for line in errors.getvalue().splitlines() if line.strip()]
 
 
+class _Stopped(BaseException):
+    """A worker was asked to end outside the fit: no Exception, for libraries turn any of these into one of theirs."""
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     """Outside the fit, which has a handler of its own."""
-    raise Interrupted(signum, "Stopped before training began or after it ended.")
+    raise _Stopped
 
 
 def _watch(folder: Path, local: bool) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from li2_lightning.activations import find_activation
 from li2_lightning.errors import InputError
-from li2_lightning.figures.curves import draw_curves, explain, with_rows
+from li2_lightning.figures.curves import draw_curves, draw_legend, explain, with_rows
 from li2_lightning.figures.registry import FIGURES
 from li2_lightning.figures.style import GREY, MARKERS, curve_style, new_figure
 from li2_lightning.representations import block_basis, block_slices
@@ -58,26 +58,30 @@ def small_data(runs: list[Run]) -> Figure:
         raise InputError("This picture needs finished runs of a group with network.activation=square.")
     groups = groups_of_seeds(runs)
     styles = {label: curve_style(index, len(groups)) for index, label in enumerate(groups)}
+    markers = {label: MARKERS[index % len(MARKERS)] for index, label in enumerate(groups)}
     found = {label: [weighed_nodes(run) for run in group] for label, group in groups.items()}
     figure = new_figure(15, 4.2)
     curve, averages, scatter = figure.subplots(1, 3)
     draw_curves([curve], ["test/accuracy"], groups, runs, styles)
     curve.set_xlabel("step (optimizer updates)")
-    for index, (label, nodes) in enumerate(found.items()):
-        color, marker = styles[label]["color"], MARKERS[index % len(MARKERS)]
+    for label, nodes in found.items():
+        color, marker = styles[label]["color"], markers[label]
         points = [(each.mean(each.purity), each.mean(each.energies)) for each in nodes]
-        averages.plot(*zip(*points, strict=True), linestyle="none", marker=marker, color=color, label=label or None)
-        _draw_nodes(scatter, nodes[0], marker, color, label)
+        averages.plot(*zip(*points, strict=True), linestyle="none", marker=marker, color=color)
+        _draw_nodes(scatter, nodes[0], marker, color)
     averages.set_title("means over nodes by ‖w‖², a point a seed", loc="left", fontsize=10)
     scatter.set_title("nodes of one seed, area by ‖w‖²", loc="left", fontsize=10)
     n, order = len(_train_rows(runs[0])), runs[0].task.num_tokens
     for axes in (averages, scatter):
         fourier = order / 4 * (n / order**2) ** 2
-        axes.axhline(fourier, color=GREY, linestyle="--", linewidth=1, label="a Fourier feature, (M/4)(n/M²)²")
+        axes.axhline(fourier, color=GREY, linestyle="--", linewidth=1)
         axes.set_xlabel("purity")
         axes.set_ylabel("E of the unit-norm node")
         axes.grid(alpha=0.25)
-    averages.legend(fontsize=8)
+    averages.annotate("a Fourier feature, (M/4)(n/M²)²", (0, fourier), xycoords=("axes fraction", "data"),
+                      xytext=(4, 3), textcoords="offset points", fontsize=8, color=GREY)  # fmt: skip
+    legend = {label: {**style, "marker": markers[label]} for label, style in styles.items()}
+    draw_legend(figure, legend, with_train=True, beside=len(legend) + 1)
     figure.suptitle(explain(runs), fontsize=9)
     return figure
 
@@ -103,7 +107,7 @@ def _train_rows(run: Run) -> np.ndarray:
     return split_rows(run.task, seed=int(run["seed"]), **{key: data.get(key) for key in keys}).train
 
 
-def _draw_nodes(axes: Axes, nodes: Nodes, marker: str, color: object, label: str) -> None:
+def _draw_nodes(axes: Axes, nodes: Nodes, marker: str, color: object) -> None:
     sizes: Sequence[float] = (80 * nodes.weights / nodes.weights.max()).tolist()
     axes.scatter(nodes.purity.tolist(), nodes.energies.tolist(), s=sizes, marker=marker, color=color, alpha=0.5,
-                 label=label or None, linewidths=0)  # fmt: skip
+                 linewidths=0)  # fmt: skip

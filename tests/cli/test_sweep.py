@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,8 +15,13 @@ import pandas as pd
 import pytest
 import yaml
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
+from li2_lightning.config import Config
+from li2_lightning.files import write_json
 from li2_lightning.metrics_file import read_metrics
+from li2_lightning.run_directory import RunDirectory, RunResult
+from li2_lightning.sweep import key, run_in_sweep
 from tests.cli.conftest import TINY, CommandLine, Process, StartProcess
 from tests.cli.test_terminal import on_a_terminal, visible, width
 
@@ -370,6 +376,23 @@ def test_ctrl_c_on_a_terminal_reaches_every_process_and_saves_all_the_same(
     assert max(rows_of(workplace)) >= 20
 
 
+def test_a_worker_that_is_stopped_inside_a_library_has_not_failed(tmp_path: Path) -> None:
+    """OmegaConf turns every Exception that comes up in it into one of its own, whatever that was meant to say."""
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    write_json(folder / "settings.json", {"group": "g", "local": False, "threads": None})
+    config = Config(output_dir=str(tmp_path / "outputs"))
+
+    def run(config: Config) -> RunResult:
+        OmegaConf.register_new_resolver("stop", lambda: os.kill(os.getpid(), signal.SIGTERM), replace=True)
+        raise AssertionError(OmegaConf.create({"here": "${stop:}"}).here)
+
+    run_in_sweep(run, lambda: config, folder)
+    note = folder / f"{key(RunDirectory.of(config).path)}.json"
+    assert json.loads(note.read_text())["state"] == "stopped"
+    shutil.rmtree(folder)  # its watch ends
+
+
 @pytest.mark.slow
 def test_a_parallel_sweep_with_a_run_that_fails(start_process: StartProcess, workplace: Path) -> None:
     """Slow because it starts a sweep: 15 s."""
@@ -408,7 +431,8 @@ def test_a_process_that_dies_is_one_failed_run(start_process: StartProcess, work
     assert len(finished(workplace)) == 3
     lines = outcome.err.splitlines()
     assert len(lines) == 3, outcome.err
-    assert all("Deadly" in line and "its process died" in line for line in lines)
+    assert all("Deadly" in line and "its process died: A worker process" in line for line in lines)
+    assert all(line.endswith("to kill the worker; the same command tries it again.") for line in lines)
 
 
 @pytest.mark.slow
