@@ -60,7 +60,9 @@ def curves(runs: list[Run], columns: Sequence[str] = LEARNING) -> Figure:
     for axes in grid[(bands - 1) * len(columns) :, len(facets) - (bands - 1) * across :].ravel():
         axes.remove()
     draw_legend(figure, styles, "test/accuracy" in columns, beside=1 + across)
-    figure.suptitle(explain(runs).replace("; ", "\n" if across == 1 else "; "), fontsize=9)
+    # A single curve has no label that says what it is.
+    told = [str(runs[0]["name"]), explain(runs)] if labels == [""] else [explain(runs)]
+    figure.suptitle("; ".join(filter(None, told)).replace("; ", "\n" if across == 1 else "; "), fontsize=9)
     return figure
 
 

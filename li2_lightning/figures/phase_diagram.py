@@ -216,6 +216,7 @@ def _draw_jumps(axes: Axes, jumps: dict[str, list[Jump]]) -> None:
 def _draw_shares(axes: Axes, name: str, runs: list[Run]) -> Any:
     rates = sorted({float(run["optimizer.lr"]) for run in runs})
     fractions = sorted({run.train_fraction for run in runs})
+    x, y = _edges(fractions), np.exp(_edges([math.log(rate) for rate in rates]))
     share = np.full((len(rates), len(fractions)), np.nan)
     for row, rate in enumerate(rates):
         for column, fraction in enumerate(fractions):
@@ -223,10 +224,11 @@ def _draw_shares(axes: Axes, name: str, runs: list[Run]) -> Any:
             if cell:
                 hits = sum(final_accuracy(run) >= GENERALIZED for run in cell)
                 share[row, column] = hits / len(cell)
-                axes.text(fraction, rate, f"{hits}/{len(cell)}", ha="center", va="center", fontsize=8,
+                # In the middle of the cell, which its fraction is not: there the predicted boundary would cross it.
+                middle = (x[column] + x[column + 1]) / 2, math.sqrt(y[row] * y[row + 1])
+                axes.text(*middle, f"{hits}/{len(cell)}", ha="center", va="center", fontsize=8,
                           color="black" if hits / len(cell) > 0.6 else "white")  # fmt: skip
-    edges = _edges(fractions), np.exp(_edges([math.log(rate) for rate in rates]))
-    mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(share), cmap="cividis", vmin=0, vmax=1)
+    mesh = axes.pcolormesh(x, y, np.ma.masked_invalid(share), cmap="cividis", vmin=0, vmax=1)
     axes.set_yscale("log")
     axes.set_yticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()

@@ -105,11 +105,18 @@ def draw_band(axes: Axes, runs: Sequence[Run], column: str, label: str, **style:
     return True
 
 
+class PlainLogFormatter(LogFormatter):
+    """The ticks that `LogFormatter` labels, as 0.6 where it says 6e−01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def logarithmic(axes: Axes) -> None:
     """A logarithmic y axis, where there is anything above zero to show."""
     if any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(PlainLogFormatter())
         axes.tick_params(axis="y", which="minor", labelsize=8)
 
 
