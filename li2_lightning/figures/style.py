@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import LogFormatter
 from PIL import Image
 
@@ -26,6 +28,7 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1,
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
 STAGE_SHADES = {1: "#ffffff", 2: "#eef4fa", 3: "#fdf1e3"}
 SUFFIXES = (".png", ".pdf", ".svg")
+DPI = 120
 MOST_POINTS = 2000
 """A curve of more rows is drawn through evenly spaced ones, its last included."""
 
@@ -52,19 +55,20 @@ def save(figure: Figure, path: Path) -> Path:
         replacing(path) as temporary,
         matplotlib.rc_context({"svg.hashsalt": "li2_lightning", "svg.fonttype": "none"}),
     ):
-        if kind == "png":
+        # A colour map would be seen to have steps.
+        if kind == "png" and not figure.findobj(lambda artist: isinstance(artist, (AxesImage, QuadMesh))):
             _save_with_palette(figure, temporary)
         else:
-            figure.savefig(temporary, format=kind, metadata=undated)
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=undated)
     return path
 
 
 def _save_with_palette(figure: Figure, path: Path) -> None:
-    """A PNG of 256 colours, which are enough for charts: a third of the bytes."""
+    """A PNG of 256 colours, which are enough for curves: a third of the bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, pil_kwargs={"compress_level": 0})
+    figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"compress_level": 0})
     image = Image.open(buffer).convert("RGB")
-    image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, format="png")
+    image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, format="png")
 
 
 def curve_style(index: int, count: int) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""Pictures on disk: small, and true in colour."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from li2_lightning.figures.style import COLORS, DPI, logarithmic, new_figure, save
+
+
+def test_a_png_of_curves_has_a_palette_that_nobody_sees(tmp_path: Path) -> None:
+    figure = new_figure(5, 3)
+    axes = figure.subplots()
+    for shift, color in enumerate(COLORS):
+        axes.plot(np.sin(np.linspace(0, 6, 200) + shift), color=color)
+        axes.fill_between(range(200), shift, shift + 0.5, color=color, alpha=0.2)
+    whole = io.BytesIO()
+    saved = Image.open(save(figure, tmp_path / "a.png"))
+    figure.savefig(whole, format="png", dpi=DPI)
+    assert saved.mode == "P"
+    assert saved.size == (5 * DPI, 3 * DPI)
+    colors, exact = (np.asarray(image.convert("RGB"), dtype=int) for image in (saved, Image.open(whole)))
+    assert np.abs(colors - exact).max() <= 20
+    assert (tmp_path / "a.png").stat().st_size < 0.6 * len(whole.getvalue())
+
+
+def test_a_color_map_keeps_its_colors(tmp_path: Path) -> None:
+    for name, draw in (("a", "imshow"), ("b", "pcolormesh")):
+        figure = new_figure(5, 3)
+        getattr(figure.subplots(), draw)(np.linspace(0, 1, 900).reshape(30, 30))
+        with Image.open(save(figure, tmp_path / f"{name}.png")) as saved:
+            assert saved.mode == "RGBA"
+
+
+def test_ticks_between_powers_of_ten_are_plain_numbers() -> None:
+    axes = new_figure(5, 3).subplots()
+    axes.plot([0, 1], [0.15, 0.95])
+    logarithmic(axes)
+    axes.figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_yticklabels(minor=True)]
+    assert {"0.2", "0.6"} <= set(labels)
