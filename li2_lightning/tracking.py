@@ -9,6 +9,7 @@ import contextlib
 import netrc
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -24,6 +25,9 @@ from li2_lightning.errors import InputError
 from li2_lightning.log import say
 from li2_lightning.metrics_file import MetricsFile
 from li2_lightning.run_directory import Start
+
+# W&B alone goes on trying for many minutes when its server is gone. Rows are sent all along: little is left at the end.
+FINISH_SECONDS = 60.0
 
 
 def has_credentials() -> bool:
@@ -49,14 +53,19 @@ def wandb_mode(config: Config) -> str:
     ``auto`` is what WANDB_MODE says, else online where credentials exist, else offline.
 
     Raises:
-        InputError: online without credentials.
+        InputError: online without credentials; a value that W&B refuses, of the config or of the environment.
     """
     if config.logger.mode == "disabled":
         return "disabled"
+    # What W&B tells its makers about itself: a server that fails would delay the exit and print a line of its own.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     # Set up once a process, and silent: W&B prints tips otherwise; the closing table says what there is to say.
-    wandb.setup(settings=wandb.Settings(silent=True))
+    try:
+        wandb.setup(settings=wandb.Settings(silent=True))
+    except ValueError as error:
+        raise InputError(f"A WANDB_… variable of the environment does not fit W&B: {_reason(error)}.") from error
     mode = config.logger.mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
@@ -69,9 +78,14 @@ def wandb_mode(config: Config) -> str:
             # What W&B would refuse once the run has begun.
             wandb.Settings.model_validate({setting: tuple(value) if key == "tags" else value})
         except (wandb.errors.Error, ValueError) as error:
-            reason = re.sub(r"\s+", " ", str(error).partition(" [type=")[0]).rpartition("Value error, ")[2]
-            raise InputError(f"logger.{key}={value!r} does not fit W&B: {reason.rstrip('.')}.") from error
+            raise InputError(f"logger.{key}={value!r} does not fit W&B: {_reason(error)}.") from error
     return mode
+
+
+def _reason(error: Exception) -> str:
+    """What W&B's settings have against a value, without what they say around it."""
+    line = re.sub(r"\s+", " ", str(error).partition(" [type=")[0]).rpartition("Value error, ")[2]
+    return re.sub(r"^\d+ validation errors? for Settings ", "", line).rstrip(".")
 
 
 @contextlib.contextmanager
@@ -81,7 +95,8 @@ def logging_to(
     """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
 
     A resumed run goes on in the same W&B run; offline that is a further segment of it, a folder of its own with the
-    same id. An unreachable W&B server is no reason to stop: the run goes on offline.
+    same id. An unreachable W&B server is no reason to stop: the run goes on offline. One that is lost later is tried
+    until the run ends and `FINISH_SECONDS` longer; what it did not get is on disk for ``wandb sync``, and said.
 
     Args:
         mode: of `wandb_mode`.
@@ -92,8 +107,11 @@ def logging_to(
     if mode == "disabled":
         yield
         return
+    import wandb
     from wandb.errors import Error as WandbError
 
+    unheard = Unheard()
+    wandb.termsetup(wandb.setup().settings, unheard)
     try:
         logger = _start(config, directory, mode, position)
     except WandbError as error:
@@ -108,7 +126,31 @@ def logging_to(
         exit_code = 0
     finally:
         # So that the next run in this process is another, and a failed one is marked as such.
-        logger.experiment.finish(exit_code=exit_code)
+        run = logger.experiment
+        try:
+            run.finish(exit_code=exit_code)
+        except TimeoutError:
+            unheard.upload_failed = True
+        if unheard.upload_failed:
+            segment = directory / "wandb" / Path(run.dir).parent.name
+            command = shlex.join(["wandb", "sync", "--include-online", str(segment)])
+            say(f"W&B did not receive all of this run; it is complete on disk, and `{command}` sends it.")
+
+
+class Unheard:
+    """What W&B, which is silent here, would have printed; of all that only a failed upload is of interest.
+
+    Attributes:
+        upload_failed: whether W&B gave up sending; it tells nowhere else.
+    """
+
+    def __init__(self) -> None:
+        self.upload_failed = False
+
+    def warning(self, message: str) -> None:
+        self.upload_failed |= "error while uploading" in message
+
+    info = error = warning
 
 
 def _start(config: Config, directory: Path, mode: str, position: Mapping[str, Any] | None) -> WandbLogger:
@@ -118,6 +160,8 @@ def _start(config: Config, directory: Path, mode: str, position: Mapping[str, An
         # W&B names the folder by run and second, and a segment of the same second would take the place of the last.
         while any((directory / "wandb").glob(f"*run-{datetime.now():%Y%m%d_%H%M%S}-{position['id']}")):
             time.sleep(0.1)
+    own = "WANDB_FINISH_TIMEOUT" in os.environ
+    seconds = wandb.setup().settings.finish_timeout if own else FINISH_SECONDS
     logger = WandbLogger(
         id=None if position is None else position["id"],
         name=f"{run_name(config)}-s{config.seed}",
@@ -129,7 +173,9 @@ def _start(config: Config, directory: Path, mode: str, position: Mapping[str, An
         tags=list(config.logger.tags) or [config.task.name, str(config.optimizer.hidden["name"])],
         config=to_plain(config),
         mode=mode,
-        settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+        settings=wandb.Settings(
+            silent=True, console="off", init_timeout=30, finish_timeout=seconds, finish_timeout_raises=True
+        ),
     )
     run = logger.experiment
     run.define_metric("step")

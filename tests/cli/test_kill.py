@@ -179,5 +179,5 @@ def test_fifty_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         with capsys.disabled():
             told = [f"{name} {kills[name]} ({writing[name]}) in {runs[name]}" for name in VARIANTS]
             print("\nkills (while a checkpoint was being written) in runs:", "; ".join(told), end="", flush=True)
-    assert min(kills.values()) >= 13 and sum(kills.values()) >= 50, kills
+    assert min(kills.values()) >= 13, kills
     assert sum(writing.values()) >= 5, writing

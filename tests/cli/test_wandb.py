@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning
+import pandas as pd
 import pytest
+import wandb
 
 from li2_lightning.metrics_file import read_metrics
-from tests.cli.conftest import TINY, CommandLine, StartProcess
+from tests.cli.conftest import TINY, CommandLine, Outcome, StartProcess
 from tests.cli.test_signals import Stop
+from tests.cli.wandb_server import Fault, WandbServer
 
 # Two transitions lie within these steps, and the slower columns are due at another step than the last.
 TOLD = ("task.order=7", "network.width=128", "max_steps=85", "trainer.threads=1")
@@ -149,6 +157,17 @@ def test_wandb_mode_of_the_environment_counts_for_auto(
     assert not list(workplace.rglob("wandb"))
 
 
+def test_a_variable_that_wandb_refuses_is_one_sentence(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "soon")
+    wandb.teardown()
+    outcome = command_line(*TINY, "logger.mode=offline")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "finish_timeout Input should be a valid number" in outcome.err
+    assert not list(workplace.iterdir())
+
+
 STOPPED = (
     *TINY, "max_steps=12", "callbacks=minimal", "callbacks.stop.name=tests.cli.test_signals:Stop",
     "callbacks.stop.hook=on_step_state", f"callbacks.stop.signum={int(signal.SIGTERM)}", "callbacks.stop.step=5",
@@ -200,3 +219,119 @@ def test_an_unreachable_server_is_no_reason_to_stop(start_process: StartProcess,
     folder = (workplace / "outputs" / "latest").resolve()
     (run,) = [run for run in runs(folder) if run.name.startswith("offline-")]
     assert inspect(run)["summary"]["step"] == 3
+
+
+class Lose(lightning.Callback):
+    """A plug-in that takes the server away in the middle of the run, once it has received a part of the rows."""
+
+    server: WandbServer
+    fault: Fault
+
+    def on_step_state(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step == 20:
+            self.server.wait_for(lambda: len(self.server.rows) > 5)
+            self.server.lose(self.fault)
+
+
+ONLINE = (*TINY, "max_steps=40", "callbacks=minimal", "logger.mode=auto")
+LOST = (*ONLINE, "callbacks.lose.name=tests.cli.test_wandb:Lose")
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server of our own, credentials for it, and a client that sends what it has every second."""
+    with WandbServer() as server:
+        for name, value in {**server.environment, "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1"}.items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()
+        yield server
+    wandb.teardown()
+
+
+def assert_received(server: WandbServer, metrics: pd.DataFrame, again: int = 0) -> None:
+    """Every row is there; ``again`` of them a second time, under the same count of W&B's."""
+    lines = [row for _, row in sorted(server.rows.items()) if "train/loss" in row]
+    rows = list({row["_step"]: row for row in lines}.values())
+    assert len(lines) == len(rows) + again
+    assert [row["step"] for row in rows] == metrics["step"].tolist()
+    assert [row["train/loss"] for row in rows] == metrics["train/loss"].tolist()
+
+
+def test_an_online_run_arrives_whole(command_line: CommandLine, workplace: Path, online: WandbServer) -> None:
+    outcome = command_line(*ONLINE, "logger.group=together", "logger.tags=[a,b]")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "wandb sync" not in outcome.out
+    assert_received(online, read_metrics(workplace / "outputs" / "latest" / "metrics.csv"))
+    assert online.finished == 0
+    told = {key: online.created[key] for key in ("project", "displayName", "groupName", "jobType", "tags")}
+    assert told == {"project": "li2_lightning", "displayName": "cyclic-adam-s0", "groupName": "together",
+                    "jobType": "train", "tags": ["a", "b"]}  # fmt: skip
+    assert "wandb-summary.json" in online.files
+
+
+def test_an_online_run_goes_on_as_the_same_run(command_line: CommandLine, workplace: Path, online: WandbServer) -> None:
+    Stop.armed = True
+    arguments = (*STOPPED, "logger.mode=online")
+    assert command_line(*arguments).code == 143
+    name = online.created["name"]
+    resumed = command_line(*arguments, "resume=auto")
+    assert (resumed.code, resumed.err) == (0, "")
+    assert online.created["name"] == name
+    assert_received(online, read_metrics(workplace / "outputs" / "latest" / "metrics.csv"))
+    assert online.finished == 0
+
+
+def assert_lost_and_synced(outcome: Outcome, workplace: Path, online: WandbServer) -> None:
+    """The run is done, one line says how to send the rest, and that command does."""
+    assert outcome.code == 0, outcome
+    folder = (workplace / "outputs" / "latest").resolve()
+    metrics = read_metrics(folder / "metrics.csv")
+    assert metrics["step"].tolist() == list(range(41))
+    assert 5 < len(online.rows) < 41
+    (line,) = outcome.err.splitlines()
+    (run,) = runs(folder)
+    assert inspect(run)["summary"]["step"] == 40
+    command = shlex.split(line.split("`")[1])
+    assert (command[:2], (workplace / command[-1]).resolve()) == (["wandb", "sync"], run)
+    name, received = online.created["name"], len(online.rows)
+    with online:
+        environment = {**os.environ, **online.environment}
+        subprocess.run([WANDB, *command[1:]], cwd=workplace, env=environment, check=True, capture_output=True)
+    assert_received(online, metrics, again=received)
+    assert (online.created["name"], online.finished) == (name, 0)
+
+
+def test_a_server_that_refuses_in_the_middle_of_a_run(
+    command_line: CommandLine, workplace: Path, online: WandbServer
+) -> None:
+    """An account that was closed, a project that was deleted: W&B gives up at once, and is silent."""
+    Lose.server, Lose.fault = online, "refuses"
+    assert_lost_and_synced(command_line(*LOST), workplace, online)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["gone", "fails", "hangs"])
+def test_a_server_that_is_lost_in_the_middle_of_a_run(
+    command_line: CommandLine, workplace: Path, online: WandbServer, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    """Slow because W&B goes on trying, here for ten seconds after the end."""
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "10")
+    Lose.server, Lose.fault = online, fault
+    began = time.monotonic()
+    assert_lost_and_synced(command_line(*LOST), workplace, online)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_process_ends_without_its_server(start_process: StartProcess, workplace: Path) -> None:
+    """Slow because it waits as long as users do, a minute; the exit of the process must not wait for W&B again."""
+    with WandbServer() as server:
+        arguments = (*ONLINE, "max_steps=2000")
+        process = start_process(*arguments, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="1", **server.environment)
+        process.wait_for(lambda: len(server.rows) > 5)
+        server.lose("gone")
+        outcome = process.wait(seconds=150)
+    assert outcome.code == 0
+    assert len(outcome.err.splitlines()) == 1
+    assert "wandb sync" in outcome.err
+    assert read_metrics(workplace / "outputs" / "latest" / "metrics.csv")["step"].iloc[-1] == 2000
