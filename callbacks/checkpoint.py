@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning
 import torch
@@ -121,6 +120,7 @@ class Checkpoint(lightning.Callback):
     def _keep(self, trainer: lightning.Trainer, row_file: bool) -> None:
         """Write, or note, what this row is kept for; its weights are still the current ones."""
         if self._is_best:
+            self._best_snapshot = None  # gives its memory back first
             self._best_snapshot, self._is_best = copy.deepcopy(_snapshot(trainer)), False
         if self._reached is not None:
             _write(trainer, _snapshot(trainer), f"stage-{self._reached}.ckpt")
@@ -165,10 +165,34 @@ def _write(trainer: lightning.Trainer, checkpoint: dict[str, Any], name: str) ->
         return
     for logger in trainer.loggers:
         logger.save()
-    # torch writes zip archives with errors of its own kind; a full disk shall be the operating system's.
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
     folder = _folder(trainer)
     folder.mkdir(exist_ok=True)
-    with replacing(folder / name) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    with replacing(folder / name) as temporary, temporary.open("wb") as file:
+        stream = _Stream(file)
+        torch.save(checkpoint, stream)
+        if stream.error is not None:
+            raise stream.error
+
+
+class _Stream:
+    """A file whose first error is kept for later: torch answers one in the middle of its archive with one of its own.
+
+    Args:
+        file: open for writing.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        if self.error is None:
+            self.file.flush()
