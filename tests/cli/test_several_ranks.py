@@ -121,7 +121,7 @@ def test_a_rank_that_fails_ends_all_with_one_message(
 ) -> None:
     (workplace / "failing.py").write_text(FAILING.format(rank=rank, failure=failure))
     process = start_process(*RANKS, "optimizer.hidden.name=failing:Failing")
-    outcome = process.wait(90)
+    outcome = process.wait()
     assert outcome.code == 1, outcome
     assert_one_message(outcome, *words)
 
@@ -131,7 +131,7 @@ def test_a_failure_of_the_first_ends_the_others(start_process: StartProcess, wor
     process = start_process(*RANKS, "optimizer.hidden.name=failing:Failing")
     process.wait_for(lambda: rows_written(workplace) > 0, seconds=300)
     started = children(process.popen.pid)
-    outcome = process.wait(90)
+    outcome = process.wait()
     assert outcome.code == 1
     assert outcome.err.count("the dog, too") >= 1
     assert wait_until(lambda: not any(alive(pid) for pid in started))
