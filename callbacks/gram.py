@@ -68,10 +68,8 @@ class Gram(Diagnostic):
             # The same in every run of this width.
             self._order = torch.randperm(len(norms), generator=torch.Generator().manual_seed(0))
         self._order = self._order.to(norms.device)
-        weights = norms.sqrt(), norms
-        nodes = [draw_nodes(weight, self._order, self.sampled_columns) for weight in weights]
-        lengths, squares = (state.gram(drawn).abs() for drawn in nodes)
-        return (
-            estimated_off_diagonal_sum(lengths, nodes[0], weights[0]),
-            estimated_off_diagonal_sum(squares.square(), nodes[1], weights[1]),
-        )
+        weights = torch.stack([norms.sqrt(), norms])
+        nodes = draw_nodes(weights, self._order, self.sampled_columns)
+        lengths, products = state.gram(nodes).abs()
+        lengths, squares = estimated_off_diagonal_sum(torch.stack([lengths, products.square()]), nodes, weights)
+        return lengths, squares

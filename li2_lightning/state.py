@@ -206,16 +206,17 @@ class StepState:
 
     @torch.no_grad()
     def gram(self, nodes: Tensor | None = None) -> Tensor:
-        """F̃ᴴF̃ of some nodes, S × S, in `precise` (or its complex counterpart).
+        """F̃ᴴF̃ of some nodes, …×S×S, in `precise` (or its complex counterpart).
 
         Args:
-            nodes: their indices, (S,); None: all of them, which costs more than a training step.
+            nodes: their indices, …×S, a matrix for each row; None: all of them, which costs more than a training step.
         """
         if nodes is None:
-            columns, means = torch.cat(list(self.share_blocks())), self.feature_means
+            centered = torch.cat(list(self.share_blocks())) - self.feature_means
         else:
-            columns, means = self._share_of_nodes(nodes), self.feature_means[nodes]
-        centered = columns - means
+            drawn = nodes.flatten()
+            columns = self._share_of_nodes(drawn) - self.feature_means[drawn]
+            centered = columns.unflatten(1, nodes.shape).movedim(0, -2)  # type: ignore[no-untyped-call]
         products = centered.mH @ centered
         (total,) = sum_over_ranks(products.to(self.precise.to_complex() if products.is_complex() else self.precise))
         return total

@@ -59,18 +59,18 @@ def off_diagonal_sum(values: Tensor) -> Tensor:
 
 
 def draw_nodes(weights: Tensor, order: Tensor, count: int) -> Tensor:
-    """Nodes drawn in proportion to ``weights`` by systematic sampling, (count,); a heavy node may come several times.
+    """Nodes drawn in proportion to ``weights`` by systematic sampling, …×count; a heavy node may come several times.
 
     The nodes are laid out in ``order``, each as long as its weight, and met at equal distances. The same order in
     every row makes the sample follow the weights as they grow, instead of jumping from row to row.
 
     Args:
-        weights: positive (K,).
+        weights: positive, …×K: a draw for each row.
         order: a permutation of the nodes (K,), drawn once.
         count: S.
     """
-    reached = weights[order].cumsum(dim=0)
-    points = (torch.arange(count, device=weights.device) + 0.5) / count * reached[-1]
+    reached = weights[..., order].cumsum(dim=-1)
+    points = (torch.arange(count, device=weights.device) + 0.5) / count * reached[..., -1:]
     return order[torch.searchsorted(reached, points).clamp_max(len(order) - 1)]
 
 
@@ -81,14 +81,15 @@ def estimated_off_diagonal_sum(values: Tensor, nodes: Tensor, weights: Tensor) -
     w_j w_l times a constant: for |f̃_jᴴf̃_l| = ‖f̃_j‖‖f̃_l‖|cos| the weights are the norms, for its square their squares.
 
     Args:
-        values: S×S.
-        nodes: which nodes they belong to, from `draw_nodes`.
-        weights: w (K,).
+        values: …×S×S.
+        nodes: which nodes they belong to, from `draw_nodes`, …×S.
+        weights: w, …×K.
     """
-    drawn = weights[nodes]
-    different = nodes[:, None] != nodes
-    ratios = torch.where(different, values / torch.outer(drawn, drawn), 0.0)
-    return ratios.sum() / different.sum() * (weights.sum().square() - weights.square().sum())
+    drawn = weights.gather(-1, nodes)
+    different = nodes[..., :, None] != nodes[..., None, :]
+    ratios = torch.where(different, values / (drawn[..., :, None] * drawn[..., None, :]), 0.0).sum(dim=(-2, -1))
+    pairs = weights.sum(dim=-1).square() - weights.square().sum(dim=-1)
+    return ratios / different.sum(dim=(-2, -1)) * pairs
 
 
 def gram_deviation(off_diagonal: Tensor, norms: Tensor) -> Tensor:
