@@ -178,6 +178,7 @@ def _draw_task(axes: Axes, name: str, runs: list[Run], labelled: bool) -> dict[s
         axes.axvline(predicted, color=GREY, linestyle="--", linewidth=1.2, label="predicted")
     axes.set_title(f"{name}   M={runs[0].task.num_tokens}", loc="left", fontsize=10)
     axes.set_xlabel("training fraction n/N")
+    axes.locator_params(axis="x", nbins=5)  # labels of three digits do not touch
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.25)
     if labelled:
