@@ -129,7 +129,8 @@ def logging_to(
         run = logger.experiment
         try:
             run.finish(exit_code=exit_code)
-        except TimeoutError:
+        except (TimeoutError, KeyboardInterrupt):
+            # Ctrl-C while it waits is about the waiting: training is over, and what came of it is written.
             unheard.upload_failed = True
         if unheard.upload_failed:
             segment = directory / "wandb" / Path(run.dir).parent.name

@@ -323,15 +323,22 @@ def test_a_server_that_is_lost_in_the_middle_of_a_run(
 
 
 @pytest.mark.slow
-def test_a_process_ends_without_its_server(start_process: StartProcess, workplace: Path) -> None:
-    """Slow because it waits as long as users do, a minute; the exit of the process must not wait for W&B again."""
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_process_ends_without_its_server(patient: bool, start_process: StartProcess, workplace: Path) -> None:
+    """Slow because it waits as long as users do, a minute, unless they press Ctrl-C; its exit does not wait again."""
     with WandbServer() as server:
         arguments = (*ONLINE, "max_steps=2000")
         process = start_process(*arguments, WANDB__FILE_STREAM_TRANSMIT_INTERVAL="1", **server.environment)
         process.wait_for(lambda: len(server.rows) > 5)
         server.lose("gone")
-        outcome = process.wait(seconds=150)
-    assert outcome.code == 0
+        summary = workplace / "outputs" / "latest" / "summary.json"
+        process.wait_for(summary.exists)
+        if not patient:
+            time.sleep(5)
+            process.send(signal.SIGINT)
+        outcome = process.wait(seconds=150 if patient else 30)
+    assert outcome.code == 0, outcome
     assert len(outcome.err.splitlines()) == 1
     assert "wandb sync" in outcome.err
-    assert read_metrics(workplace / "outputs" / "latest" / "metrics.csv")["step"].iloc[-1] == 2000
+    assert "2000 steps" in outcome.out
+    assert read_metrics(summary.with_name("metrics.csv"))["step"].iloc[-1] == 2000
