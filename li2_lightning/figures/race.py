@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from li2_lightning.figures.registry import FIGURES
 from li2_lightning.figures.style import BAND, BLUE, GREY, LINES, MARKERS, curve_style, draw_band, new_figure
@@ -29,7 +30,8 @@ def draw_race(runs: list[Run]) -> Figure:
     right.set_ylim(-0.02, 1.02)
     right.axhline(LEVEL, color=GREY, linewidth=0.8, linestyle=(0, (4, 4)))
     right.grid(alpha=0.25)
-    right.legend(fontsize=8, loc="lower right")
+    # Below the axis: curves are everywhere above it.
+    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False, handlelength=3)
     right.set_title(f"Each at its best setting\n{BAND}", fontsize=9)
     seeds = len({run["seed"] for run in runs})
     figure.suptitle(f"{task_name(runs[0])}, K={runs[0]['network.width']}, {seeds} seeds", fontsize=11)
@@ -48,8 +50,9 @@ def _draw_steps(axes: Axes, field: Sequence[Entrant]) -> None:
         axes.annotate(describe_setting(entrant.best.values, entrant.edges()), (best[0], row - 0.12), xytext=(0, 6),
                       textcoords="offset points", fontsize=7, ha="left", va="bottom")  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(min(finite, default=last) / 1.3, never * 1.1)
     axes.axvline(last, color=GREY, linewidth=0.8, linestyle=(0, (4, 4)))
     axes.annotate("never", (never, len(field) - 0.55), ha="center", va="bottom", fontsize=8, color=GREY)

@@ -68,7 +68,9 @@ def _save_with_palette(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"compress_level": 0})
     image = Image.open(buffer).convert("RGB")
-    image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, format="png")
+    # One round of k-means gives the colours that fill areas exactly.
+    image = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    image.save(path, format="png")
 
 
 def curve_style(index: int, count: int) -> dict[str, Any]:
