@@ -163,13 +163,10 @@ class StepState:
         return torch.float32 if self.outputs.device.type == "mps" else torch.float64
 
     def expect_second_pass(self) -> None:
-        """The backward pass that follows goes over the features again, with the sums of the forward pass looking on."""
+        """Let the sums, where some were taken, look on as the features are gone over again: next, a backward pass."""
         if self._sums is not None:
-            self._expect_second_pass(self._sums)
-
-    def _expect_second_pass(self, sums: FeatureSums) -> None:
-        unseen = self._unseen
-        sums.expect(self.feature_means.conj(), None if unseen is None else self._share_of(unseen))
+            unseen = self._unseen
+            self._sums.expect(self.feature_means.conj(), None if unseen is None else self._share_of(unseen))
 
     @cached_property
     @torch.no_grad()
@@ -193,13 +190,19 @@ class StepState:
         """Features of the first hidden layer, n × K; `features` itself without extra layers."""
         return self._features.first
 
+    @property
+    def _share_at_hand(self) -> Tensor | None:
+        """F of this rank's rows where it stands in memory: kept by the forward pass, or asked for before."""
+        if self._kept is not None:
+            return _at_least_single(self._kept.last)
+        return self._share_of(self.features) if "_features" in self.__dict__ else None
+
     @torch.no_grad()
     def share_blocks(self) -> Iterator[Tensor]:
         """F of this rank's rows, some at a time in their order: cheaper than `features`, since it stays in cache."""
-        if self._kept is not None:
-            yield _at_least_single(self._kept.last)
-        elif "_features" in self.__dict__:
-            yield self._share_of(self.features)
+        features = self._share_at_hand
+        if features is not None:
+            yield features
         else:
             self._check_weights()
             yield from self.network.feature_blocks(self._rows.share().tokens)
@@ -223,7 +226,7 @@ class StepState:
 
     def _share_of_nodes(self, nodes: Tensor) -> Tensor:
         """Some columns of F, of this rank's rows."""
-        if self._kept is not None or "_features" in self.__dict__ or not isinstance(self.network, TwoLayerNetwork):
+        if self._share_at_hand is not None or not isinstance(self.network, TwoLayerNetwork):
             return torch.cat([block[:, nodes] for block in self.share_blocks()])
         self._check_weights()
         return self.network.node_features(self._rows.share().tokens, self.network.input_weights()[:, nodes])
@@ -262,7 +265,7 @@ class StepState:
         """Training rows of each class, (C,)."""
         return torch.bincount(self.targets, minlength=self.outputs.shape[1]).to(self.outputs.dtype)
 
-    @cached_property
+    @property
     def _local_sums(self) -> FeatureSums:
         """Sums over this rank's rows of F."""
         if self._sums is None:
@@ -287,7 +290,7 @@ class StepState:
         """‖F̃μ̄‖² in `precise`, and Fᴴδ (K,): zeros where the loss leaves no δ of the residual unseen."""
         sums = self._local_sums
         if not sums.passed_twice:
-            self._expect_second_pass(sums)
+            self.expect_second_pass()
             for F in self.share_blocks():
                 sums.look_again(F)
         centered = sums.projections - self.feature_means.abs().square().sum()
