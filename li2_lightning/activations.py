@@ -61,7 +61,14 @@ def _silu_derivative(z: Tensor) -> Tensor:
 ACTIVATIONS = {
     activation.name: activation
     for activation in (
-        Activation("square", lambda z: z * z, lambda z: 2 * z, degree=2, polynomial=True),
+        Activation(
+            "square",
+            lambda z: z * z,
+            lambda z: 2 * z,
+            degree=2,
+            polynomial=True,
+            fused=lambda gradient, z: torch.addcmul(gradient.new_zeros(()), gradient, z, value=2, out=gradient),
+        ),
         Activation(
             "relu",
             functional.relu,

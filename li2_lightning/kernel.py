@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from li2_lightning.activations import Activation
+from li2_lightning.linear_algebra import product
 
 # Bytes of one block of features: a block, its gradient and the readout fit a core's share of the cache. Measured at
 # K=2048 from half of this to twice, a step takes the same time; above that, more.
@@ -27,13 +28,22 @@ BLOCK_BYTES = 2**21
 
 
 class Observer(Protocol):
-    """Is given every block of features (b × K) in order, while it is in cache; must not change it."""
+    """Is given every block of features (b × K) in order, while it is in cache; must not change it.
+
+    The backward pass needs the features for V, and shows them a second time; not where V has no gradient.
+    """
 
     def look(self, features: Tensor) -> None:
         """The next rows, in the forward pass."""
 
+    def weights(self) -> Tensor | None:
+        """Real numbers, n × m, whose products with F are wanted of the second pass: it has them almost for nothing."""
+
     def look_again(self, features: Tensor) -> None:
-        """The same in the backward pass, which needs them for V; never called where V has no gradient."""
+        """The next rows, in the backward pass."""
+
+    def add(self, products: Tensor) -> None:
+        """weightsᵀF over all rows, m × K."""
 
 
 def blocked_outputs(
@@ -86,10 +96,11 @@ class _BlockedOutputs(torch.autograd.Function):
         ctx.activation, ctx.is_complex, ctx.observe = activation, is_complex, observe
         # Transposed, (C × K)(K × b): a product whose long side is contiguous in the result takes a third less time
         # than (b × K)(K × C) where C is no multiple of the vector length.
+        transposed = readout.mT.contiguous()
         outputs = []
         for rows in _blocks(table, index):
             features = _activate(activation, _gather(table, rows), is_complex)
-            outputs.append((readout.mT @ features.mT).mT)
+            outputs.append(product(transposed, features.mT).mT)
             if observe is not None:
                 observe.look(_pairs(features) if is_complex else features)
         return torch.cat(outputs)
@@ -98,21 +109,28 @@ class _BlockedOutputs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         table, readout, index = ctx.saved_tensors
+        classes, observe = gradient.shape[1], ctx.observe if ctx.needs_input_grad[1] else None
+        weights = None if observe is None else observe.weights()
+        by_row = gradient if weights is None else torch.cat([gradient, weights.to(gradient.dtype)], dim=1)
         for_table = torch.zeros_like(table) if ctx.needs_input_grad[0] else None
-        for_readout = torch.zeros_like(readout.mT, memory_format=torch.contiguous_format)
-        gradients = torch.split(gradient, block_rows(table.shape[1], table.element_size()))
-        for rows, by_output in zip(_blocks(table, index), gradients, strict=True):
+        products = table.new_zeros(by_row.shape[1], table.shape[1])
+        size = block_rows(table.shape[1], table.element_size())
+        # Not the first columns of those beside them: MKL's last bit then depends on where in memory they lie.
+        shares = zip(torch.split(gradient, size), torch.split(by_row, size), strict=True)
+        for rows, (by_output, columns) in zip(_blocks(table, index), shares, strict=True):
             z = _gather(table, rows)
             if ctx.needs_input_grad[1]:
                 features = _activate(ctx.activation, z, ctx.is_complex)
-                for_readout.addmm_(by_output.mT, features)
-                if ctx.observe is not None:
-                    ctx.observe.look_again(_pairs(features) if ctx.is_complex else features)
+                products.add_(product(columns.mT, features))
+                if observe is not None:
+                    observe.look_again(_pairs(features) if ctx.is_complex else features)
             if for_table is not None:
-                by_feature = _differentiate(ctx.activation, z, by_output @ readout.mT, ctx.is_complex)
+                by_feature = _differentiate(ctx.activation, z, product(by_output, readout.mT), ctx.is_complex)
                 for operand in rows.unbind(dim=1):
                     for_table.index_add_(0, operand, by_feature)
-        return for_table, for_readout.mT if ctx.needs_input_grad[1] else None, None, None, None, None
+        if observe is not None and weights is not None:
+            observe.add(_pairs(products[classes:]) if ctx.is_complex else products[classes:])
+        return for_table, products[:classes].mT if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
 def _blocks(table: Tensor, index: Tensor) -> tuple[Tensor, ...]:

@@ -86,9 +86,8 @@ class ClassCentredMSE(Loss):
         return self.error(outputs, labels).square().sum(dim=1)
 
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        classes = outputs.shape[1]
-        targets = one_hot(labels, classes, outputs.dtype) - 1 / classes
-        return targets - (outputs - outputs.mean(dim=1, keepdim=True))
+        difference = one_hot(labels, outputs.shape[1], outputs.dtype) - outputs
+        return difference - difference.mean(dim=1, keepdim=True)
 
     def unseen(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return 1 / outputs.shape[1] - outputs.mean(dim=1)

@@ -239,6 +239,10 @@ class TwoLayerNetwork(Network):
 
     def node_features(self, tokens: Tensor, input_weights: Tensor) -> Tensor:
         """σ(Xw) of nodes with other input weights (d × any number), without batch norm; n × as many."""
+        if self.why_plain() is None:
+            index = tokens + self._offsets(tokens)
+            blocks = list(feature_blocks(input_weights, index, self.activation))
+            return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens)))
         return z if self.config.inner_product else self.activation(z)
 
@@ -282,7 +286,11 @@ class TwoLayerNetwork(Network):
         """The rows of `_table` that make up each row of XW, n × k."""
         if self.config.shared_embedding:
             return tokens
-        return tokens + self.num_tokens * torch.arange(self.num_operands, device=tokens.device)
+        return tokens + self._offsets(tokens)
+
+    def _offsets(self, tokens: Tensor) -> Tensor:
+        """Where each operand's table begins, (k,)."""
+        return self.num_tokens * torch.arange(self.num_operands, device=tokens.device)
 
     def _tables(self) -> list[Tensor]:
         """Per operand the M × K table whose row h is what token h adds to the pre-activation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import torch
@@ -59,6 +59,10 @@ class FeatureSums:
         self._mean, self._unseen = mean, unseen
         self._projections, self._along, self._rows_again = [], torch.zeros_like(mean), 0
 
+    def weights(self) -> Tensor | None:
+        """δ as a column, n × 1."""
+        return None if self._unseen is None else self._unseen[:, None]
+
     @torch.no_grad()
     def look_again(self, features: Tensor) -> None:
         """The next rows of the second pass, b × K."""
@@ -66,10 +70,21 @@ class FeatureSums:
             return
         F = _at_least_single(features)
         self._projections.append(F @ self._mean)
-        if self._unseen is not None:
-            rows = self._unseen[self._rows_again : self._rows_again + len(F)]
-            self._along.add_(F.mT @ rows.to(F.dtype))
         self._rows_again += len(F)
+
+    def add(self, products: Tensor) -> None:
+        """δᵀF of rows of the second pass, 1 × K."""
+        self._along.add_(products[0])
+
+    @torch.no_grad()
+    def pass_again(self, blocks: Iterable[Tensor]) -> None:
+        """The whole second pass, where no backward pass was one."""
+        weights = self.weights()
+        for F in blocks:
+            if weights is not None:
+                rows = weights[self._rows_again : self._rows_again + len(F)]
+                self.add(rows.to(F.dtype).mT @ F)
+            self.look_again(F)
 
     @property
     def classes(self) -> Tensor:
@@ -229,7 +244,9 @@ class StepState:
         if self._share_at_hand is not None or not isinstance(self.network, TwoLayerNetwork):
             return torch.cat([block[:, nodes] for block in self.share_blocks()])
         self._check_weights()
-        return self.network.node_features(self._rows.share().tokens, self.network.input_weights()[:, nodes])
+        return self.network.node_features(
+            self._rows.share().tokens, self.network.input_weights().index_select(1, nodes)
+        )
 
     def _share_of(self, rows: Tensor) -> Tensor:
         """Of rows of all ranks those of this one."""
@@ -291,8 +308,7 @@ class StepState:
         sums = self._local_sums
         if not sums.passed_twice:
             self.expect_second_pass()
-            for F in self.share_blocks():
-                sums.look_again(F)
+            sums.pass_again(self.share_blocks())
         centered = sums.projections - self.feature_means.abs().square().sum()
         spread = torch.linalg.vector_norm(centered).to(self.precise).square()
         spread, along = sum_over_ranks(spread, sums.along)
@@ -365,8 +381,7 @@ class StepState:
     @cached_property
     def structure(self) -> GradientStructure:
         """Norm and cosines of G_F."""
-        classes = self.outputs.shape[1]
-        outputs = center(self.outputs)
+        sums = _class_sums(self.residual, self.targets, self.outputs.shape[1])
         return gradient_structure(
             self.target_features,
             self.residual_features,
@@ -374,9 +389,7 @@ class StepState:
             GradientGrams(
                 residual=self.residual_gram,
                 counts=self.class_counts.to(self.precise),
-                residual_target=_class_sums(self.residual, self.targets, classes).mT.to(self.precise),
-                residual_output=(self.residual.mT @ outputs).to(self.precise),
-                target_output=_class_sums(outputs, self.targets, classes).to(self.precise),
+                residual_target=sums.mT.to(self.precise),
             ),
         )
 

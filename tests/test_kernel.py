@@ -52,6 +52,75 @@ def test_outputs_gradients_and_features_are_those_of_the_plain_formula(
     torch.testing.assert_close(torch.cat(blocks), F.detach(), rtol=1e-14, atol=1e-14)
 
 
+class Notes:
+    """An observer that keeps what it is shown."""
+
+    def __init__(self, columns: Tensor | None) -> None:
+        self.columns, self.products = columns, torch.empty(0)
+        self.seen: list[Tensor] = []
+        self.seen_again: list[Tensor] = []
+
+    def look(self, features: Tensor) -> None:
+        self.seen.append(features.clone())
+
+    def weights(self) -> Tensor | None:
+        return self.columns
+
+    def look_again(self, features: Tensor) -> None:
+        self.seen_again.append(features.clone())
+
+    def add(self, products: Tensor) -> None:
+        self.products = products
+
+
+@pytest.mark.parametrize("columns", [None, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("block_bytes", [1, 2**21], ids=["32 rows", "one block"])
+def test_an_observer_sees_the_features_twice_and_gets_its_products(
+    block_bytes: int, dtype: torch.dtype, columns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "BLOCK_BYTES", block_bytes)
+    W, V, index = problem(2, dtype)
+    F, outputs = plain(W, V, index, "relu")
+    weight, weights = draw(n, C, seed=3), None if columns is None else draw(n, columns, seed=4)
+    expected = torch.autograd.grad((outputs * weight).sum(), (W, V))
+    notes = Notes(weights)
+    observed = blocked_outputs(W, V, index, find_activation("relu"), notes)
+    for one, other in zip(torch.autograd.grad((observed * weight).sum(), (W, V)), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(notes.seen), F.detach(), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(torch.cat(notes.seen_again), F.detach(), rtol=1e-14, atol=1e-14)
+    if weights is not None:
+        torch.testing.assert_close(notes.products, weights.to(dtype).mT @ F.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_gradient_for_v_there_is_no_second_look() -> None:
+    W, V, index = problem(2, torch.float64)
+    notes = Notes(draw(n, 1))
+    blocked_outputs(W, V.detach(), index, find_activation("square"), notes).sum().backward()
+    assert notes.seen
+    assert not notes.seen_again
+    assert not len(notes.products)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_single_precision_at_a_size_where_the_products_are_another_librarys(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(40, (700, 2), generator=generator) + torch.tensor([0, 40])
+    W, V = draw(80, 640, dtype=torch.promote_types(dtype, torch.float64)), draw(640, 33, dtype=torch.complex128, seed=1)
+    V = V if dtype.is_complex else V.real
+    results = []
+    for to in (dtype, torch.promote_types(dtype, torch.float64)):
+        w, v = W.to(dtype).to(to).requires_grad_(), V.to(dtype).to(to).requires_grad_()
+        outputs = blocked_outputs(w, v, index, find_activation("square"))
+        outputs.square().mean().backward()
+        assert w.grad is not None
+        assert v.grad is not None
+        results.append((outputs.detach(), w.grad, v.grad))
+    for single, double in zip(*results, strict=True):
+        assert ((single - double).abs().max() / double.abs().max()) < 2e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_gradcheck(name: str, dtype: torch.dtype) -> None:

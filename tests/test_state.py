@@ -243,7 +243,7 @@ def test_each_quantity_is_computed_at_most_once(monkeypatch: pytest.MonkeyPatch)
     second = [getattr(state, name) for name in names]
     assert all(one is two for one, two in zip(first, second, strict=True))
     assert calls == {
-        "center": 3, "residual": 1, "backpropagated_gradient": 1, "gradient_structure": 1, "one_hot": 1
+        "center": 2, "residual": 1, "backpropagated_gradient": 1, "gradient_structure": 1, "one_hot": 1
     }  # fmt: skip
 
 

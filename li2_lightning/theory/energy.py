@@ -19,18 +19,19 @@ from torch import Tensor
 
 from li2_lightning.activations import Activation
 from li2_lightning.groups import FiniteGroup
+from li2_lightning.linear_algebra import squared_magnitudes
 from li2_lightning.representations import block_basis, block_slices, isotypic_blocks
 from li2_lightning.theory.features import block_energies
 
 
 def energy(target_features: Tensor) -> Tensor:
     """E of every node, (…, K), from ỸᵀF (…×C×K)."""
-    return 0.5 * target_features.abs().square().sum(dim=-2)
+    return 0.5 * squared_magnitudes(target_features).sum(dim=-2)
 
 
 def column_norms(weights: Tensor) -> Tensor:
     """‖w_j‖ of every column, (K,) from d×K; torch's own norm over the long dimension takes ten times as long."""
-    return weights.abs().square().sum(dim=-2).sqrt()
+    return squared_magnitudes(weights).sum(dim=-2).sqrt()
 
 
 def energy_of_weights(weights: Tensor, inputs: Tensor, centered_targets: Tensor, activation: Activation) -> Tensor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from li2_lightning.linear_algebra import product, squared_magnitudes
 
 
 def feature_shares(weights: Tensor, basis: Tensor, blocks: Sequence[slice]) -> Tensor:
@@ -24,8 +27,14 @@ def feature_shares(weights: Tensor, basis: Tensor, blocks: Sequence[slice]) -> T
 
 def block_energies(weights: Tensor, basis: Tensor, blocks: Sequence[slice]) -> Tensor:
     """‖Π_k w‖², the operands' parts of w together; blocks×K. Arguments as `feature_shares`."""
-    operands = weights.reshape(-1, basis.shape[1], weights.shape[1])
-    parts = (basis @ operands).abs().square().sum(dim=0)
-    sizes = torch.tensor([block.stop - block.start for block in blocks])
-    owner = torch.repeat_interleave(torch.arange(len(blocks)), sizes).to(parts.device)
-    return parts.new_zeros(len(blocks), parts.shape[1]).index_add_(0, owner, parts)
+    parts = torch.zeros((), device=weights.device)
+    for operand in torch.split(weights, basis.shape[1]):
+        parts = parts + squared_magnitudes(product(basis, operand))
+    owners = _owners(tuple(block.stop - block.start for block in blocks)).to(parts.device)
+    return parts.new_zeros(len(blocks), parts.shape[1]).index_add_(0, owners, parts)
+
+
+@lru_cache(maxsize=16)
+def _owners(sizes: tuple[int, ...]) -> Tensor:
+    """The block of each row of the basis."""
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))

@@ -7,8 +7,8 @@ multiples of the identity, G_F has the **independent form** ỸỸᵀF̃: every 
 ridge equilibrium of whatever strength satisfies F̃ᵀR = ηV, so that G_F = RVᵀ takes the **coupled form** RRᵀF̃/η: what
 the nodes together have not yet explained drives them all (Theorem 7).
 
-With A = ỸᵀF̃ (C×K) and Q = F̃ᴴR (K×C) every norm and inner product below is one of C×C matrices, so that a cosine of
-G_F costs O((n+K)C²) beyond A and Q.
+With A = ỸᵀF̃ (C×K) and Q = F̃ᴴR (K×C) every norm and inner product below is one of K×C matrices with a metric of
+C×C, so that a cosine of G_F costs O((n+K)C²) beyond A and Q.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from li2_lightning.activations import Activation
+from li2_lightning.linear_algebra import product
 from li2_lightning.theory.energy import energy_of_weights
 from li2_lightning.theory.lazy import center
 
@@ -54,15 +55,11 @@ class GradientGrams:
         residual: RᵀR.
         counts: n_c, the samples of each class (C,), which stand for ỸᵀỸ = diag(n_c) − n_c n_cᵀ/n.
         residual_target: RᵀỸ.
-        residual_output: RᵀP₁⊥Ŷ = Re QᴴV.
-        target_output: ỸᵀP₁⊥Ŷ = Re AV.
     """
 
     residual: Tensor
     counts: Tensor
     residual_target: Tensor
-    residual_output: Tensor
-    target_output: Tensor
 
 
 def gradient_structure(
@@ -82,18 +79,22 @@ def gradient_structure(
     sums = torch.linalg.vector_norm(counts.to(A.dtype) @ A).to(counts.dtype)
     independent = (counts @ rows.square() - sums.square() / total).clamp_min(0).sqrt()
     target_norm = (total - counts.square().sum() / total).clamp_min(0).sqrt()
-    norm = _trace(grams.residual, V.mH @ V).clamp_min(0).sqrt()
-    coupled = _trace(grams.residual, Q.mH @ Q).clamp_min(0).sqrt()
+    # ⟨RVᴴ, RQᴴ⟩ = ⟨V·RᵀR, Q⟩: the samples come in as a metric.
+    metric = grams.residual.to(V.dtype)
+    V_measured, Q_measured = product(V, metric), product(Q, metric)
+    norm = _inner(V_measured, V).to(counts.dtype).clamp_min(0).sqrt()
+    coupled = _inner(Q_measured, Q).to(counts.dtype).clamp_min(0).sqrt()
     residual_norm = grams.residual.diagonal().sum().sqrt()
     readout_norm, driving_norm = torch.linalg.vector_norm(V), torch.linalg.vector_norm(Q)
-    # ⟨G_F, ỸỸᵀF̃⟩ = tr(RᵀỸ·AV), and so on: V meets A and Q in products that are over samples in truth.
+    AV = product(A, V).to(grams.residual_target.dtype.to_complex() if V.is_complex() else grams.residual_target.dtype)
     return GradientStructure(
         norm=norm,
-        independence=_ratio(_trace(grams.residual_target, grams.target_output), norm * independent),
-        coupling=_ratio(_trace(grams.residual, grams.residual_output), norm * coupled),
+        # ⟨RVᴴ, ỸA⟩ = tr(RᵀỸ·AV)
+        independence=_ratio(_trace(grams.residual_target, AV), norm * independent),
+        coupling=_ratio(_inner(V_measured, Q), norm * coupled),
         residual_alignment=_ratio(grams.residual_target.diagonal().sum(), residual_norm * target_norm),
-        readout_alignment=_ratio(grams.target_output.diagonal().sum(), readout_norm * torch.linalg.vector_norm(A)),
-        readout_equilibrium=_ratio(grams.residual_output.diagonal().sum(), readout_norm * driving_norm),
+        readout_alignment=_ratio(AV.diagonal().sum().real, readout_norm * torch.linalg.vector_norm(A)),
+        readout_equilibrium=_ratio(_inner(V, Q), readout_norm * driving_norm),
         effective_ridge=_ratio(driving_norm, readout_norm),
     )
 
@@ -212,6 +213,12 @@ def _trace(real: Tensor, other: Tensor) -> Tensor:
     """Re tr(real · other)."""
     other = other.real if other.is_complex() else other
     return (real.mT * other).sum()
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Re⟨left, right⟩, over all entries."""
+    products = left * right.conj()
+    return products.real.sum()
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -85,9 +85,9 @@ def estimated_off_diagonal_sum(values: Tensor, nodes: Tensor, weights: Tensor) -
         nodes: which nodes they belong to, from `draw_nodes`, …×S.
         weights: w, …×K.
     """
-    drawn = weights.gather(-1, nodes)
+    inverse = weights.gather(-1, nodes).reciprocal()
     different = nodes[..., :, None] != nodes[..., None, :]
-    ratios = torch.where(different, values / (drawn[..., :, None] * drawn[..., None, :]), 0.0).sum(dim=(-2, -1))
+    ratios = (torch.where(different, values, 0.0) @ inverse[..., None]).squeeze(-1).mul(inverse).sum(dim=-1)
     pairs = weights.sum(dim=-1).square() - weights.square().sum(dim=-1)
     return ratios / different.sum(dim=(-2, -1)) * pairs
 

@@ -1,0 +1,67 @@
+"""Products by oneDNN where torch has it, and by whatever torch takes itself elsewhere: the same to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from li2_lightning import linear_algebra
+from li2_lightning.linear_algebra import SMALL, product, squared_magnitudes
+
+m, k, n = 70, 150, 120
+assert m * k * n > SMALL
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows": lambda matrix: matrix.contiguous(),
+    "columns": lambda matrix: matrix.mT.contiguous().mT,
+    "cut out": lambda matrix: torch.cat([matrix, matrix], dim=1)[:, : matrix.shape[1]],
+    "every other": lambda matrix: torch.repeat_interleave(matrix, 2, dim=1)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("right_layout", LAYOUTS)
+@pytest.mark.parametrize("left_layout", LAYOUTS)
+def test_float32_of_any_layout(left_layout: str, right_layout: str) -> None:
+    left, right = draw(m, k), draw(k, n, seed=1)
+    found = product(LAYOUTS[left_layout](left.float()), LAYOUTS[right_layout](right.float()))
+    assert found.dtype is torch.float32
+    # Rounding of sums of 150 products of size 1.
+    torch.testing.assert_close(found.double(), left.float().double() @ right.float().double(), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128, torch.bfloat16])
+def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
+    left, right = draw(m, k).to(dtype), draw(k, n, seed=1).to(dtype)
+    assert torch.equal(product(left, right), left @ right)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_few_rows(rows: int) -> None:
+    left, right = draw(rows, k).float(), draw(k, n, seed=1).float()
+    assert torch.equal(product(left, right), left @ right)
+
+
+def test_a_torch_without_onednn_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = draw(m, k).float(), draw(k, n, seed=1).float()
+    with_it = product(left, right)
+    monkeypatch.setattr(linear_algebra, "_ONEDNN", None)
+    torch.testing.assert_close(product(left, right), with_it, rtol=0, atol=5e-5)
+
+
+def test_the_same_product_twice_is_the_same_to_the_last_bit() -> None:
+    left, right = draw(m, k).float(), draw(k, n, seed=1).float()
+    assert all(torch.equal(product(left, right), product(left.clone(), right.clone())) for _ in range(5))
+
+
+def test_squared_magnitudes() -> None:
+    x = draw(5, 6, dtype=torch.complex128)
+    torch.testing.assert_close(squared_magnitudes(x), x.abs() ** 2)
+    assert torch.equal(squared_magnitudes(x.real), x.real * x.real)
