@@ -65,6 +65,38 @@ def refused(name: str, *shapes: tuple[int, ...], shared: dict[str, float] | None
 # -- where names come from -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "adagrad"])
+def test_torchs_own_update_everything_in_one_pass(name: str) -> None:
+    assert make(name).param_groups[0]["fused"] is True
+
+
+def test_one_pass_is_left_out_where_torch_has_none_or_something_else_is_asked_for() -> None:
+    assert not make("adam", foreach=True).param_groups[0]["fused"]
+    assert not make("adam", differentiable=True).param_groups[0]["fused"]
+    assert make("adam", fused=False).param_groups[0]["fused"] is False
+    assert "fused" not in make("rmsprop").param_groups[0]
+    weights = Parameter(torch.zeros(2, 3, dtype=torch.complex64))
+    assert not build("adam", [weights], {}, role="hidden").param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_one_pass_makes_the_same_updates(name: str) -> None:
+    found = []
+    for fused in (None, False):
+        weights = [
+            Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4)),
+            Parameter(torch.ones(5).double()),
+        ]
+        given = {"lr": 0.01, "weight_decay": 0.1} | ({} if fused is None else {"fused": fused})
+        optimizer = build(name, weights, given, role="hidden")
+        for step in range(20):
+            for parameter in weights:
+                parameter.grad = torch.cos(3 * parameter.detach() + step)
+            optimizer.step()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in weights]))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
 def test_torch_optimizers_by_lower_case_name() -> None:
     assert find("adam") is torch.optim.Adam
     assert find("rmsprop") is torch.optim.RMSprop
