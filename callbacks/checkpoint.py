@@ -121,7 +121,7 @@ class Checkpoint(lightning.Callback):
         """Write, or note, what this row is kept for; its weights are still the current ones."""
         if self._is_best:
             self._best_snapshot = None  # gives its memory back first
-            self._best_snapshot, self._is_best = copy.deepcopy(_snapshot(trainer)), False
+            self._best_snapshot, self._is_best = _copy(_snapshot(trainer)), False
         if self._reached is not None:
             _write(trainer, _snapshot(trainer), f"stage-{self._reached}.ckpt")
             self._reached = None
@@ -157,6 +157,16 @@ def _snapshot(trainer: lightning.Trainer) -> dict[str, Any]:
     checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     checkpoint["li2_lightning"] |= {"rows": rows_written(trainer), "wandb": wandb_position(trainer)}
     return checkpoint
+
+
+def _copy(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot that later steps do not write to; it shares what callbacks hand over in tuples of tensors."""
+    shared: dict[int, Any] = {}
+    for state in checkpoint["callbacks"].values():
+        for value in state.values():
+            if isinstance(value, tuple):
+                shared |= {id(entry): entry for entry in value}
+    return copy.deepcopy(checkpoint, shared)
 
 
 def _write(trainer: lightning.Trainer, checkpoint: dict[str, Any], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class Pictures(lightning.Callback):
         with replacing(folder / "last.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, W=W, table=group.table, step=step)
         picture = draw_features(folder / f"row-{step:06d}.png", W, group, step)
+        # A figure's parts refer to each other in circles, and its pixels would wait until the collector looks that far.
+        gc.collect()
         for run in wandb_runs(trainer):
             import wandb
 

@@ -38,7 +38,8 @@ class Updates(Diagnostic):
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
         self._before: dict[str, tuple[Tensor, Tensor]] = {}  # of each role: the vector and its norm
-        self._window: Tensor | None = None
+        # A ring; an update is put in its place and never written to.
+        self._window: list[Tensor] = []
         self._gram = torch.zeros(WINDOW, WINDOW, dtype=torch.float64)
         self._count = 0
         self._step_of_before = -1
@@ -69,11 +70,11 @@ class Updates(Diagnostic):
         return columns
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "window": self._window, "gram": self._gram, "count": self._count}
+        return {**super().state_dict(), "window": tuple(self._window), "gram": self._gram, "count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._window, self._gram, self._count = state_dict["window"], state_dict["gram"], state_dict["count"]
+        self._window, self._gram, self._count = list(state_dict["window"]), state_dict["gram"], state_dict["count"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Li2Module) -> None:
         # A resumed run has measured this row; its weights are where the next update starts.
@@ -92,8 +93,7 @@ class Updates(Diagnostic):
         columns = {}
         for role, (after, norm) in self._after.items():
             before, norm_before = self._before[role]
-            change = self._slot(after) if role == "hidden" else torch.empty_like(after)
-            torch.sub(after, before, out=change)
+            change = after - before
             size = torch.linalg.vector_norm(change)
             columns[f"update/{role}"] = size / norm_before
             columns[f"update/{role}_cosine_distance"] = _cosine_distance(norm_before, norm, size)
@@ -101,20 +101,15 @@ class Updates(Diagnostic):
                 columns["update/eigengap"] = self._eigengap(change, state)
         return columns
 
-    def _slot(self, vector: Tensor) -> Tensor:
-        """Where the ring of the last 20 updates takes the next one."""
-        if self._window is None:
-            self._window = vector.new_zeros(WINDOW, vector.numel())
-        self._window = self._window.to(vector.device)
-        return self._window[self._count % WINDOW]
-
     def _eigengap(self, change: Tensor, state: StepState) -> Tensor:
-        """Renew the row that belongs to the newest update in the Gram matrix of the last 20."""
-        assert self._window is not None
+        """Put the newest update in the place of the oldest, and renew the row that belongs to it in the Gram matrix."""
+        self._window = [update.to(change.device) for update in self._window]
         self._gram = self._gram.to(change.device, state.precise)
         slot = self._count % WINDOW
-        products = (self._window @ change).to(state.precise)
-        self._gram[slot], self._gram[:, slot] = products, products
+        self._window[slot : slot + 1] = [change]
+        # One by one: an update that stands in a tensor of its own can be kept by whoever saves this row.
+        products = torch.stack([update @ change for update in self._window]).to(state.precise)
+        self._gram[slot, : len(products)], self._gram[: len(products), slot] = products, products
         self._count += 1
         return eigengap(self._gram) if self._count >= WINDOW else change.new_tensor(torch.nan)
 

@@ -50,7 +50,8 @@ def plain_random_state(state: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"NumPy's global generator is a {numpy['bit_generator']}, whose state is not known here.")
     key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
     numpy["state"] = {"key": key, "pos": int(numpy["state"]["pos"])}
-    return {**state, "python": list(state["python"]), "numpy": numpy}
+    version, words, gauss = state["python"]
+    return {**state, "python": [version, torch.from_numpy(np.array(words, dtype=np.int64)), gauss], "numpy": numpy}
 
 
 def set_random_state(plain: Mapping[str, Any]) -> None:
@@ -58,7 +59,7 @@ def set_random_state(plain: Mapping[str, Any]) -> None:
     if not plain:
         return
     version, words, gauss = plain["python"]
-    random.setstate((version, tuple(words), gauss))
+    random.setstate((version, tuple(words.tolist()), gauss))
     numpy = dict(plain["numpy"])
     numpy["state"] = {**numpy["state"], "key": numpy["state"]["key"].numpy().astype(np.uint32)}
     np.random.set_state(numpy)  # noqa: NPY002

@@ -82,6 +82,27 @@ def test_best_is_the_earliest_row_of_highest_test_accuracy(tiny_run: Any, every_
     assert moments["step"] == best
 
 
+def test_the_best_row_that_waits_is_not_written_to_by_later_steps(tiny_run: Any, tmp_path: Path) -> None:
+    """All of it, the window of the last 20 updates included, as in a file that was written at once."""
+    options = ["optimizer.lr=0.05", "max_steps=60", "seed=1"]
+    waited = tiny_run(*options, "callbacks.checkpoint.every_n_steps=100")
+    best = load(waited.directory / "checkpoints" / "best.ckpt")
+    assert 0 < best["global_step"] < 60 - 20
+    every = "callbacks.checkpoint={every_n_steps: 1, keep: 100}"
+    at_once = tiny_run(*options, every, f"output_dir={tmp_path / 'at once'}")
+    row = load(at_once.directory / "checkpoints" / f"row-{best['global_step']:06d}.ckpt")
+    assert len(best["callbacks"]["Updates"]["window"]) == min(best["global_step"], 20)
+    for one, other in zip(best["callbacks"]["Updates"]["window"], row["callbacks"]["Updates"]["window"], strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(best["callbacks"]["Updates"]["gram"], row["callbacks"]["Updates"]["gram"])
+    for name, value in best["state_dict"].items():
+        assert torch.equal(row["state_dict"][name], value)
+    for role, child in best["optimizer_states"][0]["children"].items():
+        there = row["optimizer_states"][0]["children"][role]["state"][0]
+        for name, value in child["state"][0].items():
+            assert torch.equal(there[name], value)
+
+
 def test_a_checkpoint_of_each_transition_is_of_the_row_that_declares_it(tiny_run: Any) -> None:
     run = tiny_run(STAGES, "max_steps=20")
     events = json.loads((run.directory / "stages.json").read_text())["events"]
