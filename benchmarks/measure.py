@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ def loop_times(loop: Iterator[None], steps: int) -> list[float]:
     return times
 
 
-def flop_rate(repetitions: int = 9, size: int = 2048) -> float:
+def flop_rate(
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul, repetitions: int = 9, size: int = 2048
+) -> float:
     """Floating point operations a second of a square float32 product on this machine, at its best."""
     left, right = torch.randn(size, size), torch.randn(size, size)
-    best = min(loop_times(iter((left @ right, None)[1] for _ in range(repetitions)), repetitions))
+    best = min(loop_times(iter((product(left, right), None)[1] for _ in range(repetitions)), repetitions))
     return 2 * size**3 / best

@@ -79,9 +79,13 @@ def _print_memory(order: int, width: int, train_size: int, everything: bool) -> 
     step_times(values, callbacks, 25, ".")
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     activation, parameters = 4 * train_size * width, 4 * 3 * order * width
-    # Adam: the weights, their gradients, two moments; the ring of the last 20 updates is state of a callback.
-    state = 4 * parameters + (20 * 4 * 2 * order * width + parameters if everything else 0)
-    print(json.dumps({"peak": peak, "state": state, "activations": (peak - state) / activation}))
+    # Adam: the weights, their gradients, two moments. The ring of updates of the hidden weights is a callback's.
+    state, ring = 4 * parameters, 20 * 4 * 2 * order * width if everything else 0
+    print(
+        json.dumps(
+            {"peak": peak, "state": state, "activations": (peak - state) / activation, "ring": ring / activation}
+        )
+    )
 
 
 def _first_step() -> None:

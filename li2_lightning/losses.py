@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -78,16 +81,43 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     return targets
 
 
-@LOSSES.register("mse")
-class ClassCentredMSE(Loss):
-    """L = (1/n) Σ_i ‖(o_i − mean_c o_i) − (y_i − 1/C)‖², centred over classes (the experiments of the source)."""
+class _SquaredNorms(torch.autograd.Function):
+    """‖D_i‖² of each row, whose gradient is −2D: one pass, where autograd goes back through every step to D."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, differences: Tensor) -> Tensor:
+        ctx.save_for_backward(differences)
+        return differences.square().sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (differences,) = ctx.saved_tensors
+        return differences * (-2 * gradient[:, None]), None
+
+
+class SquaredLoss(Loss):
+    """A loss of ‖D_i‖² a row, with D such that ∂‖D_i‖²/∂o_i = −2D_i: Y − Ŷ but for what the loss does not see."""
+
+    def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """D of outputs that have their offset, n × C."""
+        raise NotImplementedError
 
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return self.error(outputs, labels).square().sum(dim=1)
+        rows: Tensor = _SquaredNorms.apply(outputs, self.differences(outputs.detach(), labels))  # type: ignore[no-untyped-call]
+        return rows
 
-    def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
+
+@LOSSES.register("mse")
+class ClassCentredMSE(SquaredLoss):
+    """L = (1/n) Σ_i ‖(o_i − mean_c o_i) − (y_i − 1/C)‖², centred over classes (the experiments of the source)."""
+
+    def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
         difference = one_hot(labels, outputs.shape[1], outputs.dtype) - outputs
         return difference - difference.mean(dim=1, keepdim=True)
+
+    def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.differences(outputs, labels)
 
     def unseen(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return 1 / outputs.shape[1] - outputs.mean(dim=1)
@@ -97,7 +127,7 @@ class ClassCentredMSE(Loss):
 
 
 @LOSSES.register("projected_mse")
-class ProjectedMSE(Loss):
+class ProjectedMSE(SquaredLoss):
     """L = (1/n) ‖P₁⊥(Y − Ŷ)‖², centred over samples: Eq. 1 of arXiv:2509.21519 times 2/n.
 
     It is blind to one offset per class, so losses and accuracies use Ŷ + mean over the training rows of (Y − Ŷ).
@@ -106,11 +136,11 @@ class ProjectedMSE(Loss):
     def offset(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return row_mean(one_hot(labels, outputs.shape[1], outputs.dtype) - outputs)
 
-    def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return (one_hot(labels, outputs.shape[1], outputs.dtype) - outputs).square().sum(dim=1)
+    def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return one_hot(labels, outputs.shape[1], outputs.dtype) - outputs
 
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return center(one_hot(labels, outputs.shape[1], outputs.dtype) - outputs)
+        return center(self.differences(outputs, labels))
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return features - row_mean(features), targets - row_mean(targets)

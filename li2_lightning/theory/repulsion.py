@@ -10,8 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from li2_lightning.linear_algebra import product
+from li2_lightning.theory.energy import column_norms
+
 BLOCK = 256
 """Rows of a Gram matrix at a time: half of it is never computed, and a block stays small."""
+
+SHORTEST = 1e-12
+"""A centred feature that is shorter is constant but for rounding."""
 
 
 def repulsion(features: Tensor, ridge: Tensor | float, pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,14 +79,17 @@ def most_similar_pairs(features: Tensor, count: int) -> Tensor:
         features: F̃, centred, n×K.
     """
     K = features.shape[1]
-    directions = torch.nn.functional.normalize(features, dim=0)
-    directions = directions.to(torch.complex64 if directions.is_complex() else torch.float32)
+    single = features.to(torch.complex64 if features.is_complex() else torch.float32)
+    directions = (single / column_norms(single).clamp_min(SHORTEST)).mT.contiguous()
+    if directions.is_complex():
+        # The real part of a complex product is a real one of twice the length.
+        directions = torch.view_as_real(directions).flatten(1)
     cosines = torch.zeros(0, dtype=torch.float32, device=features.device)
     pairs = torch.zeros(0, dtype=torch.int64, device=features.device)  # each as the number j·K + l
     for start in range(0, K, BLOCK):
-        block = directions[:, start : start + BLOCK].mH @ directions[:, start:]
+        block = product(directions[start : start + BLOCK], directions[start:].mT)
         # Below the diagonal each pair stands once more; zero is not positive.
-        found, place = (block.real if block.is_complex() else block).triu(1).flatten().topk(min(count, block.numel()))
+        found, place = block.triu(1).flatten().topk(min(count, block.numel()))
         left, right = start + place // (K - start), start + place % (K - start)
         cosines, pairs = torch.cat([cosines, found]), torch.cat([pairs, left * K + right])
         cosines, kept = cosines.topk(min(count, len(cosines)))
