@@ -56,6 +56,15 @@ def test_a_torch_without_onednn_gives_the_same(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(product(left, right), with_it, rtol=0, atol=5e-5)
 
 
+def test_where_a_gradient_is_wanted_there_is_one() -> None:
+    left, right = draw(m, k).float().requires_grad_(), draw(k, n, seed=1).float().requires_grad_()
+    found = torch.autograd.grad(product(left, right).sum(), (left, right))
+    for one, other in zip(found, torch.autograd.grad((left @ right).sum(), (left, right)), strict=True):
+        assert torch.equal(one, other)
+    with torch.no_grad():
+        assert not product(left, right).requires_grad
+
+
 def test_the_same_product_twice_is_the_same_to_the_last_bit() -> None:
     left, right = draw(m, k).float(), draw(k, n, seed=1).float()
     assert all(torch.equal(product(left, right), product(left.clone(), right.clone())) for _ in range(5))
