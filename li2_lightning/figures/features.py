@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -75,9 +77,11 @@ def draw_panels(left: Axes, right: Axes, weights: npt.NDArray[np.inexact], group
 def _draw_shares(axes: Axes, shares: npt.NDArray[np.floating], labels: list[str], step: int) -> None:
     """A column a node, sorted by its leading block and then by how far it leads."""
     order = np.lexsort((-shares.max(axis=0), shares.argmax(axis=0)))
-    image = axes.imshow(shares[:, order], aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    scale = ScalarMappable(Normalize(0, 1), "cividis")
+    # As colours: of numbers matplotlib makes a dozen copies at the size of the picture, more than a run's weights.
+    axes.imshow(scale.to_rgba(shares[:, order], bytes=True), aspect="auto", interpolation="nearest")
     assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes, label="share of ‖w‖²")
+    axes.figure.colorbar(scale, ax=axes, label="share of ‖w‖²")
     axes.set_title(f"Irreps of all {shares.shape[1]} nodes at step {step}", loc="left", fontsize=10)
     axes.set_xlabel("nodes, sorted by their leading irrep")
     every = max(1, len(labels) // 12)
