@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Multiplications below which MKL is done sooner: its calls cost less.
-SMALL = 2**20
+SMALL = 2**21
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from li2_lightning import linear_algebra
 from li2_lightning.linear_algebra import SMALL, product, squared_magnitudes
 
-m, k, n = 70, 150, 120
+m, k, n = 100, 150, 160
 assert m * k * n > SMALL
 
 
