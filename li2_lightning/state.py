@@ -188,9 +188,9 @@ class StepState:
     def _features(self) -> Features:
         if self._kept is None:
             self._check_weights()
-            features = self.network.compute_features(self._rows.tokens)
-            last = _at_least_single(features.last)
-            return Features(last, last if features.first is features.last else _at_least_single(features.first))
+            # Kept by every network but the blocked one, which has a single hidden layer.
+            features = _at_least_single(torch.cat(list(self.network.feature_blocks(self._rows.tokens))))
+            return Features(features, features)
         last = gather_rows(_at_least_single(self._kept.last))
         is_first = self._kept.first is self._kept.last
         return Features(last, last if is_first else gather_rows(_at_least_single(self._kept.first)))

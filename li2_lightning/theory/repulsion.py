@@ -101,10 +101,10 @@ def most_similar_pairs(features: Tensor, count: int) -> Tensor:
 def _solve_half(rows: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
     """L⁻¹ right, for the Cholesky factor L of rows·rowsᴴ + ηI; NaN where there is none."""
     size = len(rows)
-    gram = rows.new_zeros(size, size)
+    # Cholesky reads the lower half alone.
+    gram = rows.new_empty(size, size)
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
-        # Cholesky reads the lower half alone.
         gram[start:stop, :stop] = rows[start:stop] @ rows[:stop].mH
     gram.diagonal().add_(ridge)
     factor, info = torch.linalg.cholesky_ex(gram)
