@@ -201,7 +201,7 @@ def _markdown(report: Report) -> str:
             "|---|---|",
         ]
         for label, found in report["memory"].items():
-            ring = f", {found['ring']:.2f} of them the last 20 updates" if found.get("ring") else ""
+            ring = f", {found['ring']:.2f} of them the last 20 updates" if found["ring"] else ""
             lines.append(f"| {label} | {found['activations']:.2f}{ring} |")
         lines.append("")
     if "start" in report:

@@ -86,14 +86,14 @@ def gradient_structure(
     coupled = _inner(Q_measured, Q).to(counts.dtype).clamp_min(0).sqrt()
     residual_norm = grams.residual.diagonal().sum().sqrt()
     readout_norm, driving_norm = torch.linalg.vector_norm(V), torch.linalg.vector_norm(Q)
-    AV = product(A, V).to(grams.residual_target.dtype.to_complex() if V.is_complex() else grams.residual_target.dtype)
+    AV = product(A, V).real.to(counts.dtype)
     return GradientStructure(
         norm=norm,
         # ⟨RVᴴ, ỸA⟩ = tr(RᵀỸ·AV)
-        independence=_ratio(_trace(grams.residual_target, AV), norm * independent),
+        independence=_ratio(_inner(AV, grams.residual_target.mT), norm * independent),
         coupling=_ratio(_inner(V_measured, Q), norm * coupled),
         residual_alignment=_ratio(grams.residual_target.diagonal().sum(), residual_norm * target_norm),
-        readout_alignment=_ratio(AV.diagonal().sum().real, readout_norm * torch.linalg.vector_norm(A)),
+        readout_alignment=_ratio(AV.diagonal().sum(), readout_norm * torch.linalg.vector_norm(A)),
         readout_equilibrium=_ratio(_inner(V, Q), readout_norm * driving_norm),
         effective_ridge=_ratio(driving_norm, readout_norm),
     )
@@ -209,16 +209,10 @@ def _interaction_columns(features: Tensor, ridge: float, units: Tensor) -> Tenso
     return (units - F.mH @ torch.cholesky_solve(F @ units, factor)) / ridge
 
 
-def _trace(real: Tensor, other: Tensor) -> Tensor:
-    """Re tr(real · other)."""
-    other = other.real if other.is_complex() else other
-    return (real.mT * other).sum()
-
-
 def _inner(left: Tensor, right: Tensor) -> Tensor:
     """Re⟨left, right⟩, over all entries."""
-    products = left * right.conj()
-    return products.real.sum()
+    total: Tensor = (left * right.conj()).sum().real
+    return total
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
