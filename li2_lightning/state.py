@@ -83,7 +83,10 @@ class FeatureSums:
         for F in blocks:
             if weights is not None:
                 rows = weights[self._rows_again : self._rows_again + len(F)]
-                self.add(rows.to(F.dtype).mT @ F)
+                # As the backward pass has it: a complex product rounds otherwise than two real ones.
+                real = torch.view_as_real(F).flatten(1) if F.is_complex() else F
+                along = rows.to(real.dtype).mT @ real
+                self.add(torch.view_as_complex(along.view(1, -1, 2)) if F.is_complex() else along)
             self.look_again(F)
 
     @property
