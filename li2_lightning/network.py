@@ -27,8 +27,9 @@ from li2_lightning.ranks import moments_over_ranks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
-# Rows whose features need not be kept go through the plain formula in blocks of this many.
-EVALUATION_BLOCK = 256
+# Rows whose features need not be kept go through the plain formula in blocks of this many: on a CPU as many as stay in
+# cache, on an accelerator as many as keep it busy, where each block costs the host some launches.
+EVALUATION_BLOCK, ACCELERATOR_BLOCK = 256, 2**14
 
 
 class Sizes(Protocol):
@@ -133,7 +134,8 @@ class Network(nn.Module):
         """Ŷ of rows whose features nobody needs, n × C."""
         if self.why_plain() is None:
             return self._blocked(tokens)
-        return torch.cat([self(block, moments).outputs for block in torch.split(tokens, EVALUATION_BLOCK)])
+        rows = EVALUATION_BLOCK if tokens.device.type == "cpu" else ACCELERATOR_BLOCK
+        return torch.cat([self(block, moments).outputs for block in torch.split(tokens, rows)])
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:

@@ -283,7 +283,9 @@ class StepState:
     @cached_property
     def class_counts(self) -> Tensor:
         """Training rows of each class, (C,)."""
-        return torch.bincount(self.targets, minlength=self.outputs.shape[1]).to(self.outputs.dtype)
+        # torch.bincount would wait for an accelerator, to learn how long its result is.
+        ones = self.outputs.new_ones(len(self.targets))
+        return self.outputs.new_zeros(self.outputs.shape[1]).index_add_(0, self.targets, ones)
 
     @property
     def _local_sums(self) -> FeatureSums:
