@@ -125,7 +125,7 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
     check_cover(list(network.named_parameters()), network.roles())
-    optimizer = build_optimizer(network.roles(), asdict(config.optimizer))
+    optimizer = build_optimizer(network.roles(), asdict(config.optimizer), network.layouts())
     scheduler = build_scheduler(optimizer, config.scheduler, config.max_steps)
     module = Li2Module(
         network,

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError, check_choice
+from optimizers.layouts import Layout, check_layouts
 from optimizers.registry import build, listing, resolve
 from optimizers.signature import accepts
 
@@ -20,17 +21,25 @@ SHARED = ("lr", "weight_decay")
 NamedParameters = Sequence[tuple[str, Parameter]]
 
 
-def build_optimizer(parameters: Mapping[str, NamedParameters], config: Mapping[str, Any]) -> CompositeOptimizer:
+def build_optimizer(
+    parameters: Mapping[str, NamedParameters],
+    config: Mapping[str, Any],
+    layouts: Mapping[str, Layout] | None = None,
+) -> CompositeOptimizer:
     """One optimizer for each role that has trainable parameters, joined.
+
+    Each parameter group is told its parameters' names (``param_names``) and layouts (``layouts``).
 
     Args:
         parameters: role -> pairs of name and parameter; those that require no gradient are left out.
         config: ``lr`` and ``weight_decay`` (shared, may be None), and for each role a mapping with ``name``
             and hyperparameters. A role without parameters builds nothing, but what it says must still fit.
 
+        layouts: name of a parameter -> what the network declares of it (`optimizers.layouts`).
+
     Raises:
         OptimizerError: an unknown role, a role without ``name``, a parameter in two roles, nothing to train,
-            and whatever `registry.build` refuses.
+            a hyperparameter that contradicts a layout, and whatever `registry.build` refuses.
     """
     for key in config:
         check_choice("The optimizer key", key, (*SHARED, *ROLES))
@@ -56,6 +65,11 @@ def build_optimizer(parameters: Mapping[str, NamedParameters], config: Mapping[s
         named = {id(parameter): label for label, parameter in trainable[role].items()}
         for group in children[role].param_groups:
             group["param_names"] = [named[id(parameter)] for parameter in group["params"]]
+            group["layouts"] = [_plain((layouts or {}).get(label)) for label in group["param_names"]]
+            try:
+                check_layouts(group)
+            except OptimizerError as error:
+                raise OptimizerError(f"optimizer.{role}: {name}: {error}") from None
         if shared["weight_decay"] and not accepts(factory, "weight_decay"):
             notes[role] = f"takes no weight decay, the shared {shared['weight_decay']} is not applied"
     return CompositeOptimizer(children, called, notes)
@@ -99,6 +113,10 @@ def describe(composite: CompositeOptimizer) -> str:
             f"weight decay {_values(groups, 'weight_decay')}  {', '.join(tensors)}{note}"
         )
     return "\n".join(lines)
+
+
+def _plain(layout: Layout | None) -> dict[str, Any] | None:
+    return None if layout is None else dict(layout)
 
 
 def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str, Parameter]]:
