@@ -27,11 +27,19 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import build_callbacks, read_config
+from callbacks import build_callbacks, with_defaults
 from li2_lightning.command_line import explain_keys, prepare, show_error
-from li2_lightning.config import Config, ridge_strength, to_plain
+from li2_lightning.config import (
+    Config,
+    OptimizerConfig,
+    load_config,
+    multiplied,
+    multiply,
+    ridge_strength,
+    to_plain,
+)
 from li2_lightning.data import TableDataModule
-from li2_lightning.errors import Interrupted
+from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.launch import Team, invited, serve
 from li2_lightning.losses import build_loss
 from li2_lightning.module import Li2Module
@@ -43,7 +51,7 @@ from li2_lightning.summary import print_summary
 from li2_lightning.sweep import run_in_sweep
 from li2_lightning.tasks import build_task, split_rows
 from li2_lightning.tracking import logging_to, wandb_mode
-from optimizers import build_optimizer, build_scheduler, check_cover, describe
+from optimizers import OptimizerError, build_optimizer, build_scheduler, check_cover, describe, spell_out
 
 
 def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
@@ -60,6 +68,24 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
     config = read_config(values)
     with Team(config, [sys.executable, str(Path(__file__).resolve())]) as team:
         return lead(config, team) if team.first else follow(config, team)
+
+
+def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
+    """The checked config, with what it leaves to the defaults of callbacks and optimizers spelled out.
+
+    So equal settings share a hash, and config.yaml holds what was used.
+
+    Raises:
+        InputError: a key, a value or a plug-in that does not fit.
+    """
+    config = load_config(values)
+    config.callbacks = with_defaults(config.callbacks)
+    try:
+        config.optimizer = OptimizerConfig(**spell_out(asdict(config.optimizer), multiplied(config)))
+    except OptimizerError as error:
+        raise InputError(str(error)) from error
+    multiply(config)
+    return config
 
 
 def lead(config: Config, team: Team) -> RunResult:
@@ -125,7 +151,7 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
     check_cover(list(network.named_parameters()), network.roles())
-    optimizer = build_optimizer(network.roles(), asdict(config.optimizer))
+    optimizer = build_optimizer(network.roles(), asdict(config.optimizer), network.layouts())
     scheduler = build_scheduler(optimizer, config.scheduler, config.max_steps)
     module = Li2Module(
         network,

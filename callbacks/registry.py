@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
-from omegaconf import DictConfig
 
-from li2_lightning.config import Config, load_config
 from li2_lightning.errors import InputError
 from li2_lightning.registry import Registry, check_options
 
@@ -42,17 +40,6 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
                 raise InputError(f"The callback {name!r} gave a {type(callback).__name__}, not a lightning.Callback.")
             callbacks.append(callback)
     return callbacks
-
-
-def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
-    """`load_config`, with the options of every callback spelled out, so that equal settings share a hash.
-
-    Raises:
-        InputError: as for `load_config` and `build_callbacks`.
-    """
-    config = load_config(values)
-    config.callbacks = with_defaults(config.callbacks)
-    return config
 
 
 def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

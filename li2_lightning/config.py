@@ -83,8 +83,8 @@ class NetworkConfig:
 class OptimizerConfig:
     """One optimizer a role; ``lr`` and ``weight_decay`` fill in for a role that does not set its own."""
 
-    lr: float | None = 1e-3
-    weight_decay: float | None = 2e-4
+    lr: float | None = None  # null: each optimizer's own default, which config.yaml spells out
+    weight_decay: float | None = 2e-4  # null: as lr
     hidden: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # W and the extra layers
     output: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # V
     embedding: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # token tables, vectors
@@ -179,7 +179,6 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
         raise explain(error) from error
     assert isinstance(config, Config)
     _check(config)
-    _multiply(config)
     return config
 
 
@@ -275,6 +274,13 @@ def run_name(config: Config) -> str:
     return config.name
 
 
+def role_value(optimizer: Mapping[str, Any], role: str, key: str) -> Any:
+    """``lr`` or ``weight_decay`` of one role of an optimizer section: its own, else the shared one."""
+    # null leaves it to the shared one, as `optimizers` has it.
+    own = optimizer[role].get(key)
+    return optimizer[key] if own is None else own
+
+
 def ridge_strength(config: Config, n: int) -> float | None:
     """η of the ridge readout for n training rows: ``network.ridge``, else nλ/2 with the decay of the output role.
 
@@ -285,9 +291,7 @@ def ridge_strength(config: Config, n: int) -> float | None:
     """
     if config.network.readout != "ridge":
         return None
-    own = config.optimizer.output.get("weight_decay")
-    # null leaves it to the shared one, as `optimizers` has it.
-    decay = (config.optimizer.weight_decay if own is None else own) or 0.0
+    decay = role_value(vars(config.optimizer), "output", "weight_decay") or 0.0
     ridge = config.network.ridge if config.network.ridge is not None else n * float(decay) / 2
     if ridge <= 0:
         raise InputError("network.readout=ridge needs network.ridge or optimizer.weight_decay to be positive.")
@@ -336,6 +340,9 @@ def _check(config: Config) -> None:
         if choice not in options:
             raise unknown(f"value of {key}:", choice, options)
     find_activation(network.activation)
+    for key, multiple in vars(config.multiple).items():
+        if not 0 < multiple < float("inf"):
+            raise InputError(f"multiple.{key}={multiple} is out of range; it must be positive and finite.")
     for role in ("hidden", "output", "embedding"):
         if "name" not in getattr(config.optimizer, role):
             raise InputError(f"optimizer.{role} has no name; say for example optimizer.{role}.name=adam.")
@@ -343,14 +350,15 @@ def _check(config: Config) -> None:
     run_name(config)
 
 
-def _multiply(config: Config) -> None:
-    """Replace every learning rate and weight decay by its multiple, and the multiples by 1."""
+def multiply(config: Config) -> None:
+    """Replace every learning rate and weight decay by its multiple, and the multiples by 1.
+
+    Raises:
+        InputError: there is nothing to multiply.
+    """
     optimizer = config.optimizer
-    for key, multiple in vars(config.multiple).items():
-        if not 0 < multiple < float("inf"):
-            raise InputError(f"multiple.{key}={multiple} is out of range; it must be positive and finite.")
-        if multiple == 1:
-            continue
+    for key in multiplied(config):
+        multiple = getattr(config.multiple, key)
         shared = getattr(optimizer, key)
         written = [
             role for role in (optimizer.hidden, optimizer.output, optimizer.embedding) if _is_number(role.get(key))
@@ -362,6 +370,11 @@ def _multiply(config: Config) -> None:
         for role in written:
             role[key] = _product(role[key], multiple)
         setattr(config.multiple, key, 1.0)
+
+
+def multiplied(config: Config) -> list[str]:
+    """What `multiply` multiplies by something else than 1: lr, weight_decay."""
+    return [key for key, multiple in vars(config.multiple).items() if multiple != 1]
 
 
 def _is_number(value: Any) -> bool:

@@ -31,7 +31,7 @@ from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
 from optimizers.registry import find, import_plugin, names, register
-from optimizers.roles import ROLES, build_optimizer, check_cover, describe
+from optimizers.roles import ROLES, build_optimizer, check_cover, describe, spell_out
 from optimizers.schedulers import build_scheduler
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "find",
     "names",
     "register",
+    "spell_out",
 ]
 
 # Commands, run with python -m: what is imported already would run a second time there, and Python warns.

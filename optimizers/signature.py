@@ -29,6 +29,13 @@ def accepts(factory: Callable[..., Any], name: str) -> bool:
     return is_open or name in parameters
 
 
+def own_default(factory: Callable[..., Any], name: str) -> float | None:
+    """The number that ``factory`` takes for a hyperparameter by itself; None where its signature does not tell one."""
+    parameters, _ = hyperparameters(factory)
+    default = parameters[name].default if name in parameters else None
+    return default if isinstance(default, int | float) and not isinstance(default, bool) else None
+
+
 def fit(factory: Callable[..., Any], given: Mapping[str, Any], what: str, section: str) -> dict[str, Any]:
     """``given`` as keyword arguments for ``factory``.
 

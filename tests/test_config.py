@@ -16,6 +16,7 @@ from li2_lightning.config import (
     explain,
     keys,
     load_config,
+    multiply,
     ridge_strength,
     run_name,
     to_plain,
@@ -31,7 +32,7 @@ def merged(**values: Any) -> Config:
 def test_nothing_given_is_the_default() -> None:
     config = merged()
     assert (config.task.name, config.task.order, config.network.width, config.max_steps) == ("cyclic", 71, 2048, 400)
-    assert (config.optimizer.lr, config.optimizer.weight_decay, config.loss) == (1e-3, 2e-4, "mse")
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.loss) == (None, 2e-4, "mse")
     expected = Config()
     expected.task.order = 71
     assert config == expected
@@ -171,7 +172,7 @@ def test_hash_is_ten_digits_that_depend_on_the_result_alone(tmp_path: Path) -> N
     for values in ({"seed": 5}, {"name": "x"}, {"output_dir": "/x"}, {"debug": True}, {"task": {"order": 71}}):
         assert config_hash(merged(**values)) == default, values
     # A value written as it is by default is no other run.
-    assert config_hash(merged(optimizer={"lr": 0.001}, data={"train_fraction": None})) == default
+    assert config_hash(merged(optimizer={"weight_decay": 2e-4}, data={"train_fraction": None})) == default
     assert config_hash(merged(max_steps=401)) != default
     table = tmp_path / "table.csv"
     table.write_text("0,1\n1,0\n")
@@ -210,11 +211,14 @@ def test_a_name_that_is_no_plain_folder_is_refused(name: str) -> None:
 def test_multiples_are_what_the_user_would_have_written() -> None:
     roles = {"hidden": {"name": "muon", "lr": 0.02}, "output": {"name": "adam", "weight_decay": "5e-1"}}
     multiplied = merged(optimizer={"lr": 1e-3, **roles}, multiple={"lr": 3, "weight_decay": 3.0})
+    multiply(multiplied)
     roles["hidden"]["lr"], roles["output"]["weight_decay"] = 0.06, 1.5
     written = merged(optimizer={"lr": 3e-3, "weight_decay": 6e-4, **roles})
     assert multiplied == written
     assert config_hash(multiplied) == config_hash(written)
-    assert load_config(to_plain(multiplied)) == multiplied, "what config.yaml holds is not multiplied again"
+    again = load_config(to_plain(multiplied))
+    multiply(again)
+    assert again == multiplied, "what config.yaml holds is not multiplied again"
 
 
 def test_multiples_that_do_not_fit() -> None:
@@ -222,7 +226,7 @@ def test_multiples_that_do_not_fit() -> None:
         with pytest.raises(InputError, match=r"multiple\.lr=.* must be positive and finite"):
             merged(multiple={"lr": multiple})
     with pytest.raises(InputError, match=r"multiple\.lr=3\.0 has nothing to multiply; set optimizer\.lr"):
-        merged(optimizer={"lr": None}, multiple={"lr": 3})
+        multiply(merged(multiple={"lr": 3}))
 
 
 def test_ridge_strength() -> None:

@@ -30,9 +30,9 @@ class Sweeper(BasicSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
-        from callbacks import read_config
         from li2_lightning.command_line import opened, quoted
         from li2_lightning.sweep import Sweep, plan
+        from train import read_config
 
         assert self.config is not None
         assert self.launcher is not None
