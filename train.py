@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import build_callbacks, read_config
 from li2_lightning.command_line import explain_keys, prepare, show_error
-from li2_lightning.config import Config, ridge_strength, to_plain
+from li2_lightning.config import Config, register_identity, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import Interrupted
 from li2_lightning.launch import Team, invited, serve
@@ -43,7 +43,14 @@ from li2_lightning.summary import print_summary
 from li2_lightning.sweep import run_in_sweep
 from li2_lightning.tasks import build_task, split_rows
 from li2_lightning.tracking import logging_to, wandb_mode
-from optimizers import build_optimizer, build_scheduler, check_cover, describe
+from optimizers import (
+    build_optimizer,
+    build_scheduler,
+    check_cover,
+    describe,
+    optimizer_identity,
+    scheduler_identity,
+)
 
 
 def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
@@ -142,6 +149,13 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
     return trainer, module, data
 
 
+def register_identities() -> None:
+    """Let the hash of a config know the defaults of optimizers and schedules; tasks and callbacks do so themselves."""
+    register_identity("optimizer", optimizer_identity)
+    register_identity("scheduler", scheduler_identity)
+
+
+register_identities()
 ConfigStore.instance().store(name="schema", node=Config)
 # This file is loaded twice where it is __main__ and a plug-in imports it as train.
 OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
@@ -152,6 +166,8 @@ def train(config: DictConfig) -> None:
     """One run from the command line, or one of a sweep in whatever process its launcher starts."""
     shell = HydraConfig.get()
     if shell.mode is RunMode.MULTIRUN:
+        # A launcher may send this function to a process that has not run the rest of this file.
+        register_identities()
         run_in_sweep(run, lambda: read_config(config), Path(shell.sweep.dir))
         return
     try:
