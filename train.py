@@ -35,6 +35,7 @@ from li2_lightning.config import (
     load_config,
     multiplied,
     multiply,
+    register_identity,
     ridge_strength,
     to_plain,
 )
@@ -51,7 +52,16 @@ from li2_lightning.summary import print_summary
 from li2_lightning.sweep import run_in_sweep
 from li2_lightning.tasks import build_task, split_rows
 from li2_lightning.tracking import logging_to, wandb_mode
-from optimizers import OptimizerError, build_optimizer, build_scheduler, check_cover, describe, spell_out
+from optimizers import (
+    OptimizerError,
+    build_optimizer,
+    build_scheduler,
+    check_cover,
+    describe,
+    optimizer_identity,
+    scheduler_identity,
+    spell_out,
+)
 
 
 def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
@@ -110,7 +120,7 @@ def lead(config: Config, team: Team) -> RunResult:
     ):
         rows = f"{len(data.train)} training and {len(data.test)} test rows"
         print(f"{data.task.name}: {rows}, {data.task.num_classes} classes{team}")
-        print(describe(module.optimizer))
+        print(describe(module.optimizer))  # type: ignore[arg-type]  # `assemble` built it
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     summary = directory.summary()
     assert summary is not None
@@ -168,6 +178,13 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
     return trainer, module, data
 
 
+def register_identities() -> None:
+    """Let the hash of a config know the defaults of optimizers and schedules; tasks and callbacks do so themselves."""
+    register_identity("optimizer", optimizer_identity)
+    register_identity("scheduler", scheduler_identity)
+
+
+register_identities()
 ConfigStore.instance().store(name="schema", node=Config)
 # This file is loaded twice where it is __main__ and a plug-in imports it as train.
 OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
@@ -178,13 +195,15 @@ def train(config: DictConfig) -> None:
     """One run from the command line, or one of a sweep in whatever process its launcher starts."""
     shell = HydraConfig.get()
     if shell.mode is RunMode.MULTIRUN:
+        # A launcher may send this function to a process that has not run the rest of this file.
+        register_identities()
         run_in_sweep(run, lambda: read_config(config), Path(shell.sweep.dir))
         return
     try:
         result = run(config)
     except Exception as error:
         sys.exit(show_error(error, config.debug))
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # Lightning sets it
         return
     if result.stored:
         print("This run was finished before; force=true repeats it.")

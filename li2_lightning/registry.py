@@ -124,5 +124,14 @@ def check_options(
         raise InputError(f"The {what} needs {section}.{missing[0]}; {takes}.")
 
 
+def beyond_defaults(factory: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``options`` that ``factory`` does not have as its defaults."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # `check_options` refuses it
+        return dict(options)
+    return {key: value for key, value in options.items() if key not in parameters or value != parameters[key].default}
+
+
 def _where(factory: Callable[..., Any]) -> str:
     return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"

@@ -31,8 +31,8 @@ from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
 from optimizers.registry import find, import_plugin, names, register
-from optimizers.roles import ROLES, build_optimizer, check_cover, describe, spell_out
-from optimizers.schedulers import build_scheduler
+from optimizers.roles import ROLES, build_optimizer, check_cover, describe, optimizer_identity, spell_out
+from optimizers.schedulers import build_scheduler, scheduler_identity
 
 __all__ = [
     "ROLES",
@@ -45,7 +45,9 @@ __all__ = [
     "describe",
     "find",
     "names",
+    "optimizer_identity",
     "register",
+    "scheduler_identity",
     "spell_out",
 ]
 

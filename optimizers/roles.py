@@ -14,7 +14,7 @@ from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError, check_choice
 from optimizers.layouts import Layout, check_layouts
 from optimizers.registry import build, listing, resolve
-from optimizers.signature import accepts, own_default
+from optimizers.signature import accepts, beyond_defaults, own_default
 
 ROLES = ("hidden", "output", "embedding")
 SHARED = ("lr", "weight_decay")
@@ -114,6 +114,27 @@ def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> di
             if value is not None and value != complete[key]:
                 complete[role][key] = value
     return complete
+
+
+def optimizer_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells optimizers apart: of each role the name, and what its optimizer would not do by itself.
+
+    The shared values count as what they make of each role. What cannot be built is left as it is; `build_optimizer`
+    refuses it.
+
+    Args:
+        config: as for `build_optimizer`.
+    """
+    shared = {key: config.get(key) for key in SHARED}
+    roles = {}
+    for role in ROLES:
+        name, given = config[role]["name"], {key: v for key, v in config[role].items() if key != "name"}
+        try:
+            factory, arguments = resolve(name, given, shared, role)
+        except OptimizerError:
+            return dict(config)
+        roles[role] = {"name": name, **beyond_defaults(factory, arguments)}
+    return roles
 
 
 def check_cover(all_named_parameters: Iterable[tuple[str, Tensor]], parameters: Mapping[str, NamedParameters]) -> None:

@@ -67,6 +67,12 @@ def fit(factory: Callable[..., Any], given: Mapping[str, Any], what: str, sectio
     }
 
 
+def beyond_defaults(factory: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``given`` that ``factory`` does not have as its defaults."""
+    parameters, _ = hyperparameters(factory)
+    return {name: v for name, v in given.items() if name not in parameters or v != parameters[name].default}
+
+
 def _convert(value: Any, default: Any, key: str) -> Any:
     if isinstance(default, tuple):
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(default):

@@ -139,7 +139,7 @@ MORE = [
     ("callbacks=defalt", "Did you mean 'default'"),
     ("logger=wandbb", "Did you mean 'wandb'"),
     ("trainer=float46", "Did you mean 'float64'"),
-    ("trainer.strategy=ddpp", "strategy"),
+    ("trainer.accelerator=cpuu", "Did you mean 'cpu'"),
     ("optimizer.hidden.betas=3", "optimizer.hidden.betas"),
     ("scheduler.step_size=3", "scheduler.name"),
     ("callbacks=default callbacks.gram.every_n_steps=0", "at least 1"),

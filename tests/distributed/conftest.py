@@ -57,7 +57,7 @@ def configure(output_dir: Path, *overrides: str) -> Config:
 def on_ranks(config: Mapping[str, Any], ranks: int) -> Config:
     """The same run on several ranks."""
     changed = copy.deepcopy(dict(config))
-    changed["trainer"] |= {"devices": ranks, "strategy": "ddp"}
+    changed["trainer"] |= {"devices": ranks}
     return changed
 
 
