@@ -116,6 +116,7 @@ class TrainerConfig:
 
     accelerator: str = "auto"
     devices: int = 1  # ranks on each node; each trains and evaluates on its share of the rows
+    oversubscribe: bool = False  # more ranks on the CPU than there are cores: for tests
     num_nodes: int = 1
     strategy: str = "auto"  # or ddp, which is what auto takes for several ranks
     precision: str = "32-true"
@@ -202,6 +203,10 @@ def explain(error: OmegaConfBaseException) -> InputError:
         return unknown_key(key)
     lines = str(error.msg).splitlines() if error.msg else []
     reason = readable(lines[0].rstrip(".")) if lines else type(error).__name__
+    if key and "is not Optional" in reason:
+        return InputError(f"{key} cannot be null; write a value, or leave the key out for its default.")
+    if key and re.match(r"Cannot assign \w+ to Dict", reason):
+        return InputError(f"{key} is a section and takes no value itself; set its keys, as in {key}.KEY=VALUE.")
     return InputError(f"The value of {key} does not fit: {reason}." if key else f"The config does not fit: {reason}.")
 
 
@@ -242,6 +247,7 @@ def config_hash(config: Config) -> str:
     Input files count by content, so that an edited table is another run and a moved one is the same.
     """
     plain = {key: value for key, value in to_plain(config).items() if key not in NOT_HASHED}
+    del plain["trainer"]["oversubscribe"]
     for key in FILES:
         section, _, name = key.partition(".")
         if plain[section][name] is not None:

@@ -30,7 +30,7 @@ import pkgutil
 from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
-from optimizers.registry import find, import_plugin, names, register
+from optimizers.registry import find, import_plugin, module_of, names, register
 from optimizers.roles import ROLES, build_optimizer, check_cover, describe
 from optimizers.schedulers import build_scheduler
 
@@ -44,6 +44,7 @@ __all__ = [
     "check_cover",
     "describe",
     "find",
+    "module_of",
     "names",
     "register",
 ]
