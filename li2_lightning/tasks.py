@@ -299,8 +299,8 @@ def _read_split(task: Task, path: Path) -> Split:
             )
         outside = array[(array < 0) | (array >= rows)]
         if len(outside):
-            least = min(int(other.min()) for other in arrays.values() if other.size)
-            from_one = "; does it count from 1?" if least == 1 and outside.max() == rows else "."
+            lowest = min(other.min() for other in arrays.values() if other.size and other.dtype.kind in "iu")
+            from_one = "; does it count from 1?" if lowest == 1 and set(outside) == {rows} else "."
             raise InputError(
                 f"In the split file {path} the array {name!r} holds the row {outside[0]}; the task "
                 f"{task.name} has the rows 0 to {rows - 1}{from_one}"
