@@ -10,9 +10,22 @@ From Python: ``train.run({"task": {"order": 31}, "max_steps": 100})``.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+
+
+def _leave(*_: object) -> None:
+    """Ctrl-C during the imports, which take seconds; an exception would be a traceback, or caught by one of them."""
+    sys.stderr.write("error: Stopped before training began.\n")
+    os._exit(128 + signal.SIGINT)
+
+
+# Where SIGINT is ignored (nohup), it stays so.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)
+
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +40,7 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import build_callbacks, with_defaults
+from callbacks import CALLBACKS, build_callbacks, with_defaults
 from li2_lightning.command_line import explain_keys, prepare, show_error
 from li2_lightning.config import (
     Config,
@@ -42,22 +55,24 @@ from li2_lightning.config import (
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.launch import Team, invited, serve
-from li2_lightning.losses import build_loss
+from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
 from li2_lightning.network import build_network
 from li2_lightning.run_directory import RunDirectory, RunResult, continue_from
-from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals
+from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
 from li2_lightning.seeds import generator
 from li2_lightning.summary import print_summary
 from li2_lightning.sweep import run_in_sweep
-from li2_lightning.tasks import build_task, split_rows
+from li2_lightning.tasks import TASKS, build_task, split_rows
 from li2_lightning.tracking import logging_to, wandb_mode
 from optimizers import (
+    ROLES,
     OptimizerError,
     build_optimizer,
     build_scheduler,
     check_cover,
     describe,
+    module_of,
     optimizer_identity,
     scheduler_identity,
     spell_out,
@@ -76,7 +91,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         OtherRankError: of several ranks another one failed.
     """
     config = read_config(values)
-    with Team(config, [sys.executable, str(Path(__file__).resolve())]) as team:
+    with Team(config, [sys.executable, str(Path(__file__).resolve())], plug_ins(config)) as team:
         return lead(config, team) if team.first else follow(config, team)
 
 
@@ -143,7 +158,7 @@ def follow(config: Config, team: Team) -> RunResult:
 def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Trainer, Li2Module, TableDataModule]:
     """Config → task → network → module → callbacks → trainer, the same on every rank; writes nothing."""
     if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+        use_threads(config.trainer.threads, team.processes_here)
     keep_freed_memory()
     lightning.seed_everything(config.seed, verbose=False)
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
@@ -176,6 +191,19 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
     )
     trainer = build_trainer(config, directory, build_callbacks(config.callbacks), team.environment)
     return trainer, module, data
+
+
+def plug_ins(config: Config) -> list[tuple[str, str]]:
+    """Every key that names a plug-in, and the module that another process imports to know it."""
+    found = [("task.name", TASKS.module_of(config.task.name)), ("loss", LOSSES.module_of(config.loss))]
+    for label, options in config.callbacks.items():
+        found.append((f"callbacks.{label}.name", CALLBACKS.module_of(options.get("name", label))))
+    for role in ROLES:
+        for key in ("name", "inner"):
+            named = getattr(config.optimizer, role).get(key) or []
+            names = [named] if isinstance(named, str) else named
+            found += [(f"optimizer.{role}.{key}", module_of(str(name))) for name in names]
+    return [(key, module) for key, module in found if module is not None]
 
 
 def register_identities() -> None:
@@ -216,9 +244,17 @@ def main() -> int:
         return serve(run)
     # Errors come to us whole, instead of printed by Hydra.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Hydra logs what --info shows; that nobody reads it to the end is no reason for a traceback.
+    logging.raiseExceptions = False
     try:
+        if signal.getsignal(signal.SIGINT) is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv[1:] = prepare(sys.argv[1:])
-        train()
+        try:
+            train()
+        finally:
+            # Here a reader that has gone away can still be dealt with; when Python exits it is a message.
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return show_error(Interrupted(signal.SIGINT, "Stopped before training began."), debug=False)
     # Hydra and OmegaConf raise many kinds while they compose a config; all of them are about the user's input.

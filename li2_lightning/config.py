@@ -116,6 +116,7 @@ class TrainerConfig:
 
     accelerator: str = "auto"
     devices: int = 1  # ranks on each node; each trains and evaluates on its share of the rows
+    oversubscribe: bool = False  # more ranks on the CPU than there are cores: for tests
     num_nodes: int = 1
     precision: str = "32-true"
     compile: bool = False
@@ -148,7 +149,7 @@ class Config:
 
 # Keys and sections that change where a run is kept or how it is told, not the numbers that come out.
 NOT_HASHED = (
-    "seed", "output_dir", "name", "logger", "resume", "force", "debug", "trainer.threads",
+    "seed", "output_dir", "name", "logger", "resume", "force", "debug", "trainer.threads", "trainer.oversubscribe",
     "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint", "callbacks.report",
 )  # fmt: skip
 # Counts the releases whose numbers differ. Raise it when a release trains or measures differently under an unchanged
@@ -213,6 +214,10 @@ def explain(error: OmegaConfBaseException) -> InputError:
         return unknown_key(key)
     lines = str(error.msg).splitlines() if error.msg else []
     reason = readable(lines[0].rstrip(".")) if lines else type(error).__name__
+    if key and "is not Optional" in reason:
+        return InputError(f"{key} cannot be null; write a value, or leave the key out for its default.")
+    if key and re.match(r"Cannot assign \w+ to Dict", reason):
+        return InputError(f"{key} is a section and takes no value itself; set its keys, as in {key}.KEY=VALUE.")
     return InputError(f"The value of {key} does not fit: {reason}." if key else f"The config does not fit: {reason}.")
 
 

@@ -309,9 +309,11 @@ def _read_split(task: Task, path: Path) -> Split:
             )
         outside = array[(array < 0) | (array >= rows)]
         if len(outside):
+            lowest = min(other.min() for other in arrays.values() if other.size and other.dtype.kind in "iu")
+            from_one = "; does it count from 1?" if lowest == 1 and set(outside) == {rows} else "."
             raise InputError(
                 f"In the split file {path} the array {name!r} holds the row {outside[0]}; the task "
-                f"{task.name} has the rows 0 to {rows - 1}."
+                f"{task.name} has the rows 0 to {rows - 1}{from_one}"
             )
     both = np.concatenate([arrays["train"], arrays["test"]]).astype(np.int64)
     found, counts = np.unique(both, return_counts=True)

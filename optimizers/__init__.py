@@ -30,7 +30,7 @@ import pkgutil
 from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
-from optimizers.registry import find, import_plugin, names, register
+from optimizers.registry import find, import_plugin, module_of, names, register
 from optimizers.roles import ROLES, build_optimizer, check_cover, describe, optimizer_identity, spell_out
 from optimizers.schedulers import build_scheduler, scheduler_identity
 
@@ -44,6 +44,7 @@ __all__ = [
     "check_cover",
     "describe",
     "find",
+    "module_of",
     "names",
     "optimizer_identity",
     "register",

@@ -29,6 +29,7 @@ RANKS = (
     "callbacks.report.enabled=false",
     "callbacks.pictures.enabled=false",
     "callbacks.checkpoint.every_n_steps=20",
+    "trainer.oversubscribe=true",
 )
 FAILING = """
 import os

@@ -33,7 +33,7 @@ BASE = {
         "interaction": {"every_n_steps": 20},
     },
     "logger": {"mode": "disabled"},
-    "trainer": {"accelerator": "cpu", "precision": "64-true", "threads": 1},
+    "trainer": {"accelerator": "cpu", "precision": "64-true", "threads": 1, "oversubscribe": True},
 }
 # Columns that count something: one count more or less of at least so many.
 COUNTS = {
