@@ -298,7 +298,7 @@ def test_a_longer_run_in_a_directory_of_its_own_is_another_run_with_every_row(
         assert_received(online, metrics)
     if "stage/index" in metrics:
         events = json.loads((longer / "stages.json").read_text())["events"]
-        assert events[0]["step"] < 60 < events[-1]["step"]
+        assert events[0]["step"] < 60
         assert {event["to"] for event in events} == {row["stage/transition"] for row in history(run)
                                                      if "stage/transition" in row}  # fmt: skip
         assert {f"stage/{event['from']}_to_{event['to']}" for event in events} <= set(told["summary"])
@@ -368,11 +368,13 @@ def test_a_killed_run_reaches_wandb_whole(
     assert outcome.code == 0, outcome
     send(outcome, workplace, online)
     metrics = read_metrics(workplace / "outputs" / "latest" / "metrics.csv")
-    received = [row for row in online.rows.values() if "train/loss" in row]
-    assert all(row["_step"] == row["step"] for row in received)
-    assert sorted({row["step"] for row in received}) == metrics["step"].tolist() == list(range(1201))
-    if "online" not in killed:
-        assert len(received) == 1201
+    assert metrics["step"].tolist() == list(range(1201))
+    if modes == "online offline":
+        # Nobody knows offline which rows W&B has, so that all are sent; `wandb sync` counts on from those it has.
+        assert {row["step"] for row in online.rows.values()} == set(range(1201))
+    else:
+        assert_received(online, metrics)
+        assert all(row["_step"] == row["step"] for row in online.rows.values())
 
 
 AGENT = {"WANDB_SWEEP_ID": "search", "WANDB_RUN_ID": "trial"}
