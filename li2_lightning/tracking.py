@@ -290,10 +290,12 @@ def _start(
     # Of W&B's own files, too.
     environment = wandb.setup().settings
     run_id = environment.run_id
-    if run_id is None and (before := segments(directory)):
-        run_id = _run_id(before[-1])
-    if run_id is None and position is not None:
-        run_id = position["id"]
+    # A trial of W&B's agent is a run of its own.
+    if run_id is None and environment.sweep_id is None:
+        if before := segments(directory):
+            run_id = _run_id(before[-1])
+        elif position is not None:
+            run_id = position["id"]
     held = 0
     if run_id is not None:
         held = _rows_held(directory, run_id, mode)

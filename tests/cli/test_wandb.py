@@ -413,12 +413,13 @@ def test_an_agent_is_told_that_a_finished_run_had_diverged(
     assert command_line(*arguments).code == 3
     directory = (workplace / "outputs" / "latest").resolve()
     (first,) = runs(directory)
-    monkeypatch.setenv("WANDB_RUN_ID", "another-trial")
+    monkeypatch.delenv("WANDB_RUN_ID")
     assert command_line(*arguments).code == 3
     (again,) = [run for run in runs(directory) if run != first]
-    for run, name in ((first, "trial"), (again, "another-trial")):
-        told = inspect(run)
-        assert (told["run_id"], told["exit_code"]) == (name, 1)
+    told = [inspect(run) for run in (first, again)]
+    assert told[0]["run_id"] == "trial" != told[1]["run_id"]
+    assert [one["exit_code"] for one in told] == [1, 1]
+    for run in (first, again):
         rows = history(run)
         assert [row["_step"] for row in rows] == read_metrics(directory / "metrics.csv")["step"].tolist()
 
