@@ -31,6 +31,7 @@ class ProgressBar(lightning.Callback):
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._next_line = 0
+        self._line: str | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not self.console.is_terminal:
@@ -52,10 +53,15 @@ class ProgressBar(lightning.Callback):
         stage = SHORT_STAGES.get(int(row.get("stage/index") or 0), "–")
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=loss, accuracy=accuracy, stage=stage)
-        elif step >= self._next_line or step == trainer.max_steps:
-            print(f"step {step}/{trainer.max_steps}  loss {loss}  acc {accuracy}  stage {stage}", flush=True)
+            return
+        self._line = f"step {step}/{trainer.max_steps}  loss {loss}  acc {accuracy}  stage {stage}"
+        if step >= self._next_line:
             spacing = max(1, trainer.max_steps // self.lines)
             self._next_line = (step // spacing + 1) * spacing
+            self._print_line()
+
+    def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
+        self._print_line()
 
     def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
         self._print(describe_transition(transition.to_dict()))
@@ -71,6 +77,12 @@ class ProgressBar(lightning.Callback):
             self._bar.console.print(line, highlight=False, markup=False)
         else:
             print(line, flush=True)
+
+    def _print_line(self) -> None:
+        """Print the line of the newest row, unless it has been printed."""
+        if self._line is not None:
+            print(self._line, flush=True)
+            self._line = None
 
     def _stop(self) -> None:
         if self._bar is not None:

@@ -53,6 +53,11 @@ class Stages(lightning.Callback):
         self._path = Path(trainer.default_root_dir) / "stages.json" if trainer.is_global_zero else None
         self.tracker.equilibrium_caveat = no_equilibrium(pl_module)
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # A resumed run comes to its later transitions anew.
+        if self._path is not None and self._path.exists():
+            self._write()
+
     def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
         step = int(row["step"] or 0)
         transition = self.tracker.update(step, row)

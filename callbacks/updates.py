@@ -51,7 +51,7 @@ class Updates(Diagnostic):
         # which a ridge readout has just solved.
         next_row = trainer.global_step + 1
         spacing = pl_module.evaluate_every_n_steps
-        if spacing > 1 and (next_row % spacing == 0 or next_row == trainer.max_steps):
+        if spacing > 1 and (next_row % spacing == 0 or pl_module.is_last_update):
             self._remember(_with_norms(pl_module), trainer.global_step)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:

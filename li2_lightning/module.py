@@ -10,7 +10,7 @@ Callbacks may define, besides Lightning's hooks:
 * ``on_row(trainer, module, row)``: the finished row on the host, in order, an undefined value as None; what it adds to
   the dictionary goes into the row;
 * ``on_stage_transition(trainer, module, transition)``: a `li2_lightning.theory.stages.Transition` was declared;
-* ``on_last_row(trainer, module)``: every row has been handed over;
+* ``on_last_row(trainer, module)``: every row has been handed over, that of ``state.is_last`` the last;
 * ``on_interrupt(trainer, module)``: a signal stops the run at these weights.
 """
 
@@ -89,6 +89,8 @@ class Li2Module(lightning.LightningModule):
         self.config = dict(config or {})
         self.last_row = -1
         self._finite_row: int | None = None
+        # Whether the last row is out; whether the part of the run before this one was about to end after one update.
+        self._ended = self._was_stopping = False
         # Set by whoever catches signals; the run stops where its state is whole.
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
@@ -153,6 +155,7 @@ class Li2Module(lightning.LightningModule):
             state, self._state = self._state, None
             state.readout_gradient = self._readout_gradient
             self._publish(state)
+        self.trainer.should_stop |= self._was_stopping
         # Alone, a signal counts that came while the row was measured; several ranks stop when all know of it.
         signum = asked if world_size() > 1 else self.stop_signal
         if signum is not None:
@@ -175,11 +178,33 @@ class Li2Module(lightning.LightningModule):
             raise DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.") from error
         self.network.normalize()
 
-    @torch.no_grad()
+    @property
+    def is_last_update(self) -> bool:
+        """Before an update: whether the run is known to end with it, at ``max_steps`` or since it was asked to stop.
+
+        What is decided after the update (a time limit) is not known here.
+        """
+        return self.trainer.should_stop or self.global_step + 1 == self.trainer.max_steps
+
     def on_train_epoch_end(self) -> None:
-        # The one epoch of a run ends with its last update; these weights are the last row.
+        # The one epoch of a run ends with its last update. A trainer with several epochs goes on after most of them.
+        if self.trainer.fit_loop.done:
+            self._end()
+
+    def on_fit_end(self) -> None:
+        # Where no epoch's end was the end of the run: it was stopped after that, or before its first update.
+        self._end()
+
+    @torch.no_grad()
+    def _end(self) -> None:
+        """Publish the last row, that of the present weights; once, whatever ended the run."""
+        if self._ended:
+            return
+        self._ended = True
         if self.global_step > self.last_row:
-            self._publish(self._measure_anew(self.global_step, self.data))
+            state = self._measure_anew(self.global_step, self.data)
+            state.is_last = True
+            self._publish(state)
         self.hand_over()
         call_hook(self.trainer, "on_last_row", self)
 
@@ -241,10 +266,16 @@ class Li2Module(lightning.LightningModule):
         return f"{since}; {'not finite are ' + ', '.join(broken) if broken else 'the weights are finite'}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["li2_lightning"] = {"row": self.last_row, "config": self.config}
+        checkpoint["li2_lightning"] = {
+            "row": self.last_row,
+            "config": self.config,
+            "is_last": self._ended,
+            "is_stopping": bool(self.trainer.should_stop),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.last_row = checkpoint["li2_lightning"]["row"]
+        held = checkpoint["li2_lightning"]
+        self.last_row, self._was_stopping = held["row"], was_stopped(held, self.config)
 
     def _publish(self, state: StepState) -> None:
         """Let the callbacks measure, and queue the row."""
@@ -308,6 +339,22 @@ class Li2Module(lightning.LightningModule):
         Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
         V = _ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge, rows.total)
         self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
+
+
+def was_stopped(held: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether something ended the run of a checkpoint before ``max_steps`` that ends a run with this config, too.
+
+    Another accuracy to stop at takes the reason away; where no accuracy was given, another ``max_steps`` does.
+
+    Args:
+        held: ``li2_lightning`` of the checkpoint, which is of the last row or of the one before the last update.
+        config: the plain config of the run that continues from it.
+    """
+    before, key = held["config"], "stop_at_test_accuracy"
+    ends_alike = before.get(key) == config.get(key)
+    if config.get(key) is None:
+        ends_alike &= before.get("max_steps") == config.get("max_steps")
+    return ends_alike and bool(held.get("is_stopping"))
 
 
 def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:

@@ -32,7 +32,7 @@ from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
 from optimizers.registry import find, import_plugin, names, register
 from optimizers.roles import ROLES, build_optimizer, check_cover, describe
-from optimizers.schedulers import build_scheduler
+from optimizers.schedulers import build_scheduler, knows_length
 
 __all__ = [
     "ROLES",
@@ -44,6 +44,7 @@ __all__ = [
     "check_cover",
     "describe",
     "find",
+    "knows_length",
     "names",
     "register",
 ]
