@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import build_callbacks, read_config
 from li2_lightning.command_line import explain_keys, prepare, show_error
-from li2_lightning.config import Config, ridge_strength, to_plain
+from li2_lightning.config import Config, input_digests, ridge_strength, to_plain
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import Interrupted
 from li2_lightning.launch import Team, invited, serve
@@ -149,6 +149,7 @@ def assemble(config: Config, directory: Path, team: Team) -> Parts:
         stop_at_test_accuracy=config.stop_at_test_accuracy,
         compile_network=config.trainer.compile,
         config=to_plain(config),
+        inputs=input_digests(config),
     )
     trainer = build_trainer(config, directory, build_callbacks(config.callbacks), team.environment)
     return trainer, module, data

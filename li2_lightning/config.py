@@ -242,11 +242,16 @@ def config_hash(config: Config) -> str:
     Input files count by content, so that an edited table is another run and a moved one is the same.
     """
     plain = {key: value for key, value in to_plain(config).items() if key not in NOT_HASHED}
-    for key in FILES:
+    for key, digest in input_digests(config).items():
         section, _, name = key.partition(".")
-        if plain[section][name] is not None:
-            plain[section][name] = hashlib.sha256(read_input(plain[section][name], key)).hexdigest()
+        plain[section][name] = digest
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def input_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of each input file that is given, by its key."""
+    paths = {key: OmegaConf.select(OmegaConf.structured(config), key) for key in FILES}
+    return {key: hashlib.sha256(read_input(path, key)).hexdigest() for key, path in paths.items() if path is not None}
 
 
 def read_input(path: str, key: str) -> bytes:

@@ -65,6 +65,7 @@ class Li2Module(lightning.LightningModule):
         stop_at_test_accuracy: end with the update after the first row that reaches it; None: go on to the end.
         compile_network: run the network through ``torch.compile``.
         config: the plain config, kept in every checkpoint.
+        inputs: of `li2_lightning.config.input_digests`, kept there, too.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Li2Module(lightning.LightningModule):
         stop_at_test_accuracy: float | None = None,
         compile_network: bool = False,
         config: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -86,11 +88,13 @@ class Li2Module(lightning.LightningModule):
         self.ridge = ridge
         self.evaluate_every_n_steps = evaluate_every_n_steps
         self.stop_at_test_accuracy = stop_at_test_accuracy
-        self.config = dict(config or {})
+        self.config, self.inputs = dict(config or {}), dict(inputs or {})
         self.last_row = -1
         self._finite_row: int | None = None
-        # Whether the last row is out; whether the part of the run before this one was about to end after one update.
-        self._ended = self._was_stopping = False
+        # Whether the last row is out, and whether something had stopped the run before it.
+        self._ended = self._stopped = False
+        # Whether the checkpoint that the run continues from was made one update before a stop.
+        self._stops_next = False
         # Set by whoever catches signals; the run stops where its state is whole.
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
@@ -155,7 +159,7 @@ class Li2Module(lightning.LightningModule):
             state, self._state = self._state, None
             state.readout_gradient = self._readout_gradient
             self._publish(state)
-        self.trainer.should_stop |= self._was_stopping
+        self.trainer.should_stop |= self._stops_next
         # Alone, a signal counts that came while the row was measured; several ranks stop when all know of it.
         signum = asked if world_size() > 1 else self.stop_signal
         if signum is not None:
@@ -200,7 +204,7 @@ class Li2Module(lightning.LightningModule):
         """Publish the last row, that of the present weights; once, whatever ended the run."""
         if self._ended:
             return
-        self._ended = True
+        self._ended, self._stopped = True, self.trainer.should_stop
         if self.global_step > self.last_row:
             state = self._measure_anew(self.global_step, self.data)
             state.is_last = True
@@ -269,13 +273,14 @@ class Li2Module(lightning.LightningModule):
         checkpoint["li2_lightning"] = {
             "row": self.last_row,
             "config": self.config,
+            "inputs": self.inputs,
             "is_last": self._ended,
-            "is_stopping": bool(self.trainer.should_stop),
+            "updates_left": int(not self._stopped) if self.trainer.should_stop else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         held = checkpoint["li2_lightning"]
-        self.last_row, self._was_stopping = held["row"], was_stopped(held, self.config)
+        self.last_row, self._stops_next = held["row"], updates_left(held, self.config) == 1
 
     def _publish(self, state: StepState) -> None:
         """Let the callbacks measure, and queue the row."""
@@ -341,20 +346,21 @@ class Li2Module(lightning.LightningModule):
         self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
 
 
-def was_stopped(held: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether something ended the run of a checkpoint before ``max_steps`` that ends a run with this config, too.
+def updates_left(held: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    """How many updates a run makes from a checkpoint, 1 or 0, since it was asked to stop; None where it was not.
 
-    Another accuracy to stop at takes the reason away; where no accuracy was given, another ``max_steps`` does.
+    A stop counts for the run that continues, too, unless the accuracy to stop at is another one or, where none is
+    given, ``max_steps`` is.
 
     Args:
-        held: ``li2_lightning`` of the checkpoint, which is of the last row or of the one before the last update.
+        held: ``li2_lightning`` of the checkpoint.
         config: the plain config of the run that continues from it.
     """
+    left: int | None = held.get("updates_left")
     before, key = held["config"], "stop_at_test_accuracy"
-    ends_alike = before.get(key) == config.get(key)
-    if config.get(key) is None:
-        ends_alike &= before.get("max_steps") == config.get("max_steps")
-    return ends_alike and bool(held.get("is_stopping"))
+    if before.get(key) is None:
+        key = "max_steps" if config.get(key) is None else key
+    return left if before.get(key) == config.get(key) else None
 
 
 def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:

@@ -21,12 +21,12 @@ import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
-from li2_lightning.config import LATEST, Config, config_hash, leaves, run_name, to_plain
+from li2_lightning.config import LATEST, Config, config_hash, input_digests, leaves, run_name, to_plain
 from li2_lightning.errors import DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
 from li2_lightning.metrics_file import count_rows, read_metrics
-from li2_lightning.module import was_stopped
+from li2_lightning.module import updates_left
 from li2_lightning.network import read_checkpoint
 
 SCHEMA_VERSION = 1
@@ -371,21 +371,24 @@ def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config) -> 
     where = f"resume={str(checkpoint)!r}"
     plain = to_plain(config)
     before, now = OmegaConf.create(ours["config"]), OmegaConf.create(plain)
+    files = ours.get("inputs", {}), input_digests(config)
     for key in leaves():
-        shapes = key in SHAPING or key.partition(".")[0] in SHAPING
-        if shapes and OmegaConf.select(before, key) != OmegaConf.select(now, key):
-            theirs = OmegaConf.select(before, key)
-            raise InputError(
-                f"{where} was trained with {key}={theirs}, not {OmegaConf.select(now, key)}; set it alike."
-            )
+        if key not in SHAPING and key.partition(".")[0] not in SHAPING:
+            continue
+        if key in files[0] and key in files[1]:
+            # A file may have moved, and one that was edited has kept its name.
+            if files[0][key] != files[1][key]:
+                raise InputError(f"{where} was trained with another file as {key}; set it to that file.")
+        elif (theirs := OmegaConf.select(before, key)) != (own := OmegaConf.select(now, key)):
+            raise InputError(f"{where} was trained with {key}={theirs}, not {own}; set it alike.")
     if ours["row"] >= config.max_steps:
         raise InputError(f"{where} holds row {ours['row']} already, and max_steps={config.max_steps} ends there.")
-    if ours.get("is_last") and was_stopped(ours, plain):
+    if updates_left(ours, plain) == 0:
         key = "max_steps" if config.stop_at_test_accuracy is None else "stop_at_test_accuracy"
         raise InputError(f"{where} holds row {ours['row']}, with which its run ended; another {key} lets it go on.")
-    own = RunDirectory.of(config)
-    within = own.holds(checkpoint)
-    rows = own.path / "metrics.csv"
+    directory = RunDirectory.of(config)
+    within = directory.holds(checkpoint)
+    rows = directory.path / "metrics.csv"
     if not rows.exists():
         rows = checkpoint.parent.parent / "metrics.csv"
     # A checkpoint that was taken out of its directory has left its rows behind, and starts a new file.
