@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 import li2_lightning
 from li2_lightning.config import LATEST, Config, config_hash, input_digests, leaves, run_name, to_plain
-from li2_lightning.errors import DivergenceError, InputError, Interrupted, StorageError
+from li2_lightning.errors import BusyError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
 from li2_lightning.metrics_file import count_rows, read_metrics
@@ -94,8 +94,9 @@ class RunDirectory:
 
         Raises:
             DivergenceError: the run ended by diverging.
+            BusyError: another process writes the directory.
             InputError: an unfinished run without ``resume`` or ``force``; a checkpoint that the run cannot continue
-                from (`continue_from`); another process writes here.
+                from (`continue_from`).
         """
         try:
             return self._decide(config, None)
@@ -116,7 +117,8 @@ class RunDirectory:
             seen: what `decide` said.
 
         Raises:
-            InputError: another process writes the directory, or it cannot be written; and as for `decide`.
+            BusyError: another process writes the directory.
+            InputError: it cannot be written; and as for `decide`.
             DivergenceError: as for `decide`.
         """
         try:
@@ -138,8 +140,8 @@ class RunDirectory:
                 self._point_latest(Path(config.output_dir))
             yield decision
 
-    def _busy(self) -> InputError:
-        return InputError(f"{self.path} is being written by another process; wait for it or change name.")
+    def _busy(self) -> BusyError:
+        return BusyError(f"{self.path} is being written by another process; wait for it or change name.")
 
     def _result(self) -> dict[str, Any] | None:
         summary = self.summary()
