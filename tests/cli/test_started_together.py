@@ -14,7 +14,8 @@ import pytest
 import train
 from li2_lightning import run_directory
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
-from li2_lightning.files import held
+from li2_lightning.files import held, write_json
+from li2_lightning.launch import Team
 from li2_lightning.run_directory import RunDirectory
 from li2_lightning.sweep import run_in_sweep
 from tests.cli.test_run_directory import stamps
@@ -103,6 +104,19 @@ def test_a_run_that_another_process_has_just_ended_is_returned(
     assert stamps(tmp_path) == seen
 
 
+def test_several_ranks_hear_of_the_decision_under_the_lock(
+    tmp_path: Path, before_the_lock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rank starts the second one only when it is to train."""
+    values = config(tmp_path, trainer={"accelerator": "cpu", "threads": 1, "devices": 2})
+    summary = {"status": "finished", "by": "another process"}
+    monkeypatch.setattr(Team, "_start_children", lambda team: pytest.fail("a rank was started"))
+    before_the_lock(lambda: write_json(directory_of(values) / "summary.json", summary))
+    result = train.run(values)
+    assert result.stored
+    assert result.summary == summary
+
+
 @pytest.mark.slow
 def test_a_run_that_has_just_diverged_elsewhere_is_not_repeated(tmp_path: Path, before_the_lock: Any) -> None:
     values = config(
@@ -145,6 +159,7 @@ def test_while_another_process_trains_nobody_is_told_to_use_force(tmp_path: Path
                 train.run(values | ours)
 
 
+@pytest.mark.slow
 def test_a_directory_that_was_half_emptied_is_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = config(tmp_path)
     train.run(values)
