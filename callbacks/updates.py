@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
+from li2_lightning.metrics_file import correct_row
 from li2_lightning.module import Li2Module
 from li2_lightning.state import StepState
 from li2_lightning.theory.updates import WINDOW, eigengap
@@ -64,8 +65,7 @@ class Updates(Diagnostic):
         columns: dict[str, Tensor | float] = {}
         for role, (_, norm) in self._after.items():
             columns[f"weights/{role}_norm"] = norm
-        for group in module.optimizer.param_groups:
-            columns[f"optimizer/{group['role']}_lr"] = float(group["lr"])
+        columns.update(_rates(module))
         columns.update(self._changes)
         return columns
 
@@ -80,6 +80,8 @@ class Updates(Diagnostic):
         # A resumed run has measured this row; its weights are where the next update starts.
         if pl_module.last_row == trainer.global_step:
             self._remember(_with_norms(pl_module), trainer.global_step)
+            # A longer run has a schedule of its own, so its next update may use another rate than the row said.
+            correct_row(trainer, pl_module.last_row, _rates(pl_module))
 
     def _remember(self, vectors: dict[str, tuple[Tensor, Tensor]], step: int) -> None:
         for role, (vector, norm) in vectors.items():
@@ -112,6 +114,11 @@ class Updates(Diagnostic):
         self._gram[slot, : len(products)], self._gram[: len(products), slot] = products, products
         self._count += 1
         return eigengap(self._gram) if self._count >= WINDOW else change.new_tensor(torch.nan)
+
+
+def _rates(module: Li2Module) -> dict[str, float]:
+    """The learning rate of each role's next update."""
+    return {f"optimizer/{group['role']}_lr": float(group["lr"]) for group in module.optimizer.param_groups}
 
 
 def _with_norms(module: Li2Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ import torch
 
 import train
 from li2_lightning.errors import InputError
+from li2_lightning.metrics_file import read_metrics
 from optimizers.schedulers import SCHEDULES, WITH_LENGTH
 from tests.cli.test_run_directory import stamps
 
@@ -66,6 +67,15 @@ def test_an_edited_input_file_is_refused_and_a_moved_one_is_not(tmp_path: Path) 
 # -- schedules --------------------------------------------------------------------------------------------------------
 
 
+def rates(folder: Path) -> list[float]:
+    """The column optimizer/hidden_lr."""
+    return [float(rate) for rate in read_metrics(folder / "metrics.csv")["optimizer/hidden_lr"]]
+
+
+def rates_before(folder: Path, row: int) -> dict[int, float]:
+    return dict(enumerate(rates(folder)[:row]))
+
+
 class Rates(lightning.Callback):
     """The learning rate that each update uses."""
 
@@ -105,11 +115,13 @@ def test_a_longer_run_has_the_learning_rates_of_its_own_length(
     values = config(tmp_path, scheduler=scheduler)
     short, _ = used(values)
     capsys.readouterr()
-    _, longer = used(values | {"max_steps": 12, "resume": last(short)})
+    folder, longer = used(values | {"max_steps": 12, "resume": last(short)})
     said = capsys.readouterr().out
     _, whole = used(values | {"max_steps": 12, "name": "whole"})
     assert longer == {step: rate for step, rate in whole.items() if step >= 6}
     assert min(longer.values()) > 0
+    # Row t tells the rate of the update after it, also where the shorter run had told another.
+    assert dict(enumerate(rates(folder))) == rates_before(short, 6) | longer | {12: rates(folder)[12]}
     line = "cosine now ends at row 12, not 6: learning rates from row 6 on"
     assert said.count(line) == (scheduler["name"] == "cosine")
 
