@@ -96,8 +96,8 @@ def fit(
         print(f"{data.task.name}: {rows}, {data.task.num_classes} classes{team}")
         print(describe(module.optimizer))
         if start is not None and start.max_steps != config.max_steps and knows_length(config.scheduler):
-            name, row = config.scheduler["name"], start.row
-            print(f"{name} now ends at row {config.max_steps}, not {start.max_steps}: learning rates from row {row} on")
+            ends = f"{config.scheduler['name']} now ends at row {config.max_steps}, not {start.max_steps}"
+            print(f"{ends}; from row {start.row} on learning rates are those of the new length")
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     summary = directory.summary()
     assert summary is not None

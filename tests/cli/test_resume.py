@@ -122,7 +122,7 @@ def test_a_longer_run_has_the_learning_rates_of_its_own_length(
     assert min(longer.values()) > 0
     # Row t tells the rate of the update after it, also where the shorter run had told another.
     assert dict(enumerate(rates(folder))) == rates_before(short, 6) | longer | {12: rates(folder)[12]}
-    line = "cosine now ends at row 12, not 6: learning rates from row 6 on"
+    line = "cosine now ends at row 12, not 6; from row 6 on learning rates are those of the new length"
     assert said.count(line) == (scheduler["name"] == "cosine")
 
 
