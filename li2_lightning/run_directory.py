@@ -212,26 +212,26 @@ class RunDirectory:
                     shutil.copyfile(earlier, temporary)
 
     def _remove_later(self, start: Start | None) -> None:
-        """Remove our files of the rows that come anew, after ``start``: checkpoints and pictures.
+        """Remove our files of the steps that come anew, after ``start``: checkpoints and pictures.
 
-        In an order that leaves a directory to be resumed whenever the process dies: the row that the run continues from
-        has a file of its own before later ones go, and of these the latest goes first.
+        In an order that leaves a directory to be resumed whenever the process dies: the step that the run continues
+        from has a file of its own before later ones go, and of these the latest goes first.
         """
-        row, checkpoints, pictures = -1 if start is None else start.row, self._checkpoints, self.path / "features"
+        step, checkpoints, pictures = -1 if start is None else start.step, self._checkpoints, self.path / "features"
         rows = row_files(checkpoints, ".ckpt")
-        if start is not None and row not in rows and self.holds(start.checkpoint):
-            rows[row] = checkpoints / f"row-{row:06d}.ckpt"
-            link_or_copy(start.checkpoint, rows[row])
-        if earlier := [path for at, path in sorted(rows.items()) if at <= row]:
+        if start is not None and step not in rows and self.holds(start.checkpoint):
+            rows[step] = checkpoints / f"row-{step:06d}.ckpt"
+            link_or_copy(start.checkpoint, rows[step])
+        if earlier := [path for at, path in sorted(rows.items()) if at <= step]:
             link_or_copy(earlier[-1], self.last_checkpoint)
         else:
             self.last_checkpoint.unlink(missing_ok=True)
-        later = [path for at, path in sorted(rows.items(), reverse=True) if at > row]
+        later = [path for at, path in sorted(rows.items(), reverse=True) if at > step]
         for path in (checkpoints / "best.ckpt", *checkpoints.glob("stage-[0-9].ckpt")):
             # One that cannot be read tells no row; the next of its name takes its place.
             with contextlib.suppress(InputError):
-                later += [path] if _read_ours(path, str(path))["row"] > row else []
-        drawn = [path for at, path in reversed(row_files(pictures, ".png").items()) if at > row]
+                later += [path] if _read_ours(path, str(path))["step"] > step else []
+        drawn = [path for at, path in reversed(row_files(pictures, ".png").items()) if at > step]
         # It holds the weights of the newest picture.
         later += [pictures / "last.npz", *drawn] if drawn else []
         for path in later:
@@ -327,12 +327,14 @@ class Start:
     Attributes:
         checkpoint: the file.
         row: the last row before it.
+        step: the updates before it, more than ``row`` where it was interrupted between two rows.
         max_steps: of the run that wrote it.
         wandb: ``id`` and ``step`` of the W&B run to go on in; None: a new one.
     """
 
     checkpoint: Path
     row: int
+    step: int
     max_steps: int
     wandb: Mapping[str, Any] | None
 
@@ -353,10 +355,11 @@ class Decision:
 
 
 def _read_ours(checkpoint: Path, where: str) -> dict[str, Any]:
-    """The row, the config and what else we add to a checkpoint."""
-    ours = read_checkpoint(str(checkpoint), where)["li2_lightning"]
+    """The row, the config and what else we add to a checkpoint, and ``step``, the updates before it."""
+    held = read_checkpoint(str(checkpoint), where)
+    ours = held["li2_lightning"]
     assert isinstance(ours, dict)
-    return ours
+    return {**ours, "step": held["global_step"]}
 
 
 def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config) -> Start:
@@ -402,7 +405,7 @@ def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config) -> 
         )
     # A longer run in a directory of its own is another run on W&B, too.
     wandb = ours.get("wandb") if within else None
-    return Start(checkpoint, int(ours["row"]), int(ours["config"]["max_steps"]), wandb)
+    return Start(checkpoint, int(ours["row"]), int(ours["step"]), int(ours["config"]["max_steps"]), wandb)
 
 
 def versions() -> Mapping[str, str]:

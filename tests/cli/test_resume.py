@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.metrics_file import read_metrics
 from optimizers.schedulers import SCHEDULES, WITH_LENGTH
 from tests.cli.test_run_directory import stamps
@@ -230,6 +230,28 @@ def test_what_later_rows_left_goes_and_a_users_files_stay(own: Any, monkeypatch:
     assert all((folder / name).read_text() == "a user's" for name in USERS)
     assert (checkpoints / "last.ckpt").samefile(checkpoints / "row-000006.ckpt")
     assert (checkpoints / "row-000004.ckpt").exists()
+
+
+class InterruptBetweenRows(lightning.Callback):
+    """A signal comes in step 5, which has no row."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 5:
+            pl_module.stop_signal = 15
+
+
+def test_a_run_that_was_stopped_between_two_rows_keeps_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = config(tmp_path, max_steps=8, data={"batch_size": 6, "evaluate_every_n_steps": 3})
+    build = train.build_callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build_callbacks", lambda sections: [*build(sections), InterruptBetweenRows()])
+        with pytest.raises(Interrupted):
+            train.run(values)
+    resumed = train.run(values | {"resume": "auto"}).directory
+    assert (resumed / "checkpoints" / "row-000005.ckpt").exists()
+    assert results(resumed) == results(train.run(values | {"name": "whole"}).directory)
 
 
 @pytest.mark.slow
