@@ -45,6 +45,7 @@ from li2_lightning.command_line import explain_keys, prepare, show_error
 from li2_lightning.config import (
     Config,
     OptimizerConfig,
+    input_digests,
     load_config,
     multiplied,
     multiply,
@@ -58,7 +59,7 @@ from li2_lightning.launch import Team, invited, serve
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
 from li2_lightning.network import build_network
-from li2_lightning.run_directory import RunDirectory, RunResult, continue_from
+from li2_lightning.run_directory import RunDirectory, RunResult, Start
 from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
 from li2_lightning.seeds import generator
 from li2_lightning.summary import print_summary
@@ -72,11 +73,14 @@ from optimizers import (
     build_scheduler,
     check_cover,
     describe,
+    knows_length,
     module_of,
     optimizer_identity,
     scheduler_identity,
     spell_out,
 )
+
+Parts = tuple[lightning.Trainer, Li2Module, TableDataModule]
 
 
 def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
@@ -116,19 +120,26 @@ def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
 def lead(config: Config, team: Team) -> RunResult:
     """The run of the first rank, or of a single process: it decides, writes, logs and prints."""
     directory = RunDirectory.of(config)
-    checkpoint = directory.find_checkpoint(config)
     with answering_agent(config, directory):
-        stored = directory.stored(config)
-    if stored is not None:
-        team.finish(stored)
-        return RunResult(directory.path, stored, stored=True)
+        decision = directory.decide(config)
+    summary = decision.stored
+    if summary is None:
+        # Everything that may be refused, before anything is written.
+        parts = assemble(config, directory.path, team)
+        mode = wandb_mode(config)
+        with directory.claim(config, decision) as decision, answering_agent(config, directory):
+            summary = decision.stored or fit(config, directory, decision.start, parts, mode, team)
+    team.finish(summary)
+    return RunResult(directory.path, summary, stored=decision.stored is not None)
 
-    trainer, module, data = assemble(config, directory.path, team)
-    start = None if checkpoint is None else continue_from(checkpoint, config)
-    mode = wandb_mode(config)
 
+def fit(
+    config: Config, directory: RunDirectory, start: Start | None, parts: Parts, mode: str, team: Team
+) -> dict[str, Any]:
+    """Train from ``start``, or from the initial weights; returns the summary."""
+    trainer, module, data = parts
+    checkpoint = None if start is None else start.checkpoint
     with (
-        directory.claim(config, keep=config.resume is not None and not config.force, checkpoint=checkpoint),
         logging_to(trainer, config, directory.path, mode, start),
         stopping_on_signals(module),
         team.training_from(checkpoint),
@@ -138,11 +149,13 @@ def lead(config: Config, team: Team) -> RunResult:
         rows = f"{len(data.train)} training and {len(data.test)} test rows"
         print(f"{data.task.name}: {rows}, {data.task.num_classes} classes{team}")
         print(describe(module.optimizer))  # type: ignore[arg-type]  # `assemble` built it
+        if start is not None and start.max_steps != config.max_steps and knows_length(config.scheduler):
+            ends = f"{config.scheduler['name']} now ends at row {config.max_steps}, not {start.max_steps}"
+            print(f"{ends}; from row {start.row} on learning rates are those of the new length")
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     summary = directory.summary()
     assert summary is not None
-    team.finish(summary)
-    return RunResult(directory.path, summary, stored=False)
+    return summary
 
 
 def follow(config: Config, team: Team) -> RunResult:
@@ -157,7 +170,7 @@ def follow(config: Config, team: Team) -> RunResult:
         return RunResult(directory.path, team.result(), stored=not to_do)
 
 
-def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Trainer, Li2Module, TableDataModule]:
+def assemble(config: Config, directory: Path, team: Team) -> Parts:
     """Config → task → network → module → callbacks → trainer, the same on every rank; writes nothing."""
     if config.trainer.threads is not None:
         use_threads(config.trainer.threads, team.processes_here)
@@ -190,6 +203,7 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
         stop_at_test_accuracy=config.stop_at_test_accuracy,
         compile_network=config.trainer.compile,
         config=to_plain(config),
+        inputs=input_digests(config),
     )
     trainer = build_trainer(config, directory, build_callbacks(config.callbacks), team.environment)
     return trainer, module, data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +13,7 @@ import torch
 from callbacks.diagnostic import Cadence, positive_integer
 from callbacks.registry import CALLBACKS
 from li2_lightning.errors import DivergenceError, InputError
-from li2_lightning.files import replacing
+from li2_lightning.files import link_or_copy, replacing, row_files
 from li2_lightning.metrics_file import rows_written
 from li2_lightning.module import Li2Module, Row
 from li2_lightning.seeds import plain_random_state, random_state, set_random_state
@@ -66,7 +65,7 @@ class Checkpoint(lightning.Callback):
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         # Row 0 is the initial weights, which the seed gives; the last row is saved by on_last_row.
-        self._due = self.cadence.due(state.step) and 0 < state.step < trainer.max_steps
+        self._due = self.cadence.due(state.step) and state.step > 0 and not state.is_last
 
     def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
         accuracy = row.get("test/accuracy")
@@ -94,7 +93,7 @@ class Checkpoint(lightning.Callback):
         self._keep(trainer, row_file=True)
 
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
-        self._keep(trainer, row_file=True)
+        self._keep(trainer, row_file=True, is_last=True)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         # The row that diverged is not kept; the best one before it is.
@@ -117,7 +116,7 @@ class Checkpoint(lightning.Callback):
 
     # -- files ------------------------------------------------------------------------------------------------------
 
-    def _keep(self, trainer: lightning.Trainer, row_file: bool) -> None:
+    def _keep(self, trainer: lightning.Trainer, row_file: bool, is_last: bool = False) -> None:
         """Write, or note, what this row is kept for; its weights are still the current ones."""
         if self._is_best:
             self._best_snapshot = None  # gives its memory back first
@@ -130,20 +129,20 @@ class Checkpoint(lightning.Callback):
             self._write_best(trainer)
             _write(trainer, _snapshot(trainer), f"row-{trainer.global_step:06d}.ckpt")
             if trainer.is_global_zero:
-                self._tidy(trainer)
+                self._tidy(trainer, is_last)
 
     def _write_best(self, trainer: lightning.Trainer) -> None:
         if self._best_snapshot is not None:
             _write(trainer, self._best_snapshot, "best.ckpt")
             self._best_snapshot = None
 
-    def _tidy(self, trainer: lightning.Trainer) -> None:
+    def _tidy(self, trainer: lightning.Trainer, is_last: bool) -> None:
         """Name the newest row's file last.ckpt, and remove the oldest; that of the last row leads nowhere."""
         folder = _folder(trainer)
-        rows = sorted((int(path.stem[4:]), path) for path in folder.glob("row-*.ckpt"))
-        with replacing(folder / "last.ckpt") as temporary:
-            os.link(folder / f"row-{trainer.global_step:06d}.ckpt", temporary)
-        for _, path in [entry for entry in rows if entry[0] < trainer.max_steps][: -self.keep]:
+        rows = row_files(folder, ".ckpt")
+        newest = rows.pop(trainer.global_step) if is_last else rows[trainer.global_step]
+        link_or_copy(newest, folder / "last.ckpt")
+        for path in list(rows.values())[: -self.keep]:
             path.unlink()
 
 

@@ -13,7 +13,7 @@ from li2_lightning.state import StepState
 
 
 class Cadence:
-    """Due at row 0 and at the first row at or after each multiple of ``every_n_steps``.
+    """Due at row 0, at the first row at or after each multiple of ``every_n_steps``, and at the last row.
 
     Args:
         option: the config key, for the error.
@@ -24,9 +24,9 @@ class Cadence:
         self.every_n_steps = positive_integer(option, every_n_steps)
         self.last_row = -1
 
-    def due(self, step: int) -> bool:
-        """Whether ``step`` is due; call it once a row."""
-        due = self.last_row < 0 or step // self.every_n_steps > self.last_row // self.every_n_steps
+    def due(self, step: int, is_last: bool = False) -> bool:
+        """Whether row ``step`` is due; call it once a row, with ``is_last`` of its state."""
+        due = is_last or self.last_row < 0 or step // self.every_n_steps > self.last_row // self.every_n_steps
         self.last_row = step
         return due
 
@@ -46,7 +46,7 @@ class Diagnostic(lightning.Callback):
         raise NotImplementedError
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step):
+        if self.cadence.due(state.step, state.is_last):
             for name, value in self.measure(module, state).items():
                 state.log(name, value)
 

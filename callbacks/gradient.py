@@ -54,7 +54,7 @@ class Gradient(Diagnostic):
             "gradient/readout_equilibrium": structure.readout_equilibrium,
             "gradient/effective_ridge": scale**2 * structure.effective_ridge,
         }
-        if self.pairs_cadence.due(state.step):
+        if self.pairs_cadence.due(state.step, state.is_last):
             columns["gradient/node_coupling"] = node_coupling(
                 state.readout, state.residual_gram, self._pairs(state.readout)
             )

@@ -30,8 +30,8 @@ class Interaction(Diagnostic):
     squared loss and coupled decay λ of V; else the η̂ of this row (``gradient/effective_ridge``).
 
     Both need a Cholesky factor of the smaller of n and K, in float64, so they cost many training steps: they stand in
-    row 0, at the cadence, and in the first row after a transition of the stages was declared, which is by one step
-    later than the row that declared it (on an accelerator by a few).
+    row 0, at the cadence, in the last row, and in the first row after a transition of the stages was declared, which is
+    by one step later than the row that declared it (on an accelerator by a few).
 
     Args:
         every_n_steps: cadence.
@@ -49,7 +49,7 @@ class Interaction(Diagnostic):
         self._transition = True
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step) or self._transition:
+        if self.cadence.due(state.step, state.is_last) or self._transition:
             self._transition = False
             for name, value in self.measure(module, state).items():
                 state.log(name, value)

@@ -44,7 +44,7 @@ class Pictures(lightning.Callback):
         self._transition = True
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step) or self._transition or state.step == trainer.max_steps:
+        if self.cadence.due(state.step, state.is_last) or self._transition:
             self._transition = False
             self._draw(trainer, module, state.step)
 

@@ -31,6 +31,7 @@ class ProgressBar(lightning.Callback):
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._next_line = 0
+        self._line: str | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not self.console.is_terminal:
@@ -43,7 +44,7 @@ class ProgressBar(lightning.Callback):
             console=self.console,
         )
         unknown = {"loss": "– –", "accuracy": "– –", "stage": ""}
-        self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, **unknown)
+        self._task = self._bar.add_task("", total=_total(trainer), completed=trainer.global_step, **unknown)
         self._bar.start()
 
     def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
@@ -52,10 +53,15 @@ class ProgressBar(lightning.Callback):
         stage = SHORT_STAGES.get(int(row.get("stage/index") or 0), "–")
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=loss, accuracy=accuracy, stage=stage)
-        elif step >= self._next_line or step == trainer.max_steps:
-            print(f"step {step}/{trainer.max_steps}  loss {loss}  acc {accuracy}  stage {stage}", flush=True)
-            spacing = max(1, trainer.max_steps // self.lines)
+            return
+        self._line = f"step {step}/{_total(trainer) or '…'}  loss {loss}  acc {accuracy}  stage {stage}"
+        if step >= self._next_line:
+            spacing = max(1, (_total(trainer) or 0) // self.lines)
             self._next_line = (step // spacing + 1) * spacing
+            self._print_line()
+
+    def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
+        self._print_line()
 
     def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
         self._print(describe_transition(transition.to_dict()))
@@ -72,10 +78,21 @@ class ProgressBar(lightning.Callback):
         else:
             print(line, flush=True)
 
+    def _print_line(self) -> None:
+        """Print the line of the newest row, unless it has been printed."""
+        if self._line is not None:
+            print(self._line, flush=True)
+            self._line = None
+
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _total(trainer: lightning.Trainer) -> int | None:
+    """How many steps the run has; None where a Trainer of the user's own counts epochs instead."""
+    return trainer.max_steps if trainer.max_steps >= 0 else None
 
 
 def _pair(row: Row, name: str) -> str:

@@ -58,6 +58,9 @@ class Stages(lightning.Callback):
         for logger in run_loggers(trainer):
             for transition in self.tracker.transitions:
                 logger.mark_transition(transition.to_dict())
+        # A resumed run comes to its later transitions anew.
+        if self._path is not None and self._path.exists():
+            self._write()
 
     def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
         step = int(row["step"] or 0)

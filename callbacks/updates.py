@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
+from li2_lightning.metrics_file import correct_row
 from li2_lightning.module import Li2Module
 from li2_lightning.state import StepState
 from li2_lightning.theory.updates import WINDOW, eigengap
@@ -55,7 +56,7 @@ class Updates(Diagnostic):
         # which a ridge readout has just solved.
         next_row = trainer.global_step + 1
         spacing = pl_module.evaluate_every_n_steps
-        if spacing > 1 and (next_row % spacing == 0 or next_row == trainer.max_steps):
+        if spacing > 1 and (next_row % spacing == 0 or pl_module.is_last_update):
             self._remember(_with_norms(pl_module), trainer.global_step)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
@@ -83,6 +84,8 @@ class Updates(Diagnostic):
         # A resumed run has measured this row; its weights are where the next update starts.
         if pl_module.last_row == trainer.global_step:
             self._remember(_with_norms(pl_module), trainer.global_step)
+            # A longer run has a schedule of its own, so its next update may use another rate than the row said.
+            correct_row(trainer, pl_module.last_row, _learning_rates(pl_module.optimizer))
 
     def _remember(self, vectors: dict[str, tuple[Tensor, Tensor]], step: int) -> None:
         for role, (vector, norm) in vectors.items():

@@ -273,9 +273,7 @@ def config_hash(config: Config) -> str:
     """
     default, values = _identity(type(config)()), _identity(config)
     counted = {key: value for key, value in values.items() if value != default.get(key)}
-    for key in FILES:
-        if key in counted:
-            counted[key] = hashlib.sha256(read_input(counted[key], key)).hexdigest()
+    counted |= {key: digest for key, digest in input_digests(config).items() if key in counted}
     told = json.dumps({"numerics": NUMERICS, **counted}, sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:10]
 
@@ -307,6 +305,12 @@ def _look_up(section: Any, key: str) -> Any:
 def is_within(key: str, sections: Iterable[str]) -> bool:
     """Whether a dotted key is one of ``sections`` (keys and sections), or lies in one."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def input_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of each input file that is given, by its key."""
+    paths = {key: OmegaConf.select(OmegaConf.structured(config), key) for key in FILES}
+    return {key: hashlib.sha256(read_input(path, key)).hexdigest() for key, path in paths.items() if path is not None}
 
 
 def read_input(path: str, key: str) -> bytes:

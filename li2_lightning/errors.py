@@ -20,6 +20,10 @@ class InputError(Li2Error, ValueError):
     exit_code = 2
 
 
+class BusyError(InputError):
+    """Another process writes the run directory."""
+
+
 class StorageError(Li2Error):
     """The run directory cannot be written any more: the disk is full, or read-only, or the directory is gone."""
 

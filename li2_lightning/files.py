@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import re
+import shutil
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,14 +20,34 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+# What a file system without locks answers.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# How often, and seconds apart, a lock is tried: `held` takes it for a few microseconds.
+TRIES, PAUSE_S = 10, 0.01
+
 
 def lock(path: Path) -> IO[str]:
-    """Lock a file for this process, as long as it is open or the process lives."""
+    """Lock a file for this process, as long as it is open or the process lives.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
     file = path.open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        for left in reversed(range(TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise
+                time.sleep(PAUSE_S)
+    except OSError as error:
         file.close()
+        if error.errno in NO_LOCKS:
+            reason = "its file system has no locks (flock), which keep two processes apart"
+            raise OSError(error.errno, reason, str(path)) from error
         raise
     return file
 
@@ -50,6 +74,23 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` another name of ``source``, in one move; a copy where the file system has no hard links."""
+    with replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            # Where the disk is to blame, copying says so.
+            shutil.copyfile(source, temporary)
+
+
+def row_files(folder: Path, suffix: str) -> dict[int, Path]:
+    """The files ``row-NNNNNN<suffix>`` of a folder by their row, lowest first; a file with another name is a user's."""
+    name = re.compile(rf"row-(\d{{6,}}){re.escape(suffix)}")
+    found = ((name.fullmatch(path.name), path) for path in folder.glob(f"row-*{suffix}"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match is not None))
 
 
 def write_json(path: Path, value: Any) -> None:

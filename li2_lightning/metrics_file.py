@@ -70,6 +70,22 @@ class MetricsFile(Logger):
             self.save()
 
     @rank_zero_only
+    def correct(self, step: int, values: Mapping[str, float]) -> None:
+        """Replace values of a row that an earlier part of the run has written; a cell that is empty stays so."""
+        if self._stream is None:
+            self._open()
+        self.save()
+        before = _read(self.path)
+        after = [[*row] for row in before]
+        for row in after:
+            if row[0] == str(step):
+                for place, name in enumerate(self._columns):
+                    if name in values and row[place] != "":
+                        row[place] = _cell(name, values[name])
+        if after != before:
+            self._rewrite(after)
+
+    @rank_zero_only
     def save(self) -> None:
         """Hand what is buffered to the operating system."""
         if self._stream is not None:
@@ -136,6 +152,13 @@ def read_rows(path: Path, through: int | None = None) -> Iterator[dict[str, floa
 def rows_written(trainer: lightning.Trainer) -> int:
     """How many rows this run has in metrics.csv so far, those of the parts before this one included."""
     return sum(logger.rows_written for logger in trainer.loggers if isinstance(logger, MetricsFile))
+
+
+def correct_row(trainer: lightning.Trainer, step: int, values: Mapping[str, float]) -> None:
+    """`MetricsFile.correct` for the file of this run, if it has one."""
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.correct(step, values)
 
 
 def count_rows(path: Path, through: int) -> int:

@@ -10,7 +10,7 @@ Callbacks may define, besides Lightning's hooks:
 * ``on_row(trainer, module, row)``: the finished row on the host, in order, an undefined value as None; what it adds to
   the dictionary goes into the row;
 * ``on_stage_transition(trainer, module, transition)``: a `li2_lightning.theory.stages.Transition` was declared;
-* ``on_last_row(trainer, module)``: every row has been handed over;
+* ``on_last_row(trainer, module)``: every row has been handed over, that of ``state.is_last`` the last;
 * ``on_interrupt(trainer, module)``: a signal stops the run at these weights.
 """
 
@@ -69,6 +69,7 @@ class Li2Module(lightning.LightningModule):
         stop_at_test_accuracy: end with the update after the first row that reaches it; None: go on to the end.
         compile_network: run the network through ``torch.compile``.
         config: the plain config, kept in every checkpoint.
+        inputs: of `li2_lightning.config.input_digests`, kept there, too.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Li2Module(lightning.LightningModule):
         stop_at_test_accuracy: float | None = None,
         compile_network: bool = False,
         config: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -90,9 +92,13 @@ class Li2Module(lightning.LightningModule):
         self.ridge = ridge
         self.evaluate_every_n_steps = evaluate_every_n_steps
         self.stop_at_test_accuracy = stop_at_test_accuracy
-        self.config = dict(config or {})
+        self.config, self.inputs = dict(config or {}), dict(inputs or {})
         self.last_row = -1
         self._finite_row: int | None = None
+        # Whether the last row is out, and whether something had stopped the run before it.
+        self._ended = self._stopped = False
+        # Whether the checkpoint that the run continues from was made one update before a stop.
+        self._stops_next = False
         # Set by whoever catches signals; the run stops where its state is whole.
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
@@ -159,6 +165,7 @@ class Li2Module(lightning.LightningModule):
             state, self._state = self._state, None
             state.readout_gradient = self._readout_gradient
             self._publish(state)
+        self.trainer.should_stop |= self._stops_next
         # Alone, a signal counts that came while the row was measured; several ranks stop when all know of it.
         signum = asked if world_size() > 1 else self.stop_signal
         if signum is not None:
@@ -192,13 +199,10 @@ class Li2Module(lightning.LightningModule):
                 "Li2Module makes one update a batch, since every row describes one update; leave out "
                 "accumulate_grad_batches and GradientAccumulationScheduler and choose data.batch_size."
             )
-        if trainer.max_steps < 0:
-            raise InputError("Li2Module trains in one epoch that never ends by itself; give the Trainer max_steps.")
-        limit = trainer.limit_train_batches
-        if limit != 1.0 if isinstance(limit, float) else limit < trainer.max_steps:
+        if trainer.max_steps < 0 and not isinstance(trainer.limit_train_batches, int):
             raise InputError(
-                f"limit_train_batches={limit} ends the one epoch of a run before max_steps={trainer.max_steps}; "
-                "leave out limit_train_batches and overfit_batches and choose max_steps."
+                "An epoch of Li2Module never ends by itself; give the Trainer max_steps, or limit_train_batches with "
+                "max_epochs."
             )
         if trainer.world_size != world_size() or not isinstance(
             trainer.strategy, SingleDeviceStrategy | SummingStrategy
@@ -210,11 +214,33 @@ class Li2Module(lightning.LightningModule):
         if trainer.precision not in PRECISIONS:
             raise InputError(f"precision={trainer.precision!r} is unknown to Li2Module; use {', '.join(PRECISIONS)}.")
 
-    @torch.no_grad()
+    @property
+    def is_last_update(self) -> bool:
+        """Before an update: whether the run is known to end with it, at ``max_steps`` or since it was asked to stop.
+
+        What is decided after the update (a time limit) is not known here.
+        """
+        return self.trainer.should_stop or self.global_step + 1 == self.trainer.max_steps
+
     def on_train_epoch_end(self) -> None:
-        # The one epoch of a run ends with its last update; these weights are the last row.
+        # The one epoch of a run ends with its last update. A trainer with several epochs goes on after most of them.
+        if self.trainer.fit_loop.done:
+            self._end()
+
+    def on_fit_end(self) -> None:
+        # Where no epoch's end was the end of the run: it was stopped after that, or before its first update.
+        self._end()
+
+    @torch.no_grad()
+    def _end(self) -> None:
+        """Publish the last row, that of the present weights; once, whatever ended the run."""
+        if self._ended:
+            return
+        self._ended, self._stopped = True, self.trainer.should_stop
         if self.global_step > self.last_row:
-            self._publish(self._measure_anew(self.global_step, self.data))
+            state = self._measure_anew(self.global_step, self.data)
+            state.is_last = True
+            self._publish(state)
         self.hand_over()
         call_hook(self.trainer, "on_last_row", self)
 
@@ -281,10 +307,17 @@ class Li2Module(lightning.LightningModule):
         return f"{since}; {'not finite are ' + ', '.join(broken) if broken else 'the weights are finite'}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["li2_lightning"] = {"row": self.last_row, "config": self.config}
+        checkpoint["li2_lightning"] = {
+            "row": self.last_row,
+            "config": self.config,
+            "inputs": self.inputs,
+            "is_last": self._ended,
+            "updates_left": int(not self._stopped) if self.trainer.should_stop else None,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.last_row = checkpoint["li2_lightning"]["row"]
+        held = checkpoint["li2_lightning"]
+        self.last_row, self._stops_next = held["row"], updates_left(held, self.config) == 1
 
     def _publish(self, state: StepState) -> None:
         """Let the callbacks measure, and queue the row."""
@@ -349,6 +382,23 @@ class Li2Module(lightning.LightningModule):
         Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
         V = _ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge, rows.total)
         self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
+
+
+def updates_left(held: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    """How many updates a run makes from a checkpoint, 1 or 0, since it was asked to stop; None where it was not.
+
+    A stop counts for the run that continues, too, unless the accuracy to stop at is another one or, where none is
+    given, ``max_steps`` is.
+
+    Args:
+        held: ``li2_lightning`` of the checkpoint.
+        config: the plain config of the run that continues from it.
+    """
+    left: int | None = held.get("updates_left")
+    before, key = held["config"], "stop_at_test_accuracy"
+    if before.get(key) is None:
+        key = "max_steps" if config.get(key) is None else key
+    return left if before.get(key) == config.get(key) else None
 
 
 def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:

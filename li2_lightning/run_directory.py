@@ -14,24 +14,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning
 import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
-from li2_lightning.config import LATEST, Config, config_hash, leaves, run_name, to_plain
-from li2_lightning.errors import DivergenceError, InputError, Interrupted, StorageError
-from li2_lightning.files import lock, replacing, write_json
+from li2_lightning.config import LATEST, Config, config_hash, input_digests, leaves, run_name, to_plain
+from li2_lightning.errors import BusyError, DivergenceError, InputError, Interrupted, StorageError
+from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
 from li2_lightning.metrics_file import count_rows, read_metrics
+from li2_lightning.module import updates_left
 from li2_lightning.network import read_checkpoint
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
-# Sections that a run must share with the checkpoint it continues from.
-SHAPING = ("seed", "loss", "task", "data", "network", "optimizer", "scheduler")
+# Sections and keys that a run must share with the checkpoint it continues from.
+SHAPING = ("seed", "loss", "task", "data", "network", "optimizer", "scheduler", "trainer.precision")
 # What is wrong with a disk, whatever was being written.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -60,8 +61,12 @@ class RunDirectory:
         return cls(Path(config.output_dir) / run_name(config) / f"{config_hash(config)}-s{config.seed}")
 
     @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
     def last_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "last.ckpt"
+        return self._checkpoints / "last.ckpt"
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json, which only an ended run has; None where there is none."""
@@ -82,73 +87,115 @@ class RunDirectory:
         Raises:
             DivergenceError: it ended by diverging.
         """
-        summary = None if config.force else self.summary()
-        if summary is not None and summary["status"] == "diverged":
-            raise DivergenceError(f"{summary['reason']} (kept in {self.path}; force=true repeats it)")
-        return summary
+        return None if config.force else self._result()
 
-    def find_checkpoint(self, config: Config) -> Path | None:
-        """What the run continues from; None where it starts at row 0.
+    def decide(self, config: Config) -> Decision:
+        """What a run of ``config`` does here; nothing is written. `claim` decides again, under the lock.
 
         Raises:
-            InputError: an unfinished run without ``resume`` or ``force``; ``resume`` names no checkpoint of ours.
+            DivergenceError: the run ended by diverging.
+            BusyError: another process writes the directory.
+            InputError: an unfinished run without ``resume`` or ``force``; a checkpoint that the run cannot continue
+                from (`continue_from`).
         """
-        if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
-            raise InputError(f"resume={config.resume!r} is no file; give a checkpoint, auto or null.")
-        if not config.force and self.summary() is not None:
-            return None
-        unfinished = (self.path / "config.yaml").exists()
-        if config.resume is None or config.force:
-            if unfinished and not config.force:
-                raise InputError(
-                    f"{self.path} holds an unfinished run; continue it with resume=auto or start over with force=true."
-                )
-            return None
-        if config.resume == "auto":
-            # That of the last row is written before the report and summary.json: from there nothing would follow.
-            rows = {int(path.stem[4:]): path for path in (self.path / "checkpoints").glob("row-*.ckpt")}
-            earlier = [row for row in rows if row < config.max_steps]
-            if not earlier:
-                return None
-            path = rows[max(earlier)]
-            try:
-                read_checkpoint(str(path), str(path))
-            except InputError as error:
-                before = f"continue from row {sorted(earlier)[-2]}" if len(earlier) > 1 else "start at row 0"
-                raise InputError(f"{str(error).rstrip('.')}; remove it, and resume=auto will {before}.") from error
-            return path
-        path = Path(config.resume)
-        read_checkpoint(str(path), f"resume={str(path)!r}")
-        return path
+        try:
+            return self._decide(config, None)
+        except InputError as error:
+            # What is half-written by another process is no fault of the directory.
+            if held(self.path / ".lock"):
+                raise self._busy() from error
+            raise
 
-    def claim(self, config: Config, keep: bool, checkpoint: Path | None = None) -> IO[str]:
-        """Create the directory, or empty it unless ``keep``, and lock it; the lock lasts as long as the file is open.
+    @contextlib.contextmanager
+    def claim(self, config: Config, seen: Decision) -> Iterator[Decision]:
+        """Create the directory, lock it, and decide again; where the run is to train, make the directory ready for it.
+
+        Another process may have begun or ended the run since ``seen`` was decided. ``force`` repeats the result that
+        was there then; a newer one is returned.
 
         Args:
-            checkpoint: what the run continues from; rows before it are taken over where this directory has none.
+            seen: what `decide` said.
 
         Raises:
-            InputError: another process writes it, or it cannot be written.
+            BusyError: another process writes the directory.
+            InputError: it cannot be written; and as for `decide`.
+            DivergenceError: as for `decide`.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = lock(self.path / ".lock")
         except BlockingIOError as error:
-            raise InputError(f"{self.path} is being written by another process; wait for it or change name.") from error
+            raise self._busy() from error
         except OSError as error:
             raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
-        try:
-            self._prepare(config, keep, checkpoint)
-        except OSError as error:
-            file.close()
-            raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
-        self._point_latest(Path(config.output_dir))
-        return file
+        with file:
+            decision = self._decide(config, seen)
+            if decision.stored is None:
+                try:
+                    self._prepare(config, decision.start)
+                except OSError as error:
+                    raise InputError(
+                        f"output_dir={config.output_dir!r} cannot be written: {error.strerror}."
+                    ) from error
+                self._point_latest(Path(config.output_dir))
+            yield decision
 
-    def _prepare(self, config: Config, keep: bool, checkpoint: Path | None) -> None:
+    def _busy(self) -> BusyError:
+        return BusyError(f"{self.path} is being written by another process; wait for it or change name.")
+
+    def _result(self) -> dict[str, Any] | None:
+        summary = self.summary()
+        if summary is not None and summary["status"] == "diverged":
+            raise DivergenceError(f"{summary['reason']} (kept in {self.path}; force=true repeats it)")
+        return summary
+
+    def _decide(self, config: Config, seen: Decision | None) -> Decision:
+        if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
+            raise InputError(f"resume={config.resume!r} is no file; give a checkpoint, auto or null.")
+        # In this order: a run that ends while we look leaves a summary, and never passes for an unfinished one.
+        unfinished = (self.path / "config.yaml").exists()
+        result_id = self._result_id()
+        repeats = config.force and (seen is None or seen.result_id == result_id)
+        if not repeats and (stored := self._result()) is not None:
+            return Decision(result_id, stored=stored)
+        return Decision(result_id, start=None if config.force else self._find_start(config, unfinished))
+
+    def _result_id(self) -> tuple[int, int] | None:
+        """Tells one summary.json from another that takes its place; None where there is none."""
+        try:
+            stat = (self.path / "summary.json").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
+    def _find_start(self, config: Config, unfinished: bool) -> Start | None:
+        if config.resume is None:
+            if unfinished:
+                raise InputError(
+                    f"{self.path} holds an unfinished run; continue it with resume=auto or start over with force=true."
+                )
+            return None
+        if config.resume != "auto":
+            path = Path(config.resume)
+            return continue_from(path, _read_ours(path, f"resume={str(path)!r}"), config)
+        rows = {row: path for row, path in row_files(self._checkpoints, ".ckpt").items() if row < config.max_steps}
+        while rows:
+            _, path = rows.popitem()
+            try:
+                ours = _read_ours(path, str(path))
+            except InputError as error:
+                before = f"continue from row {max(rows)}" if rows else "start at row 0"
+                raise InputError(f"{str(error).rstrip('.')}; remove it, and resume=auto will {before}.") from error
+            # That of the last row is written before the report and summary.json: from there nothing would follow.
+            if not ours.get("is_last"):
+                return continue_from(path, ours, config)
+        return None
+
+    def _prepare(self, config: Config, start: Start | None) -> None:
         """What must be there, and nothing else, before the first row."""
-        if not keep:
-            for entry in self.path.iterdir():
+        if config.resume is None or config.force:
+            # The summary first: what is half emptied must not pass for a finished run.
+            for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name != "summary.json"):
                 if entry.name != ".lock":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         # What a killed process was writing; nobody else writes here while we hold the lock.
@@ -156,12 +203,43 @@ class RunDirectory:
             part.unlink()
         with replacing(self.path / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
-        if checkpoint is not None and not (self.path / "metrics.csv").exists():
+        self._remove_later(start)
+        if start is not None and not (self.path / "metrics.csv").exists():
             # A longer run starts with the rows of the one that it continues.
-            earlier = checkpoint.parent.parent / "metrics.csv"
+            earlier = start.checkpoint.parent.parent / "metrics.csv"
             if earlier.exists():
                 with replacing(self.path / "metrics.csv") as temporary:
                     shutil.copyfile(earlier, temporary)
+
+    def _remove_later(self, start: Start | None) -> None:
+        """Remove our files of the steps that come anew, after ``start``: checkpoints and pictures.
+
+        In an order that leaves a directory to be resumed whenever the process dies: the step that the run continues
+        from has a file of its own before later ones go, and of these the latest goes first.
+        """
+        step, checkpoints, pictures = -1 if start is None else start.step, self._checkpoints, self.path / "features"
+        rows = row_files(checkpoints, ".ckpt")
+        if start is not None and step not in rows and self.holds(start.checkpoint):
+            rows[step] = checkpoints / f"row-{step:06d}.ckpt"
+            link_or_copy(start.checkpoint, rows[step])
+        if earlier := [path for at, path in sorted(rows.items()) if at <= step]:
+            link_or_copy(earlier[-1], self.last_checkpoint)
+        else:
+            self.last_checkpoint.unlink(missing_ok=True)
+        later = [path for at, path in sorted(rows.items(), reverse=True) if at > step]
+        for path in (checkpoints / "best.ckpt", *checkpoints.glob("stage-[0-9].ckpt")):
+            # One that cannot be read tells no row; the next of its name takes its place.
+            with contextlib.suppress(InputError):
+                later += [path] if _read_ours(path, str(path))["step"] > step else []
+        drawn = [path for at, path in reversed(row_files(pictures, ".png").items()) if at > step]
+        # It holds the weights of the newest picture.
+        later += [pictures / "last.npz", *drawn] if drawn else []
+        for path in later:
+            path.unlink(missing_ok=True)
+
+    def holds(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint lies in this directory's ``checkpoints/``."""
+        return self.path.resolve() == checkpoint.resolve().parent.parent
 
     @contextlib.contextmanager
     def summarizing(self, config: Config, start: int) -> Iterator[None]:
@@ -247,16 +325,48 @@ class Start:
     """What a run continues from.
 
     Attributes:
+        checkpoint: the file.
         row: the last row before it.
+        step: the updates before it, more than ``row`` where it was interrupted between two rows.
+        max_steps: of the run that wrote it.
         wandb: ``id`` of the W&B run to go on in; None: a new one.
     """
 
+    checkpoint: Path
     row: int
+    step: int
+    max_steps: int
     wandb: Mapping[str, Any] | None
 
 
-def continue_from(checkpoint: Path, config: Config) -> Start:
+@dataclass(frozen=True)
+class Decision:
+    """What a run does with its directory: it returns ``stored``, or continues from ``start``, or starts at row 0.
+
+    Attributes:
+        result_id: tells the result that was there from a newer one; None where there was none.
+        stored: summary.json of the run that is not repeated.
+        start: what the run continues from.
+    """
+
+    result_id: tuple[int, int] | None
+    stored: dict[str, Any] | None = None
+    start: Start | None = None
+
+
+def _read_ours(checkpoint: Path, where: str) -> dict[str, Any]:
+    """The row, the config and what else we add to a checkpoint, and ``step``, the updates before it."""
+    held = read_checkpoint(str(checkpoint), where)
+    ours = held["li2_lightning"]
+    assert isinstance(ours, dict)
+    return {**ours, "step": held["global_step"]}
+
+
+def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config) -> Start:
     """Check that a run may continue from ``checkpoint``.
+
+    Args:
+        ours: what we added to it.
 
     Raises:
         InputError: it lies at or after the end of this run, or belongs to another experiment: everything that shapes
@@ -264,32 +374,39 @@ def continue_from(checkpoint: Path, config: Config) -> Start:
             were there when it was written.
     """
     where = f"resume={str(checkpoint)!r}"
-    held = read_checkpoint(str(checkpoint), where)["li2_lightning"]
-    assert isinstance(held, dict)
-    before, now = (OmegaConf.create(plain) for plain in (held["config"], to_plain(config)))
-    for key in leaves():
-        section = key.partition(".")[0]
-        if section in SHAPING and OmegaConf.select(before, key) != OmegaConf.select(now, key):
-            theirs = OmegaConf.select(before, key)
-            raise InputError(
-                f"{where} was trained with {key}={theirs}, not {OmegaConf.select(now, key)}; set it alike."
-            )
-    if held["row"] >= config.max_steps:
-        raise InputError(f"{where} holds row {held['row']} already, and max_steps={config.max_steps} ends there.")
-    own = RunDirectory.of(config).path
-    within = own.resolve() == checkpoint.resolve().parent.parent
-    rows = own / "metrics.csv"
+    plain = to_plain(config)
+    directory = RunDirectory.of(config)
+    within = directory.holds(checkpoint)
+    before, now = OmegaConf.create(ours["config"]), OmegaConf.create(plain)
+    files = ours.get("inputs", {}), input_digests(config)
+    # A run's own directory has its hash, so there a key can differ only by a default that is spelled out.
+    for key in () if within else leaves():
+        if key not in SHAPING and key.partition(".")[0] not in SHAPING:
+            continue
+        if key in files[0] and key in files[1]:
+            # A file may have moved, and one that was edited has kept its name.
+            if files[0][key] != files[1][key]:
+                raise InputError(f"{where} was trained with another file as {key}; set it to that file.")
+        elif (theirs := OmegaConf.select(before, key)) != (own := OmegaConf.select(now, key)):
+            raise InputError(f"{where} was trained with {key}={theirs}, not {own}; set it alike.")
+    if ours["row"] >= config.max_steps:
+        raise InputError(f"{where} holds row {ours['row']} already, and max_steps={config.max_steps} ends there.")
+    if updates_left(ours, plain) == 0:
+        key = "max_steps" if config.stop_at_test_accuracy is None else "stop_at_test_accuracy"
+        raise InputError(f"{where} holds row {ours['row']}, with which its run ended; another {key} lets it go on.")
+    rows = directory.path / "metrics.csv"
     if not rows.exists():
         rows = checkpoint.parent.parent / "metrics.csv"
     # A checkpoint that was taken out of its directory has left its rows behind, and starts a new file.
-    there = count_rows(rows, held["row"]) if within or rows.exists() else held.get("rows", 0)
-    if there < held.get("rows", 0):
+    there = count_rows(rows, ours["row"]) if within or rows.exists() else ours.get("rows", 0)
+    if there < ours.get("rows", 0):
         raise InputError(
-            f"{rows} has {there} of the {held['rows']} rows that {where} continues; put the file back, or start over "
+            f"{rows} has {there} of the {ours['rows']} rows that {where} continues; put the file back, or start over "
             "with force=true."
         )
     # A longer run in a directory of its own is another run on W&B, too.
-    return Start(int(held["row"]), held.get("wandb") if within else None)
+    wandb = ours.get("wandb") if within else None
+    return Start(checkpoint, int(ours["row"]), int(ours["step"]), int(ours["config"]["max_steps"]), wandb)
 
 
 def versions() -> Mapping[str, str]:

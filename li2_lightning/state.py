@@ -128,6 +128,7 @@ class StepState:
 
     Attributes:
         step: t; the weights are those after t updates.
+        is_last: whether the run ends with this row, whatever ended it.
         outputs: Ŷ, n × C, real.
         targets: labels, (n,).
         network: with the weights of this row.
@@ -151,6 +152,7 @@ class StepState:
         sums: FeatureSums | None = None,
     ) -> None:
         self.step = step
+        self.is_last = False
         self.outputs = gather_rows(activity.outputs.detach())
         self.targets = rows.labels
         self.network = network

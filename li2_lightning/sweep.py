@@ -39,7 +39,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from li2_lightning.command_line import one_sentence
 from li2_lightning.config import Config
-from li2_lightning.errors import DivergenceError, InputError, Interrupted
+from li2_lightning.errors import BusyError, DivergenceError, InputError, Interrupted
 from li2_lightning.files import held, lock, write_json
 from li2_lightning.log import say
 from li2_lightning.run_directory import RunDirectory, RunResult
@@ -412,8 +412,7 @@ def run_in_sweep(run: Callable[[Config], RunResult], read: Callable[[], Config],
             here.tell(directory)
         try:
             with contextlib.nullcontext() if here is not None else _worker(folder, settings, outcome):
-                _wait_for(directory)
-                result = run(config)
+                result = _run_when_free(run, config, directory)
                 if here is not None:
                     print_summary(result.summary, result.directory)
             outcome.state = "done"
@@ -462,10 +461,17 @@ def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
     return [label or "the only one" for label in told]
 
 
-def _wait_for(directory: Path) -> None:
+def _run_when_free(run: Callable[[Config], RunResult], config: Config, directory: Path) -> RunResult:
     deadline = time.monotonic() + DIRECTORY_S
-    while held(directory / ".lock") and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+    while True:
+        while held(directory / ".lock") and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        try:
+            return run(config)
+        except BusyError:
+            # Somebody was faster.
+            if time.monotonic() >= deadline:
+                raise
 
 
 # In a worker: whether the run at hand may be sent SIGTERM, and the folders that are watched.

@@ -32,7 +32,7 @@ from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
 from optimizers.registry import find, import_plugin, module_of, names, register
 from optimizers.roles import ROLES, build_optimizer, check_cover, describe, optimizer_identity, spell_out
-from optimizers.schedulers import build_scheduler, scheduler_identity
+from optimizers.schedulers import build_scheduler, knows_length, scheduler_identity
 
 __all__ = [
     "ROLES",
@@ -44,6 +44,7 @@ __all__ = [
     "check_cover",
     "describe",
     "find",
+    "knows_length",
     "module_of",
     "names",
     "optimizer_identity",

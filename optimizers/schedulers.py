@@ -2,6 +2,7 @@
 
 Each schedule is a function of ``max_steps`` and the user's hyperparameters and returns the factor as a
 function of t, the updates made so far: update t+1 uses lr·factor(t). One scheduler step is one update.
+A run that continues takes the factors of its own ``max_steps``, from the first update on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -74,6 +76,32 @@ SCHEDULES: dict[str, Callable[..., Factor]] = {
 }
 
 
+# Those whose factor depends on max_steps.
+WITH_LENGTH = ("cosine",)
+
+
+class Schedule(LambdaLR):
+    """lr·factor(t) for every group, also right after a state has been loaded.
+
+    torch takes the learning rates after loading from the optimizer's state, where they are those of the ``max_steps``
+    that the checkpoint was made with: at the end of a cosine, zero.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore t and the learning rates that factors multiply; load the optimizer's own state first."""
+        super().load_state_dict(state_dict)
+        groups = zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True)
+        for group, lr, factor in groups:
+            now = lr * factor(self.last_epoch)
+            group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], Tensor) else now
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def knows_length(config: Mapping[str, Any]) -> bool:
+    """Whether the schedule that a ``scheduler`` section names depends on ``max_steps``."""
+    return config.get("name") in WITH_LENGTH
+
+
 def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: int) -> LRScheduler | None:
     """The scheduler that ``config`` names, to be stepped once after every optimizer update.
 
@@ -99,7 +127,7 @@ def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: 
         return None
     schedule = SCHEDULES[str(name)]
     # LambdaLR leaves plain functions out of its state, so a checkpoint holds numbers only.
-    return LambdaLR(optimizer, schedule(max_steps, **fit(schedule, given, str(name), "scheduler")))
+    return Schedule(optimizer, schedule(max_steps, **fit(schedule, given, str(name), "scheduler")))
 
 
 def scheduler_identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,9 +78,9 @@ class Declares(Interaction):
             self.on_stage_transition(trainer, module, Transition(1, 2, 3, 3, 0, {}))
 
 
-def test_rows_are_0_the_cadence_and_the_one_after_a_transition(tiny_run: Any) -> None:
+def test_rows_are_0_the_cadence_the_one_after_a_transition_and_the_last(tiny_run: Any) -> None:
     run = tiny_run(OFF, "max_steps=9", callbacks=[Declares(8, PAIRS)])
-    assert [row["step"] for row in run.rows if row[STRENGTH] is not None] == [0, 4, 8]
+    assert [row["step"] for row in run.rows if row[STRENGTH] is not None] == [0, 4, 8, 9]
 
 
 def test_a_transition_waits_through_a_checkpoint() -> None:
@@ -91,7 +91,9 @@ def test_a_transition_waits_through_a_checkpoint() -> None:
     logged: list[str] = []
     after.measure = lambda module, state: {SHARE: 1.0}  # type: ignore[method-assign]
     for step in (8, 9):
-        state = SimpleNamespace(step=step, log=lambda name, value, step=step: logged.append(f"{step} {name}"))
+        state = SimpleNamespace(
+            step=step, is_last=False, log=lambda name, value, step=step: logged.append(f"{step} {name}")
+        )
         after.on_step_state(None, None, state)  # type: ignore[arg-type]
     assert logged == [f"8 {SHARE}"]
 
