@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ from li2_lightning.module import Li2Module
 from li2_lightning.network import build_network
 from li2_lightning.run_directory import RunDirectory, RunResult, continue_from
 from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals
-from li2_lightning.seeds import generator
+from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.summary import print_summary
 from li2_lightning.sweep import run_in_sweep
 from li2_lightning.tasks import build_task, split_rows
 from li2_lightning.tracking import logging_to, wandb_mode
-from optimizers import build_optimizer, build_scheduler, check_cover, describe
+from optimizers import build_optimizer, build_scheduler, check_cover, describe, rehearse
 
 
 def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
@@ -125,7 +126,10 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
     check_cover(list(network.named_parameters()), network.roles())
-    optimizer = build_optimizer(network.roles(), asdict(config.optimizer))
+    build = partial(build_optimizer, config=asdict(config.optimizer))
+    with keeping_random_state():
+        rehearse(build, network.roles())
+    optimizer = build(network.roles())
     scheduler = build_scheduler(optimizer, config.scheduler, config.max_steps)
     module = Li2Module(
         network,

@@ -21,7 +21,7 @@ class Updates(Diagnostic):
 
     ==================================  ==============================================================
     weights/hidden_norm, output_norm    ‖W‖, ‖V‖ (Frobenius, over every matrix of the role)
-    optimizer/<role>_lr                 learning rate that the next update will use
+    optimizer/<role>_lr                 learning rate that the next update will use, where the optimizer has one
     update/hidden, update/output        ‖X_t − X_{t−1}‖/‖X_{t−1}‖
     update/…_cosine_distance            1 − cos(X_t, X_{t−1})
     update/eigengap                     2nd over 3rd eigenvalue of the Gram matrix of the last 20 updates
@@ -65,7 +65,8 @@ class Updates(Diagnostic):
         for role, (_, norm) in self._after.items():
             columns[f"weights/{role}_norm"] = norm
         for group in module.optimizer.param_groups:
-            columns[f"optimizer/{group['role']}_lr"] = float(group["lr"])
+            if (lr := group.get("lr")) is not None:
+                columns[f"optimizer/{group['role']}_lr"] = float(lr)
         columns.update(self._changes)
         return columns
 

@@ -31,6 +31,7 @@ from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
 from optimizers.registry import find, import_plugin, names, register
+from optimizers.rehearsal import rehearse
 from optimizers.roles import ROLES, build_optimizer, check_cover, describe
 from optimizers.schedulers import build_scheduler
 
@@ -46,6 +47,7 @@ __all__ = [
     "find",
     "names",
     "register",
+    "rehearse",
 ]
 
 # Commands, run with python -m: what is imported already would run a second time there, and Python warns.

@@ -120,4 +120,4 @@ def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str,
 
 
 def _values(groups: Sequence[Mapping[str, Any]], key: str) -> str:
-    return "/".join(dict.fromkeys(f"{group[key]:g}" if key in group else "none" for group in groups))
+    return "/".join(dict.fromkeys("none" if group.get(key) is None else f"{group[key]:g}" for group in groups))
