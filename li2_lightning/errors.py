@@ -19,6 +19,10 @@ class InputError(Li2Error, ValueError):
     exit_code = 2
 
 
+class DamagedError(InputError):
+    """A file is not what was written: truncated, or altered."""
+
+
 class StorageError(Li2Error):
     """The run directory cannot be written any more: the disk is full, or read-only, or the directory is gone."""
 
