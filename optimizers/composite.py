@@ -109,7 +109,8 @@ class CompositeOptimizer(Modes, Optimizer):
             )
         saved = state_dict["children"]
         for role, child in self.children.items():
-            there, here = _sizes(saved[role]["param_groups"]), _sizes(child.param_groups)
+            # A wrapper's state may have a form of its own; the wrapper checks it.
+            there, here = _sizes(saved[role].get("param_groups", child.param_groups)), _sizes(child.param_groups)
             if there != here:
                 raise OptimizerError(
                     f"The checkpoint's {role} optimizer has parameter groups of sizes {there} and this run's "

@@ -37,23 +37,30 @@ def rehearse(
     generator = torch.Generator().manual_seed(0)
     composite = build({role: [(name, _copy(p)) for name, p in named] for role, named in parameters.items()})
     for role, child in composite.children.items():
+        alone = CompositeOptimizer({role: child}, {role: composite.names[role]})
         called = f"optimizer.{role}: {composite.names[role]}"
-        _step(child, generator, called)
-        switch([child], "eval")
-        saved = child.state_dict()
+        _step(alone, generator, called)
+        switch([alone], "eval")
         try:
-            restored = _through_a_file(saved)
-        except Exception as error:  # torch, pickle and the values themselves raise many kinds, here and below
-            path, value = _offender(saved)
-            raise OptimizerError(
-                f"{called} keeps {path} as a {type(value).__module__}.{type(value).__qualname__}, and a checkpoint "
-                "holds only tensors, numbers, strings, and lists, tuples and dicts of these; choose another optimizer."
-            ) from error
-        try:
-            child.load_state_dict(restored)
-        except Exception as error:
-            raise OptimizerError(f"{called} cannot be continued from a checkpoint: {reason(error)}.") from error
-        _step(child, generator, called, " after a checkpoint")
+            _reload(alone)
+        except Exception as error:  # torch, pickle and foreign code raise many kinds, here and below
+            message = f"{called} cannot be continued from a checkpoint: {reason(error)}; choose another optimizer."
+            raise OptimizerError(message) from error
+        _step(alone, generator, called, " after a checkpoint")
+
+
+def _reload(optimizer: CompositeOptimizer) -> None:
+    saved = optimizer.state_dict()
+    try:
+        restored = _through_a_file(saved)
+    except Exception as error:
+        (_, _, *path), value = _offender(saved)  # within the state of one child
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise OptimizerError(
+            f"{'.'.join(path) or 'its state'} is a {kind}, and a file that is read as data holds only tensors, numbers, "
+            "strings, and lists, tuples and dicts of these"
+        ) from error
+    optimizer.load_state_dict(restored)
 
 
 def _through_a_file(value: Any) -> Any:
@@ -71,8 +78,8 @@ def _survives(value: Any) -> bool:
     return True
 
 
-def _offender(value: Any, path: tuple[str, ...] = ()) -> tuple[str, Any]:
-    """Where the innermost value stands that does not survive, and the value."""
+def _offender(value: Any, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any]:
+    """The keys that lead to the innermost value that does not survive, and the value."""
     entries: list[tuple[Any, Any]] = []
     if isinstance(value, Mapping):
         entries = [(key, part) for key, entry in value.items() for part in (key, entry)]
@@ -81,7 +88,7 @@ def _offender(value: Any, path: tuple[str, ...] = ()) -> tuple[str, Any]:
     for key, entry in entries:
         if not _survives(entry):
             return _offender(entry, (*path, str(key)))
-    return ".".join(path), value
+    return path, value
 
 
 def _copy(parameter: Parameter) -> Parameter:
