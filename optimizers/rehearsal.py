@@ -57,8 +57,8 @@ def _reload(optimizer: CompositeOptimizer) -> None:
         (_, _, *path), value = _offender(saved)  # within the state of one child
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise OptimizerError(
-            f"{'.'.join(path) or 'its state'} is a {kind}, and a file that is read as data holds only tensors, numbers, "
-            "strings, and lists, tuples and dicts of these"
+            f"{'.'.join(path) or 'its state'} is a {kind}, and a file that is read as data holds only tensors, "
+            "numbers, strings, and lists, tuples and dicts of these"
         ) from error
     optimizer.load_state_dict(restored)
 

@@ -20,6 +20,7 @@ NEEDS: dict[str, dict[str, Any]] = {"ranger21": {"num_iterations": 20}, "bsam": 
 # Names that are refused, and by what.
 SECOND_ORDER = "needs second derivatives of the loss"
 NOT_PLAIN = r"cannot be continued from a checkpoint: \S+ is a \S+, and a file"
+RATELESS, NO_RATE = {"a2grad"}, "sets learning rates, and the hidden, output, embedding optimizer has none"
 NO_LOSS = r"cannot step on these weights: NoClosureError: "
 REFUSED = {
     "adahessian": SECOND_ORDER,
@@ -82,18 +83,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", names())
 def test_it_is_resumed_bit_for_bit_or_refused_in_one_sentence(tmp_path: Path, name: str, variant: str) -> None:
-    try:
-        whole = run(tmp_path / "whole", name, VARIANTS[variant])
-    except (InputError, OptimizerError) as error:
+    no_rate = NO_RATE if variant == "a scheduler" and name in RATELESS else None
+    if refusal := REFUSED.get(name, no_rate):
+        with pytest.raises((InputError, OptimizerError), match=rf"^[^\n]*{refusal}[^\n]*\.$"):
+            run(tmp_path / "whole", name, VARIANTS[variant])
         assert not (tmp_path / "whole").exists(), "it was refused after something had been written"
-        assert str(error) == " ".join(str(error).split())
-        assert str(error).endswith(".")
-        expected = REFUSED.get(name, "sets learning rates, and" if variant == "a scheduler" else "")
-        assert expected
-        with pytest.raises((InputError, OptimizerError), match=expected):
-            raise
         return
-    assert name not in REFUSED
+    whole = run(tmp_path / "whole", name, VARIANTS[variant])
     checkpoint = whole / "checkpoints" / "row-000007.ckpt"
     resumed = run(tmp_path / "resumed", name, VARIANTS[variant], resume=str(checkpoint))
     assert rows(resumed) == rows(whole)
