@@ -40,13 +40,14 @@ def rehearse(
         alone = CompositeOptimizer({role: child}, {role: composite.names[role]})
         called = f"optimizer.{role}: {composite.names[role]}"
         _step(alone, generator, called)
-        switch([alone], "eval")
         try:
+            switch([alone], "eval")
             _reload(alone)
         except Exception as error:  # torch, pickle and foreign code raise many kinds, here and below
             message = f"{called} cannot be continued from a checkpoint: {reason(error)}; choose another optimizer."
             raise OptimizerError(message) from error
-        _step(alone, generator, called, " after a checkpoint")
+        if all(bool(p.isfinite().all()) for group in alone.param_groups for p in group["params"]):
+            _step(alone, generator, called, " after a checkpoint")
 
 
 def _reload(optimizer: CompositeOptimizer) -> None:
@@ -103,6 +104,9 @@ def _step(optimizer: Optimizer, generator: torch.Generator, called: str, when: s
         switch([optimizer], "train")
         optimizer.step()
     except Exception as error:
+        # A rate that is too large is no fault of the optimizer: the run will diverge, and say so.
+        if "without overflow" in str(error):
+            return
         if "does not require grad" in str(error):
             raise OptimizerError(f"{called} {SECOND_ORDER}.") from error
         raise OptimizerError(f"{called} cannot step{when} on these weights: {reason(error)}.") from error

@@ -20,7 +20,6 @@ NEEDS: dict[str, dict[str, Any]] = {"ranger21": {"num_iterations": 20}, "bsam": 
 # Names that are refused, and by what.
 SECOND_ORDER = "needs second derivatives of the loss"
 NOT_PLAIN = r"cannot be continued from a checkpoint: \S+ is a \S+, and a file"
-RATELESS, NO_RATE = {"a2grad"}, "sets learning rates, and the hidden, output, embedding optimizer has none"
 NO_LOSS = r"cannot step on these weights: NoClosureError: "
 REFUSED = {
     "adahessian": SECOND_ORDER,
@@ -44,7 +43,7 @@ if importlib.util.find_spec("einops") is None:
     REFUSED["demo"] = "You need to install `einops`"
 
 
-def run(folder: Path, name: str, options: dict[str, Any], **more: Any) -> Path:
+def run(folder: Path, name: str, **options: Any) -> Path:
     section = {"name": name, **NEEDS.get(name, {})}
     off = {callback: {"enabled": False} for callback in ("report", "pictures", "progress")}
     values = {
@@ -56,10 +55,8 @@ def run(folder: Path, name: str, options: dict[str, Any], **more: Any) -> Path:
         "logger": {"mode": "disabled"},
         "trainer": {"threads": 1, "accelerator": "cpu"},
         "callbacks": {**off, "checkpoint": {"every_n_steps": 7, "keep": 9}},
-        **more,
+        **options,
     }
-    values["network"] |= options.get("network", {})
-    values |= {key: value for key, value in options.items() if key != "network"}
     with contextlib.redirect_stdout(io.StringIO()):
         return train.run(values).directory
 
@@ -71,27 +68,55 @@ def rows(directory: Path) -> list[list[str]]:
     return [[line[index] for index in kept] for line in lines]
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "full batch": {},
-    "mini-batches": {"data": {"batch_size": 6, "evaluate_every_n_steps": 1}},
-    # Vectors beside matrices, in the embedding role.
-    "a scheduler": {"scheduler": {"name": "exponential", "gamma": 0.9}, "network": {"trainable_embedding": True}},
+# Mini-batches, a schedule, and a second parameter in the embedding role.
+ALL_AT_ONCE = {
+    "data": {"batch_size": 6, "evaluate_every_n_steps": 1},
+    "scheduler": {"name": "exponential", "gamma": 0.9},
+    "network": {"width": 16, "trainable_embedding": True},
 }
+OF_EACH_KIND = (
+    "a2grad",
+    "adago",
+    "muonclip",
+    "normuon",
+    "schedulefreeradam",
+    "splus",
+    "muon",
+    "slow_gradients",
+    "soap",
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", names())
-def test_it_is_resumed_bit_for_bit_or_refused_in_one_sentence(tmp_path: Path, name: str, variant: str) -> None:
-    no_rate = NO_RATE if variant == "a scheduler" and name in RATELESS else None
-    if refusal := REFUSED.get(name, no_rate):
-        with pytest.raises((InputError, OptimizerError), match=rf"^[^\n]*{refusal}[^\n]*\.$"):
-            run(tmp_path / "whole", name, VARIANTS[variant])
-        assert not (tmp_path / "whole").exists(), "it was refused after something had been written"
-        return
-    whole = run(tmp_path / "whole", name, VARIANTS[variant])
+def test_it_is_resumed_bit_for_bit_or_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    if name in REFUSED:
+        assert_refused(tmp_path, REFUSED[name], name)
+    else:
+        assert_resumed(tmp_path, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in OF_EACH_KIND if name in names()])
+def test_so_it_is_with_mini_batches_and_a_schedule(tmp_path: Path, name: str) -> None:
+    if name == "a2grad":  # its groups have no learning rate
+        assert_refused(
+            tmp_path, "sets learning rates, and the hidden, output, embedding optimizer", name, **ALL_AT_ONCE
+        )
+    else:
+        assert_resumed(tmp_path, name, **ALL_AT_ONCE)
+
+
+def assert_refused(tmp_path: Path, refusal: str, name: str, **options: Any) -> None:
+    with pytest.raises((InputError, OptimizerError), match=rf"^[^\n]*{refusal}[^\n]*\.$"):
+        run(tmp_path / "whole", name, **options)
+    assert not (tmp_path / "whole").exists(), "it was refused after something had been written"
+
+
+def assert_resumed(tmp_path: Path, name: str, **options: Any) -> None:
+    whole = run(tmp_path / "whole", name, **options)
     checkpoint = whole / "checkpoints" / "row-000007.ckpt"
-    resumed = run(tmp_path / "resumed", name, VARIANTS[variant], resume=str(checkpoint))
+    resumed = run(tmp_path / "resumed", name, **options, resume=str(checkpoint))
     assert rows(resumed) == rows(whole)
     there, here = (
         torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
