@@ -129,7 +129,7 @@ MINI = ["data.batch_size=6", "data.evaluate_every_n_steps=3"]
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("averaging", []),
+        pytest.param("averaging", [], marks=pytest.mark.slow),
         ("averaging", MINI),
         pytest.param("averaging", [*MINI, "network.readout=ridge"], marks=pytest.mark.slow),
         pytest.param("wrapped", MINI, marks=[extra, pytest.mark.slow]),
