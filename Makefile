@@ -1,5 +1,5 @@
 # Everything makes .venv first and installs what it needs: `make train` and `make test` work on a fresh machine with
-# Python ≥ 3.11 and make.
+# Python 3.11 to 3.13 and make.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,26 +9,30 @@ PYTEST := $(RUN) -m pytest -n 2
 # What `make train` and `make figures` pass on to train.py, for example: make train ARGS="seed=3 max_steps=200"
 ARGS ?=
 
-.PHONY: venv train test test-slow lint bench verify figures clean
+.PHONY: venv versions train test test-slow lint bench verify figures clean
 
 venv: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed; say make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# What lint and the tests ran on, for whoever reads their output.
+versions: venv
+	@$(RUN) -c 'import platform, importlib.metadata as m; print(f"Python {platform.python_version()}", *(f"{n} {m.version(n)}" for n in ("torch", "lightning", "hydra-core", "wandb", "numpy")), sep=", ")'
+
 train: venv
 	$(RUN) train.py $(ARGS)
 
-test: venv
+test: versions
 	$(PYTEST) -m "not slow"
 
-test-slow: venv
+test-slow: versions
 	$(PYTEST) -m slow
 
-lint: venv
+lint: versions
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy

@@ -10,9 +10,22 @@ From Python: ``train.run({"task": {"order": 31}, "max_steps": 100})``.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+
+
+def _leave(*_: object) -> None:
+    """Ctrl-C during the imports, which take seconds; an exception would be a traceback, or caught by one of them."""
+    sys.stderr.write("error: Stopped before training began.\n")
+    os._exit(128 + signal.SIGINT)
+
+
+# Where SIGINT is ignored (nohup), it stays so.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)
+
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -28,23 +41,44 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import build_callbacks, read_config
+from callbacks import CALLBACKS, build_callbacks, with_defaults
 from li2_lightning.command_line import explain_keys, prepare, show_error
-from li2_lightning.config import Config, ridge_strength, to_plain
+from li2_lightning.config import (
+    Config,
+    OptimizerConfig,
+    load_config,
+    multiplied,
+    multiply,
+    register_identity,
+    ridge_strength,
+    to_plain,
+)
 from li2_lightning.data import TableDataModule
-from li2_lightning.errors import Interrupted
+from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.launch import Team, invited, serve
-from li2_lightning.losses import build_loss
+from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
 from li2_lightning.network import build_network
 from li2_lightning.run_directory import RunDirectory, RunResult, continue_from
-from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals
+from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
 from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.summary import print_summary
 from li2_lightning.sweep import run_in_sweep
-from li2_lightning.tasks import build_task, split_rows
+from li2_lightning.tasks import TASKS, build_task, split_rows
 from li2_lightning.tracking import logging_to, wandb_mode
-from optimizers import build_optimizer, build_scheduler, check_cover, describe, rehearse
+from optimizers import (
+    ROLES,
+    OptimizerError,
+    build_optimizer,
+    build_scheduler,
+    check_cover,
+    describe,
+    module_of,
+    optimizer_identity,
+    rehearse,
+    scheduler_identity,
+    spell_out,
+)
 
 
 def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
@@ -59,8 +93,26 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         OtherRankError: of several ranks another one failed.
     """
     config = read_config(values)
-    with Team(config, [sys.executable, str(Path(__file__).resolve())]) as team:
+    with Team(config, [sys.executable, str(Path(__file__).resolve())], plug_ins(config)) as team:
         return lead(config, team) if team.first else follow(config, team)
+
+
+def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
+    """The checked config, with what it leaves to the defaults of callbacks and optimizers spelled out.
+
+    So equal settings share a hash, and config.yaml holds what was used.
+
+    Raises:
+        InputError: a key, a value or a plug-in that does not fit.
+    """
+    config = load_config(values)
+    config.callbacks = with_defaults(config.callbacks)
+    try:
+        config.optimizer = OptimizerConfig(**spell_out(asdict(config.optimizer), multiplied(config)))
+    except OptimizerError as error:
+        raise InputError(str(error)) from error
+    multiply(config)
+    return config
 
 
 def lead(config: Config, team: Team) -> RunResult:
@@ -85,7 +137,7 @@ def lead(config: Config, team: Team) -> RunResult:
     ):
         rows = f"{len(data.train)} training and {len(data.test)} test rows"
         print(f"{data.task.name}: {rows}, {data.task.num_classes} classes{team}")
-        print(describe(module.optimizer))
+        print(describe(module.optimizer))  # type: ignore[arg-type]  # `assemble` built it
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     summary = directory.summary()
     assert summary is not None
@@ -108,7 +160,7 @@ def follow(config: Config, team: Team) -> RunResult:
 def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Trainer, Li2Module, TableDataModule]:
     """Config → task → network → module → callbacks → trainer, the same on every rank; writes nothing."""
     if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+        use_threads(config.trainer.threads, team.processes_here)
     keep_freed_memory()
     lightning.seed_everything(config.seed, verbose=False)
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
@@ -126,7 +178,7 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
     check_cover(list(network.named_parameters()), network.roles())
-    build = partial(build_optimizer, config=asdict(config.optimizer))
+    build = partial(build_optimizer, config=asdict(config.optimizer), layouts=network.layouts())
     with keeping_random_state():
         rehearse(build, network.roles())
     optimizer = build(network.roles())
@@ -146,6 +198,26 @@ def assemble(config: Config, directory: Path, team: Team) -> tuple[lightning.Tra
     return trainer, module, data
 
 
+def plug_ins(config: Config) -> list[tuple[str, str]]:
+    """Every key that names a plug-in, and the module that another process imports to know it."""
+    found = [("task.name", TASKS.module_of(config.task.name)), ("loss", LOSSES.module_of(config.loss))]
+    for label, options in config.callbacks.items():
+        found.append((f"callbacks.{label}.name", CALLBACKS.module_of(options.get("name", label))))
+    for role in ROLES:
+        for key in ("name", "inner"):
+            named = getattr(config.optimizer, role).get(key) or []
+            names = [named] if isinstance(named, str) else named
+            found += [(f"optimizer.{role}.{key}", module_of(str(name))) for name in names]
+    return [(key, module) for key, module in found if module is not None]
+
+
+def register_identities() -> None:
+    """Let the hash of a config know the defaults of optimizers and schedules; tasks and callbacks do so themselves."""
+    register_identity("optimizer", optimizer_identity)
+    register_identity("scheduler", scheduler_identity)
+
+
+register_identities()
 ConfigStore.instance().store(name="schema", node=Config)
 # This file is loaded twice where it is __main__ and a plug-in imports it as train.
 OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
@@ -156,13 +228,15 @@ def train(config: DictConfig) -> None:
     """One run from the command line, or one of a sweep in whatever process its launcher starts."""
     shell = HydraConfig.get()
     if shell.mode is RunMode.MULTIRUN:
+        # A launcher may send this function to a process that has not run the rest of this file.
+        register_identities()
         run_in_sweep(run, lambda: read_config(config), Path(shell.sweep.dir))
         return
     try:
         result = run(config)
     except Exception as error:
         sys.exit(show_error(error, config.debug))
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # Lightning sets it
         return
     if result.stored:
         print("This run was finished before; force=true repeats it.")
@@ -175,9 +249,17 @@ def main() -> int:
         return serve(run)
     # Errors come to us whole, instead of printed by Hydra.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Hydra logs what --info shows; that nobody reads it to the end is no reason for a traceback.
+    logging.raiseExceptions = False
     try:
+        if signal.getsignal(signal.SIGINT) is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv[1:] = prepare(sys.argv[1:])
-        train()
+        try:
+            train()
+        finally:
+            # Here a reader that has gone away can still be dealt with; when Python exits it is a message.
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return show_error(Interrupted(signal.SIGINT, "Stopped before training began."), debug=False)
     # Hydra and OmegaConf raise many kinds while they compose a config; all of them are about the user's input.

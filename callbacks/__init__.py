@@ -17,12 +17,11 @@ and switch it on with ``callbacks.dead_nodes.enabled=true`` (``callbacks.dead_no
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 
-from callbacks.registry import CALLBACKS, build_callbacks, read_config, with_defaults
+from callbacks.registry import CALLBACKS, build_callbacks, with_defaults
 
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    CALLBACKS.import_plugin(f"{__name__}.{_module.name}")
 
-__all__ = ["CALLBACKS", "build_callbacks", "read_config", "with_defaults"]
+__all__ = ["CALLBACKS", "build_callbacks", "with_defaults"]

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
-from omegaconf import DictConfig
 
-from li2_lightning.config import Config, load_config
+from li2_lightning.config import register_identity
 from li2_lightning.errors import InputError
-from li2_lightning.registry import Registry, check_options
+from li2_lightning.registry import Registry, beyond_defaults, check_options
 
 CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry("callback", "li2_lightning.callbacks")
 
@@ -44,17 +43,6 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
     return callbacks
 
 
-def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
-    """`load_config`, with the options of every callback spelled out, so that equal settings share a hash.
-
-    Raises:
-        InputError: as for `load_config` and `build_callbacks`.
-    """
-    config = load_config(values)
-    config.callbacks = with_defaults(config.callbacks)
-    return config
-
-
 def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same callbacks with every option spelled out, so that equal settings look equal however they were given.
 
@@ -73,6 +61,25 @@ def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
         named = {} if name == label else {"name": name}
         complete[label] = named | ({"enabled": True} | defaults | options if enabled else {"enabled": False})
     return complete
+
+
+def callbacks_identity(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each callback what is not as it is by default (`config_hash`): ours are on, those of others are off.
+
+    Raises:
+        InputError: as for `build_callbacks`.
+    """
+    counted: dict[str, dict[str, Any]] = {}
+    for label in sections:
+        name, enabled, options = _read(label, sections[label])
+        ours = label in MEASURING + KEEPING
+        own = beyond_defaults(CALLBACKS.find(name), options) if enabled else {}
+        if own or enabled is not ours:
+            counted[label] = {"name": name, "enabled": enabled, **own}
+    return counted
+
+
+register_identity("callbacks", callbacks_identity)
 
 
 def _labels(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:

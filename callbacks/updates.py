@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
@@ -21,7 +23,9 @@ class Updates(Diagnostic):
 
     ==================================  ==============================================================
     weights/hidden_norm, output_norm    ‖W‖, ‖V‖ (Frobenius, over every matrix of the role)
-    optimizer/<role>_lr                 learning rate that the next update will use, where the optimizer has one
+    optimizer/<role>_lr                 learning rate that the next update will use, if there is one; where the
+                                        optimizer of a role has several parameter groups, that of the first
+    optimizer/<role>_lr/<i>             of its further groups, i = 1, 2, … in their order
     update/hidden, update/output        ‖X_t − X_{t−1}‖/‖X_{t−1}‖
     update/…_cosine_distance            1 − cos(X_t, X_{t−1})
     update/eigengap                     2nd over 3rd eigenvalue of the Gram matrix of the last 20 updates
@@ -64,9 +68,7 @@ class Updates(Diagnostic):
         columns: dict[str, Tensor | float] = {}
         for role, (_, norm) in self._after.items():
             columns[f"weights/{role}_norm"] = norm
-        for group in module.optimizer.param_groups:
-            if (lr := group.get("lr")) is not None:
-                columns[f"optimizer/{group['role']}_lr"] = float(lr)
+        columns.update(_learning_rates(module.optimizer))
         columns.update(self._changes)
         return columns
 
@@ -113,6 +115,18 @@ class Updates(Diagnostic):
         self._gram[slot, : len(products)], self._gram[: len(products), slot] = products, products
         self._count += 1
         return eigengap(self._gram) if self._count >= WINDOW else change.new_tensor(torch.nan)
+
+
+def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """A column for each parameter group that has a learning rate."""
+    columns: dict[str, float] = {}
+    seen: Counter[str] = Counter()
+    for group in optimizer.param_groups:
+        index, role = seen[group["role"]], group["role"]
+        seen[role] += 1
+        if (lr := group.get("lr")) is not None:
+            columns[f"optimizer/{role}_lr/{index}" if index else f"optimizer/{role}_lr"] = float(lr)
+    return columns
 
 
 def _with_norms(module: Li2Module) -> dict[str, tuple[Tensor, Tensor]]:

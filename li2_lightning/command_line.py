@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import re
@@ -9,11 +10,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from typing import NoReturn
 
 from omegaconf.errors import OmegaConfBaseException
 
 from li2_lightning.config import Config, explain, unknown_key
-from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable
+from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable, unknown
 
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
 _OPEN = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
@@ -26,43 +28,95 @@ _COLON = re.compile(r"\+*callbacks\.([\w.]*\w:\w+)\.([\w.]+)=(.*)", re.DOTALL)
 # What the optional extra "sweep" brings.
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
 
+# Hydra's flags: those that stand alone, and those with a value.
+SWITCHES = (("help", "h"), ("hydra-help", None), ("version", None), ("resolve", None), ("run", "r"), ("multirun", "m"),
+            ("shell-completion", "sc"))  # fmt: skip
+VALUED = (("cfg", "c"), ("package", "p"), ("config-path", "cp"), ("config-name", "cn"), ("config-dir", "cd"),
+          ("experimental-rerun", None), ("info", "i"))  # fmt: skip
+CHOICES = {
+    "cfg": ("job", "hydra", "all"),
+    "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+# The folders of configs/: such a key takes the name of one of their files.
+GROUPS = ("task", "network", "optimizer", "scheduler", "callbacks", "logger", "trainer", "experiment")
+_GROUP = re.compile(rf"({'|'.join(GROUPS)}|hydra(?:/\w+)*)(@[^=]*)?=")
+# What Hydra reads as null, a truth value or a number.
+_NO_NAME = re.compile(r"(null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?))?", re.IGNORECASE)
+
 
 def prepare(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra gets them.
+    """The arguments as Hydra gets them: its flags first, wherever they stood, then the overrides.
 
     Raises:
-        InputError: an argument without a key, one that deletes a key, or a key with a colon, for which Hydra has no
-            words or other ones.
+        InputError: an unknown flag, an argument without a key, one that deletes a key, or a key with a colon, for
+            which Hydra has no words or other ones.
     """
-    for argument in arguments:
-        if argument.startswith("="):
-            raise InputError(f"The argument {argument!r} is not of the form key=value.")
-        if argument.startswith("~") and not _DELETABLE.match(argument):
-            key = argument[1:].partition("=")[0]
+    flags, overrides = _sorted(arguments)
+    for override in overrides:
+        if override.startswith("="):
+            raise InputError(f"The argument {override!r} is not of the form key=value.")
+        if override.startswith("~") and not _DELETABLE.match(override):
+            key = override[1:].partition("=")[0]
             raise InputError(
-                f"{argument} deletes a key, which would silently stand for its default; set it instead, as in {key}=…."
+                f"{override} deletes a key, which would silently stand for its default; set it instead, as in {key}=…."
             )
-        if match := _COLON.fullmatch(argument):
+        if match := _COLON.fullmatch(override):
             path, option, value = match.groups()
             label = re.sub(r"\W", "_", path.rpartition(":")[2])
             raise InputError(
-                f"A key takes no colon, as in {argument!r}; say callbacks.{label}.name={path} "
+                f"A key takes no colon, as in {override!r}; say callbacks.{label}.name={path} "
                 f"callbacks.{label}.{option}={value} instead."
             )
-    prepared = [opened(argument) for argument in arguments]
     # Hydra refuses a file of ours that bears the name of a launcher's own, so what we set for one lies beside it.
-    prepared += [f"hydra/launching={a.partition('=')[2]}" for a in arguments if a.startswith("hydra/launcher=")]
-    flags = {"-m", "--multirun"}
-    if flags & set(arguments):
-        # argparse wants the overrides in one piece, and there is no telling where the flag stands.
-        overrides = [argument for argument in prepared if argument not in flags]
-        return ["--multirun", *overrides]
-    return prepared
+    launching = [f"hydra/launching={a.partition('=')[2]}" for a in overrides if a.startswith("hydra/launcher=")]
+    return [*flags, *map(opened, [*overrides, *launching])]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message[0].upper()}{message[1:]}.")
+
+
+def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags, written out, and overrides: argparse, as Hydra calls it, wants the overrides in one piece."""
+    parser = _Parser(add_help=False)
+    names: dict[str, str] = {}
+    for name, short in (*SWITCHES, *VALUED):
+        spelt = [f"--{name}", *([f"-{short}"] if short else [])]
+        names |= dict.fromkeys(spelt, name)
+        if (name, short) in SWITCHES:
+            parser.add_argument(*spelt, action="store_true")
+        else:
+            parser.add_argument(*spelt, choices=CHOICES.get(name))
+    parser.add_argument("overrides", nargs="*")
+    following = [*arguments[1:], ""]
+    # The only flag that may have a value and may have none.
+    whole = [
+        "--info=all" if names.get(argument) == "info" and then not in CHOICES["info"] else argument
+        for argument, then in zip(arguments, following, strict=False)
+    ]
+    given, rest = parser.parse_known_intermixed_args(whole)
+    if rest:
+        raise unknown("flag", rest[0].partition("=")[0], names)
+    values = {name: getattr(given, name.replace("-", "_")) for name in names.values()}
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in values.items() if value]
+    return flags, given.overrides
 
 
 def opened(override: str) -> str:
-    """``override`` such that Hydra lets it set a key of a plug-in, of which the schema knows nothing."""
-    return f"++{override}" if _OPEN.match(override) else override
+    """``override`` such that Hydra lets it set a key of a plug-in, of which the schema knows nothing.
+
+    What names a variation is a word, also where Hydra would read null or a number, so that it is looked for, and the
+    known ones are listed.
+    """
+    if _OPEN.match(override):
+        return f"++{override}"
+    if match := _GROUP.match(override):
+        values = override[match.end() :].split(",")
+        return match.group() + ",".join(quoted(v) if _NO_NAME.fullmatch(v) else v for v in values)
+    return override
 
 
 def explain_keys(schema: type = Config, prefix: str = "") -> str:
@@ -92,6 +146,9 @@ def show_error(error: BaseException, debug: bool, composing: bool = False) -> in
     known = _expected(error, composing)
     if isinstance(known, OtherRankError) and known.silent:
         return known.exit_code
+    if composing and isinstance(error, BrokenPipeError) and "--multirun" not in sys.argv:
+        # Help, a config, or the table of a run that has ended: whoever read it has seen enough.
+        return 1
     if debug or known is None:
         traceback.print_exception(error)
     print(f"error: {one_sentence(error, composing)}", file=sys.stderr)
@@ -105,7 +162,8 @@ def _expected(error: BaseException, composing: bool) -> BaseException | None:
     if isinstance(error, BrokenPipeError):
         # Python flushes stdout once more when it exits; there must be somebody to take it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Li2Error("The run stopped because nobody reads its output any more; continue with resume=auto.")
+        how = "the same command continues it" if composing else "continue with resume=auto"
+        return Li2Error(f"The run stopped because nobody reads its output any more; {how}.")
     return _composition_error(error) if composing else None
 
 
@@ -122,7 +180,7 @@ def _composition_error(error: BaseException) -> InputError:
         return InputError(
             f"{key}={value} names several values; add -m for a sweep, or write a list as {key}=[{value}]."
         )
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         group, choice = match.groups()
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         if group == "hydra/launcher" and choice in LAUNCHERS:

@@ -9,13 +9,30 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from li2_lightning.errors import InputError, unknown
 
 
+class _Parser(argparse.ArgumentParser):
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            status = _unread()
+        super().exit(status, message)
+
+
+def _unread() -> int:
+    """The exit code where whoever read our output has seen enough."""
+    # Python must not complain when it flushes once more at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser that shows a module's docstring as it stands."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m li2_lightning.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,9 +75,10 @@ def run_command(work: Callable[[], None]) -> int:
         work()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not complain when it flushes once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _unread()
+    except KeyboardInterrupt:
+        print("error: Stopped by SIGINT.", file=sys.stderr)
+        return 130
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class TaskConfig:
 class DataConfig:
     """How the table of all operand tuples is split and served."""
 
-    train_fraction: float | None = None  # of all rows; .4 where none of the three is given
+    train_fraction: float | None = None  # of all rows; TRAIN_FRACTION where none of the three is given
     train_size: int | None = None
     critical_ratio: float | None = None  # multiple of the fraction at which test accuracy is predicted to jump
     split_file: str | None = None  # .npz with integer arrays train and test
@@ -83,8 +83,8 @@ class NetworkConfig:
 class OptimizerConfig:
     """One optimizer a role; ``lr`` and ``weight_decay`` fill in for a role that does not set its own."""
 
-    lr: float | None = 1e-3
-    weight_decay: float | None = 2e-4
+    lr: float | None = None  # null: each optimizer's own default, which config.yaml spells out
+    weight_decay: float | None = 2e-4  # null: as lr
     hidden: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # W and the extra layers
     output: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # V
     embedding: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})  # token tables, vectors
@@ -116,8 +116,8 @@ class TrainerConfig:
 
     accelerator: str = "auto"
     devices: int = 1  # ranks on each node; each trains and evaluates on its share of the rows
+    oversubscribe: bool = False  # more ranks on the CPU than there are cores: for tests
     num_nodes: int = 1
-    strategy: str = "auto"  # or ddp, which is what auto takes for several ranks
     precision: str = "32-true"
     compile: bool = False
     threads: int | None = None  # torch's threads; null: torch's choice
@@ -147,8 +147,22 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-# These change where a run is kept or how it is told, not what comes out.
-NOT_HASHED = ("seed", "output_dir", "name", "logger", "resume", "force", "debug")
+# Keys and sections that change where a run is kept or how it is told, not the numbers that come out.
+NOT_HASHED = (
+    "seed", "output_dir", "name", "logger", "resume", "force", "debug", "trainer.threads", "trainer.oversubscribe",
+    "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint", "callbacks.report",
+)  # fmt: skip
+# Counts the releases whose numbers differ. Raise it when a release trains or measures differently under an unchanged
+# config by more than rounding: another default (of the schema or of a plug-in of ours), another initialization, split
+# or order of mini-batches, another definition of a column. Every run then has a new directory. A new key whose default
+# is the old behaviour leaves it alone.
+NUMERICS = 1
+# Sections with options of plug-ins, which have defaults of their own; see `register_identity`.
+PLUG_IN_SECTIONS = ("task", "optimizer", "scheduler", "callbacks")
+Identity = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+_identities: dict[str, Identity] = {}
+# The share of all rows that is trained on where the data section says nothing.
+TRAIN_FRACTION = 0.4
 FILES = ("task.path", "data.split_file", "network.initial_weights")
 # Beyond these it is a slip of the hand, and no machine of today has the memory.
 AT_MOST = {
@@ -159,7 +173,6 @@ AT_MOST = {
 # The link in output_dir that points to the newest run.
 LATEST = "latest"
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
-STRATEGIES = ("auto", "ddp")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -179,7 +192,6 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
         raise explain(error) from error
     assert isinstance(config, Config)
     _check(config)
-    _multiply(config)
     return config
 
 
@@ -202,6 +214,10 @@ def explain(error: OmegaConfBaseException) -> InputError:
         return unknown_key(key)
     lines = str(error.msg).splitlines() if error.msg else []
     reason = readable(lines[0].rstrip(".")) if lines else type(error).__name__
+    if key and "is not Optional" in reason:
+        return InputError(f"{key} cannot be null; write a value, or leave the key out for its default.")
+    if key and re.match(r"Cannot assign \w+ to Dict", reason):
+        return InputError(f"{key} is a section and takes no value itself; set its keys, as in {key}.KEY=VALUE.")
     return InputError(f"The value of {key} does not fit: {reason}." if key else f"The config does not fit: {reason}.")
 
 
@@ -223,9 +239,9 @@ def keys(schema: type = Config, prefix: str = "") -> Iterator[str]:
             yield from keys(section, f"{prefix}{item.name}.")
 
 
-def leaves() -> list[str]:
+def leaves(schema: type = Config) -> list[str]:
     """The dotted keys that hold a value (or a plug-in's options) and not a section."""
-    known = list(keys())
+    known = list(keys(schema))
     return [key for key in known if not any(other.startswith(f"{key}.") for other in known)]
 
 
@@ -236,17 +252,61 @@ def to_plain(config: Config) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def config_hash(config: Config) -> str:
-    """Ten hexadecimal digits that change with everything that changes the result, but not with the seed.
+def register_identity(section: str, identity: Identity) -> None:
+    """Let `config_hash` know the defaults of plug-ins, which the packages that own the plug-ins know.
 
-    Input files count by content, so that an edited table is another run and a moved one is the same.
+    Args:
+        section: of `PLUG_IN_SECTIONS`.
+        identity: gets the section, and leaves out what the plug-ins would do by themselves.
     """
-    plain = {key: value for key, value in to_plain(config).items() if key not in NOT_HASHED}
+    _identities[section] = identity
+
+
+def config_hash(config: Config) -> str:
+    """Ten hexadecimal digits that change with everything that changes the numbers, but not with the seed.
+
+    What is as it is by default does not count, written or not, so a new key with a default moves no run. Input files
+    count by content, so that an edited table is another run and a moved one is the same.
+
+    Raises:
+        InputError: an input file cannot be read, or a callback is none.
+    """
+    default, values = _identity(type(config)()), _identity(config)
+    counted = {key: value for key, value in values.items() if value != default.get(key)}
     for key in FILES:
-        section, _, name = key.partition(".")
-        if plain[section][name] is not None:
-            plain[section][name] = hashlib.sha256(read_input(plain[section][name], key)).hexdigest()
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+        if key in counted:
+            counted[key] = hashlib.sha256(read_input(counted[key], key)).hexdigest()
+    told = json.dumps({"numerics": NUMERICS, **counted}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:10]
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """Everything that may change the numbers, by its dotted key; None is what nobody said."""
+    plain = asdict(config)
+    if missing := set(PLUG_IN_SECTIONS) - set(_identities):
+        raise RuntimeError(f"Nobody has said what counts of {', '.join(sorted(missing))}; import train first.")
+    for section in PLUG_IN_SECTIONS:
+        plain[section] = _identities[section](plain[section])
+    if plain["data"]["train_fraction"] == TRAIN_FRACTION:
+        plain["data"]["train_fraction"] = None
+    # The shared values count as what they make of each role; η of a ridge readout is not of any role.
+    if config.network.readout == "ridge" and config.network.ridge is None:
+        plain["optimizer"] = {**plain["optimizer"], "weight_decay": config.optimizer.weight_decay}
+    values = {key: _look_up(plain, key) for key in leaves(type(config))}
+    values |= {f"callbacks.{label}": options for label, options in values.pop("callbacks").items()}
+    return {key: value for key, value in values.items() if not is_within(key, NOT_HASHED)}
+
+
+def _look_up(section: Any, key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    for part in key.split("."):
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section
+
+
+def is_within(key: str, sections: Iterable[str]) -> bool:
+    """Whether a dotted key is one of ``sections`` (keys and sections), or lies in one."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def read_input(path: str, key: str) -> bytes:
@@ -275,6 +335,13 @@ def run_name(config: Config) -> str:
     return config.name
 
 
+def role_value(optimizer: Mapping[str, Any], role: str, key: str) -> Any:
+    """``lr`` or ``weight_decay`` of one role of an optimizer section: its own, else the shared one."""
+    # null leaves it to the shared one, as `optimizers` has it.
+    own = optimizer[role].get(key)
+    return optimizer[key] if own is None else own
+
+
 def ridge_strength(config: Config, n: int) -> float | None:
     """η of the ridge readout for n training rows: ``network.ridge``, else nλ/2 with the decay of the output role.
 
@@ -285,9 +352,7 @@ def ridge_strength(config: Config, n: int) -> float | None:
     """
     if config.network.readout != "ridge":
         return None
-    own = config.optimizer.output.get("weight_decay")
-    # null leaves it to the shared one, as `optimizers` has it.
-    decay = (config.optimizer.weight_decay if own is None else own) or 0.0
+    decay = role_value(vars(config.optimizer), "output", "weight_decay") or 0.0
     ridge = config.network.ridge if config.network.ridge is not None else n * float(decay) / 2
     if ridge <= 0:
         raise InputError("network.readout=ridge needs network.ridge or optimizer.weight_decay to be positive.")
@@ -331,11 +396,13 @@ def _check(config: Config) -> None:
         ("network.readout", network.readout, ("gradient", "ridge")),
         ("trainer.precision", trainer.precision, PRECISIONS),
         ("trainer.accelerator", trainer.accelerator, ACCELERATORS),
-        ("trainer.strategy", trainer.strategy, STRATEGIES),
     ):
         if choice not in options:
             raise unknown(f"value of {key}:", choice, options)
     find_activation(network.activation)
+    for key, multiple in vars(config.multiple).items():
+        if not 0 < multiple < float("inf"):
+            raise InputError(f"multiple.{key}={multiple} is out of range; it must be positive and finite.")
     for role in ("hidden", "output", "embedding"):
         if "name" not in getattr(config.optimizer, role):
             raise InputError(f"optimizer.{role} has no name; say for example optimizer.{role}.name=adam.")
@@ -343,14 +410,15 @@ def _check(config: Config) -> None:
     run_name(config)
 
 
-def _multiply(config: Config) -> None:
-    """Replace every learning rate and weight decay by its multiple, and the multiples by 1."""
+def multiply(config: Config) -> None:
+    """Replace every learning rate and weight decay by its multiple, and the multiples by 1.
+
+    Raises:
+        InputError: there is nothing to multiply.
+    """
     optimizer = config.optimizer
-    for key, multiple in vars(config.multiple).items():
-        if not 0 < multiple < float("inf"):
-            raise InputError(f"multiple.{key}={multiple} is out of range; it must be positive and finite.")
-        if multiple == 1:
-            continue
+    for key in multiplied(config):
+        multiple = getattr(config.multiple, key)
         shared = getattr(optimizer, key)
         written = [
             role for role in (optimizer.hidden, optimizer.output, optimizer.embedding) if _is_number(role.get(key))
@@ -362,6 +430,11 @@ def _multiply(config: Config) -> None:
         for role in written:
             role[key] = _product(role[key], multiple)
         setattr(config.multiple, key, 1.0)
+
+
+def multiplied(config: Config) -> list[str]:
+    """What `multiply` multiplies by something else than 1: lr, weight_decay."""
+    return [key for key, multiple in vars(config.multiple).items() if multiple != 1]
 
 
 def _is_number(value: Any) -> bool:

@@ -72,7 +72,7 @@ class TableDataModule(lightning.LightningDataModule):
     Args:
         task: the table.
         split: which of its rows train and which test.
-        batch_size: rows a step; None or at least n: all of them, as the very same object each step.
+        batch_size: rows a step; None or at least n: all of them.
         seed: of the order of the mini-batches; each pass over the rows has an order of its own, and its last batch
             holds what is left.
     """
@@ -84,6 +84,11 @@ class TableDataModule(lightning.LightningDataModule):
         self.test = self.test_share = _rows(task, split.test)
         self.seed = seed
         self.batch_size = None if batch_size is None or batch_size >= len(self.train) else batch_size
+
+    @property
+    def is_full_batch(self) -> bool:
+        """Whether every batch is `train_share`, all of it. (Lightning may hand a copy of the object to the step.)"""
+        return self.batch_size is None
 
     @property
     def steps_per_pass(self) -> int:

@@ -243,7 +243,9 @@ def _violated_axiom(table: npt.NDArray[Any], label: Callable[[int], str]) -> str
     outside = np.argwhere((table < 0) | (table >= order))
     if len(outside):
         a, b = outside[0]
-        return f"{label(a)}·{label(b)} = {table[a, b]} is not among the elements 0 to {order - 1}"
+        counts_from_1 = table.min() == 1 and table.max() == order
+        why = "; the table counts from 1, as GAP does, so subtract 1 from every entry" if counts_from_1 else ""
+        return f"{label(a)}·{label(b)} = {table[a, b]} is not among the elements 0 to {order - 1}{why}"
     neutral = (table == everything).all(axis=1) & (table == everything[:, None]).all(axis=0)
     if not neutral.any():
         return "it has no identity, no element e with e·a = a·e = a for every a"

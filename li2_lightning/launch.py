@@ -11,6 +11,7 @@ twice. Under torchrun and SLURM all are there from the start, as Lightning's clu
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -38,7 +39,7 @@ from torch import distributed
 from li2_lightning import ranks
 from li2_lightning.config import Config, to_plain
 from li2_lightning.errors import InputError, Li2Error, OtherRankError
-from li2_lightning.runtime import build_trainer, quiet_lightning, usable_cores
+from li2_lightning.runtime import build_trainer, check_room, quiet_lightning, search_path, usable_cores
 
 # Set for the processes that `Team` starts.
 FOLLOWER = "LI2_LIGHTNING_FOLLOWER"
@@ -52,7 +53,7 @@ class Team:
 
     ::
 
-        with Team(config, command) as team:
+        with Team(config, command, plug_ins) as team:
             if team.first:
                 with team.training_from(checkpoint): ...
                 team.finish(result)
@@ -63,17 +64,20 @@ class Team:
     Args:
         config: ``trainer.devices`` × ``trainer.num_nodes`` is the number of ranks.
         command: what starts this program again; it calls `serve`.
+        plug_ins: keys of the config that name plug-ins, and the modules where these were registered or are defined.
+            The other ranks import them first.
 
     Raises:
-        InputError: torchrun or SLURM started another number of processes.
+        InputError: torchrun or SLURM started another number of processes, there are more ranks than cores or GPUs, or
+            a plug-in exists in this process alone.
         OtherRankError: another rank failed. All ranks end with the exit code of the one that failed first.
     """
 
     runs = 0
 
-    def __init__(self, config: Config, command: Sequence[str]) -> None:
+    def __init__(self, config: Config, command: Sequence[str], plug_ins: Sequence[tuple[str, str]]) -> None:
         self.size = config.trainer.devices * config.trainer.num_nodes
-        self._config, self._command = config, command
+        self._config, self._command, self._plug_ins = config, command, plug_ins
         self._children: list[subprocess.Popen[bytes]] = []
         self._stderr: list[IO[bytes]] = []
         self._store: Any = None
@@ -81,6 +85,12 @@ class Team:
         self._over = threading.Event()
         self.environment = _find_environment(config)
         self.rank = 0 if self.environment is None else _global_rank(self.environment, config)
+        try:
+            self._check()
+        except InputError as error:
+            if self.first:
+                raise
+            raise OtherRankError(str(error), error.exit_code, silent=True) from error
 
     @property
     def first(self) -> bool:
@@ -106,6 +116,13 @@ class Team:
                 self._explain(error)
         finally:
             self._disband(error is None)
+
+    @property
+    def processes_here(self) -> int:
+        """How many ranks of this run share the cores that this process may use."""
+        # A queue gives each rank cores of its own.
+        shares = isinstance(self.environment, LightningEnvironment | TorchElasticEnvironment)
+        return self._config.trainer.devices if shares else 1
 
     def __str__(self) -> str:
         return "" if self.environment is None else f", {self.size} ranks"
@@ -157,6 +174,21 @@ class Team:
         self._store.add(self._key("read"), 1)
         return result
 
+    def _check(self) -> None:
+        """What can be refused before anything is started or written."""
+        if self.processes_here > 1:
+            check_room(self._config)
+        if self.environment is None or self._has_others:
+            return
+        for key, module in self._plug_ins:
+            without_file = module in sys.modules and getattr(sys.modules[module], "__file__", None) is None
+            if module == "__main__" or without_file:
+                raise InputError(
+                    f"The plug-in of {key} exists in this session alone, and the other ranks of trainer.devices="
+                    f"{self._config.trainer.devices} are processes of their own; put it into a file that can be "
+                    f"imported, and name it as in {key}=my_module:MyClass."
+                )
+
     # -- meeting ----------------------------------------------------------------------------------------------------
 
     @property
@@ -193,7 +225,9 @@ class Team:
 
     def _start_children(self) -> None:
         assert self.environment is not None
-        order = json.dumps(to_plain(self._config)).encode() + b"\n"
+        order = json.dumps(
+            {"config": to_plain(self._config), "import": sorted({module for _, module in self._plug_ins})}
+        )
         for local_rank in range(1, self._config.trainer.devices):
             environment = {
                 **os.environ,
@@ -202,6 +236,7 @@ class Team:
                 "NODE_RANK": str(self.environment.node_rank()),
                 "MASTER_ADDR": self.environment.main_address,
                 "MASTER_PORT": str(self.environment.main_port),
+                "PYTHONPATH": search_path(),
             }
             stderr = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (open until the end)
             self._stderr.append(stderr)
@@ -218,7 +253,7 @@ class Team:
             self._children.append(child)
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(order)
+                child.stdin.write(f"{order}\n".encode())
                 child.stdin.flush()
         for child in self._children:
             # Only who has got this far is waited for without end.
@@ -348,14 +383,19 @@ def invited() -> bool:
 
 
 def serve(run: Callable[[dict[str, Any]], object]) -> int:
-    """What a process that a `Team` started does: ``run`` the config from standard input; returns the exit code."""
+    """What a process that a `Team` started does: ``run`` the config from standard input; returns the exit code.
+
+    The modules of plug-ins are imported first, so that their names are known.
+    """
     global _announce
-    values = json.loads(sys.stdin.buffer.readline())
+    order = json.loads(sys.stdin.buffer.readline())
     _announce = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     threading.Thread(target=_end_with_the_first, name="first rank", daemon=True).start()
     try:
-        run(values)
+        for module in order["import"]:
+            importlib.import_module(module)
+        run(order["config"])
     except BaseException as error:
         # Where the first can find it.
         traceback.print_exc()

@@ -72,10 +72,14 @@ _ONE_HOTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Y, n × C; shared between calls, so not to be written to."""
+    if labels.is_inference():  # it may be written to without a trace
+        return functional.one_hot(labels, num_classes).to(dtype)
     made_for = num_classes, dtype, labels._version
     known = _ONE_HOTS.get(labels)  # type: ignore[no-untyped-call]
     if known is None or known[0] != made_for:
-        known = made_for, functional.one_hot(labels, num_classes).to(dtype)
+        # Whoever asks next may want to differentiate, which tensors made in inference mode do not allow.
+        with torch.inference_mode(False):
+            known = made_for, functional.one_hot(labels, num_classes).to(dtype)
         _ONE_HOTS[labels] = known
     targets: Tensor = known[1]
     return targets

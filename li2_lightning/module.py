@@ -28,12 +28,15 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from li2_lightning.config import NetworkConfig
+from li2_lightning.config import PRECISIONS, NetworkConfig
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.losses import Loss, one_hot
@@ -41,6 +44,7 @@ from li2_lightning.metrics import RowStatistics, add_ranks
 from li2_lightning.network import Activity, Network
 from li2_lightning.ranks import from_first, gather_rows, sum_over_ranks, world_size
 from li2_lightning.state import FeatureSums, StepState
+from li2_lightning.strategy import SummingStrategy
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 Row = dict[str, float | None]
@@ -109,7 +113,6 @@ class Li2Module(lightning.LightningModule):
         # In a tuple, since an attribute that is a module would put its weights into every checkpoint a second time.
         self._callable: tuple[Callable[..., Activity]] = (torch.compile(network) if compile_network else network,)
         self._state: StepState | None = None
-        self._is_whole_batch = False
         self._waiting: list[dict[str, Tensor | float]] = []
 
     @property
@@ -129,10 +132,9 @@ class Li2Module(lightning.LightningModule):
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         data, step = self.data, self.global_step
-        self._is_whole_batch = batch is data.train_share
         due = self._is_due() and not self._has_eval_point
         self._to_train_point()
-        if self._is_whole_batch:
+        if data.is_full_batch:
             sums = self._sums() if due else None
             activity = self._forward_training_rows(batch, sums)
             losses = self.loss.fitted_rows(activity.outputs, batch.labels)
@@ -148,7 +150,9 @@ class Li2Module(lightning.LightningModule):
         return losses.sum() / batch.total
 
     def on_fit_start(self) -> None:
-        reason = self.network.why_plain()
+        self._check_trainer()
+        with self.trainer.precision_plugin.train_step_context():
+            reason = self.network.why_plain()
         if reason is None and self._callable[0] is not self.network:
             reason = "trainer.compile"
         if self.trainer.is_global_zero:
@@ -162,14 +166,17 @@ class Li2Module(lightning.LightningModule):
         for signum, handler in self.signal_handlers.items():
             signal.signal(signum, handler)
 
-    def on_after_backward(self) -> None:
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass, and the row of this step, before any callback may change the gradients."""
+        super().backward(loss, *args, **kwargs)
         asked = self._add_ranks() if world_size() > 1 else None
         if self._has_eval_point:
             self._to_eval_point()
             if self._is_due():
                 self._state = self._measure_anew(self.global_step, self.data)
             elif self.ridge is not None:
-                self._solve_readout(self.data.train_share)
+                with self.trainer.precision_plugin.train_step_context():
+                    self._solve_readout(self.data.train_share)
         if self._state is not None:
             state, self._state = self._state, None
             state.readout_gradient = self._readout_gradient
@@ -199,6 +206,35 @@ class Li2Module(lightning.LightningModule):
                 raise
             raise DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.") from error
         self.network.normalize()
+
+    def _check_trainer(self) -> None:
+        """Refuse what a Trainer that is not `runtime.build_trainer`'s may ask for and would make the rows wrong."""
+        trainer = self.trainer
+        if not isinstance(getattr(trainer, "datamodule", None), TableDataModule):
+            raise InputError("Li2Module trains on a TableDataModule only; call trainer.fit(module, data) with one.")
+        accumulates = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if trainer.accumulate_grad_batches != 1 or accumulates:
+            raise InputError(
+                "Li2Module makes one update a batch, since every row describes one update; leave out "
+                "accumulate_grad_batches and GradientAccumulationScheduler and choose data.batch_size."
+            )
+        if trainer.max_steps < 0:
+            raise InputError("Li2Module trains in one epoch that never ends by itself; give the Trainer max_steps.")
+        limit = trainer.limit_train_batches
+        if limit != 1.0 if isinstance(limit, float) else limit < trainer.max_steps:
+            raise InputError(
+                f"limit_train_batches={limit} ends the one epoch of a run before max_steps={trainer.max_steps}; "
+                "leave out limit_train_batches and overfit_batches and choose max_steps."
+            )
+        if trainer.world_size != world_size() or not isinstance(
+            trainer.strategy, SingleDeviceStrategy | SummingStrategy
+        ):
+            raise InputError(
+                f"{type(trainer.strategy).__name__} does not sum the gradients of uneven shares; train with train.run "
+                "and trainer.devices, or on one device with strategy='auto'."
+            )
+        if trainer.precision not in PRECISIONS:
+            raise InputError(f"precision={trainer.precision!r} is unknown to Li2Module; use {', '.join(PRECISIONS)}.")
 
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
@@ -254,10 +290,15 @@ class Li2Module(lightning.LightningModule):
 
     @property
     def _readout_gradient(self) -> Tensor | None:
-        """∂L/∂V over all training rows at the weights of the row, if that is what the backward pass has left in V."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        is_here = self._is_whole_batch and scaler is None and not self._has_eval_point
-        return self.network.V.grad if is_here else None
+        """∂L/∂V over all training rows at the weights of the row, if that is what the backward pass has left in V.
+
+        Mixed precision rounds it to half precision, and may have scaled the loss; hooks on V may do anything.
+        """
+        V = self.network.V
+        is_there = self.data.is_full_batch and not self._has_eval_point
+        hooked = V._backward_hooks or V._post_accumulate_grad_hooks
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        return V.grad if is_there and not hooked and not mixed else None
 
     def hand_over(self) -> None:
         """Move the waiting rows to the host in one transfer; callbacks and loggers get them in order.
@@ -313,11 +354,12 @@ class Li2Module(lightning.LightningModule):
 
     @torch.no_grad()
     def _measure_anew(self, step: int, data: TableDataModule) -> StepState:
-        """A row with a forward pass of its own."""
-        sums = self._sums()
-        activity = self._forward_training_rows(data.train_share, sums)
-        losses = self.loss.fitted_rows(activity.outputs, data.train_share.labels)
-        return self._measure(step, data, activity, losses, sums)
+        """A row with a forward pass of its own, in the precision of a training step."""
+        with self.trainer.precision_plugin.train_step_context():
+            sums = self._sums()
+            activity = self._forward_training_rows(data.train_share, sums)
+            losses = self.loss.fitted_rows(activity.outputs, data.train_share.labels)
+            return self._measure(step, data, activity, losses, sums)
 
     @torch.no_grad()
     def _measure(

@@ -1,7 +1,8 @@
 """The networks: Ŷ = β·σ(XW)V with its variants, and a small transformer to compare with.
 
 Shapes: n rows, k operands, M tokens, K = width, C classes, d = kM inputs. X is k one-hots side by side, so XW is a
-sum of k rows of W and is never formed as a product with zeros. All matrices are (inputs × outputs).
+sum of k rows of W and is never formed as a product with zeros. All matrices are (inputs × outputs), but for those of
+torch's encoder; `Network.layouts` says which is which.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from li2_lightning.ranks import moments_over_ranks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
-# Rows whose features need not be kept go through the plain formula in blocks of this many.
-EVALUATION_BLOCK = 256
+# Rows whose features need not be kept go through the plain formula in blocks of this many: on a CPU as many as stay in
+# cache, on an accelerator as many as keep it busy, where each block costs the host some launches.
+EVALUATION_BLOCK, ACCELERATOR_BLOCK = 256, 2**14
 
 
 class Sizes(Protocol):
@@ -135,7 +137,8 @@ class Network(nn.Module):
         """Ŷ of rows whose features nobody needs, n × C."""
         if self.why_plain() is None:
             return self._blocked(tokens)
-        return torch.cat([self(block, moments).outputs for block in torch.split(tokens, EVALUATION_BLOCK)])
+        rows = EVALUATION_BLOCK if tokens.device.type == "cpu" else ACCELERATOR_BLOCK
+        return torch.cat([self(block, moments).outputs for block in torch.split(tokens, rows)])
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
@@ -165,6 +168,14 @@ class Network(nn.Module):
     def role_of(self, name: str, parameter: nn.Parameter) -> str:
         """The role of one parameter."""
         return "output" if name == "V" else "hidden"
+
+    def layouts(self) -> dict[str, dict[str, str | int]]:
+        """For every matrix which side is its input, and of how many matrices it is made (`optimizers.layouts`)."""
+        return {name: self.layout_of(name) for name, parameter in self.named_parameters() if parameter.ndim > 1}
+
+    def layout_of(self, name: str) -> dict[str, str | int]:
+        """The layout of one matrix."""
+        return {"orientation": "input_output"}
 
     def input_weights(self) -> Tensor | None:
         """The weights from the one-hots to the first hidden layer, d × K, detached; None where there are none."""
@@ -208,6 +219,12 @@ class TwoLayerNetwork(Network):
 
     def role_of(self, name: str, parameter: nn.Parameter) -> str:
         return "embedding" if name == "E" else super().role_of(name, parameter)
+
+    def layout_of(self, name: str) -> dict[str, str | int]:
+        # The projections of the operands are multiplied, so each operand's W_i is a map by itself.
+        if name == "W" and self.config.inner_product:
+            return {**super().layout_of(name), "axis": -2, "matrices": len(self.W) // self.num_tokens}
+        return super().layout_of(name)
 
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
         seen: list[Moments] = []
@@ -341,6 +358,13 @@ class TransformerNetwork(Network):
         if name in ("tokens", "positions") or parameter.ndim == 1:
             return "embedding"
         return super().role_of(name, parameter)
+
+    def layout_of(self, name: str) -> dict[str, str | int]:
+        # torch's encoder has outputs × inputs, and Q, K, V under each other, each of them head after head.
+        if not name.startswith("encoder."):
+            return super().layout_of(name)
+        fused = {"axis": -2, "matrices": 3, "heads": self.config.transformer.heads}
+        return {"orientation": "output_input", **(fused if name.endswith("in_proj_weight") else {})}
 
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
         sequence = functional.embedding(tokens, self.tokens) + self.positions

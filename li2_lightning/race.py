@@ -43,6 +43,7 @@ from torch import Tensor
 
 from li2_lightning.collect import report_unfinished
 from li2_lightning.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
+from li2_lightning.config import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
 from li2_lightning.representations import block_basis, block_slices
@@ -237,10 +238,9 @@ def _grid_values(run: Run) -> dict[str, float | None]:
     """Learning rate and weight decay of each role that the network has, the shared one where it has none of its own."""
     optimizer = run["optimizer"]
     return {
-        f"{role}.{key}": None if value is None else float(value)
+        f"{role}.{key}": None if (value := role_value(optimizer, role, key)) is None else float(value)
         for role in _roles(run)
         for key in GRID
-        for value in (optimizer[role].get(key) if optimizer[role].get(key) is not None else optimizer[key],)
     }
 
 

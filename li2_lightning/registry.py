@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from li2_lightning.errors import InputError, nearest, unknown
@@ -35,9 +36,13 @@ class Registry(Generic[Factory]):
         self.kind = kind
         self.group = group
         self._factories: dict[str, Factory] = {}
+        self._modules: dict[str, str] = {}
+        self._broken: dict[str, BaseException] = {}
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
         """Decorator that enters a class or function under ``name``; a name taken twice is an `InputError`."""
+        # Of the factory itself it may be another: functools.partial, or somebody else's class.
+        module = sys._getframe(1).f_globals["__name__"]
 
         def enter(factory: Factory) -> Factory:
             if name in self._factories:
@@ -45,10 +50,24 @@ class Registry(Generic[Factory]):
                     f"Two {self.kind}s are registered as {name!r}: {_where(self._factories[name])} "
                     f"and {_where(factory)}; rename one of them."
                 )
-            self._factories[name] = factory
+            self._factories[name], self._modules[name] = factory, module
             return factory
 
         return enter
+
+    def import_plugin(self, module: str) -> None:
+        """Import a module for its registrations; if that fails, every later `find` says so.
+
+        One broken file must not make the import of its package a traceback, nor pass in silence.
+        """
+        try:
+            importlib.import_module(module)
+        except (Exception, SystemExit) as error:
+            self._broken[module] = error
+
+    def module_of(self, name: str) -> str | None:
+        """The module that another process must import to know ``name``; None where it finds it by itself."""
+        return self._modules.get(name) or (name.partition(":")[0] if ":" in name else None)
 
     def names(self) -> list[str]:
         """Every name that `find` knows without an import path, sorted."""
@@ -58,13 +77,23 @@ class Registry(Generic[Factory]):
         """The class or function called ``name``.
 
         Raises:
-            InputError: unknown name (lists the known ones and the nearest), or a plug-in that fails on import.
+            InputError: unknown name (lists the known ones and the nearest), a plug-in that fails on import, or two
+                installed packages that announce the name.
         """
+        for broken, error in self._broken.items():
+            raise InputError(
+                f"The plug-in {broken} could not be imported: {_reason(error)}; repair it or remove the file."
+            ) from error
         if name in self._factories:
             return self._factories[name]
-        for point in entry_points(group=self.group):
-            if point.name == name:
-                return self._load(name, point.load)
+        points = {_announced(point): point for point in entry_points(group=self.group) if point.name == name}
+        if len(points) > 1:
+            raise InputError(
+                f"Two installed packages announce the {self.kind} {name!r}: {' and '.join(sorted(points))}; uninstall "
+                "one of them, or name one by that import path."
+            )
+        for point in points.values():
+            return self._load(name, point.load)
         if ":" in name:
             module, _, attribute = name.partition(":")
             return self._load(name, lambda: getattr(importlib.import_module(module), attribute))
@@ -87,10 +116,8 @@ class Registry(Generic[Factory]):
         try:
             factory = load()
         # A plug-in is foreign code: whatever it raises on import is the user's to read, as one sentence.
-        except Exception as error:
-            raise InputError(
-                f"The {self.kind} {name!r} could not be imported: {type(error).__name__}: {error}."
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise InputError(f"The {self.kind} {name!r} could not be imported: {_reason(error)}.") from error
         if not callable(factory):
             raise InputError(f"The {self.kind} {name!r} is a {type(factory).__name__}, not a class or function.")
         return factory
@@ -122,6 +149,26 @@ def check_options(
     missing = [p.name for p in open_to_user if p.default is p.empty and p.name not in options]
     if missing:
         raise InputError(f"The {what} needs {section}.{missing[0]}; {takes}.")
+
+
+def beyond_defaults(factory: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``options`` that ``factory`` does not have as its defaults."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # `check_options` refuses it
+        return dict(options)
+    return {key: value for key, value in options.items() if key not in parameters or value != parameters[key].default}
+
+
+def _announced(point: EntryPoint) -> str:
+    """The import path and the package that announces it."""
+    return f"{point.value} of the package {point.dist.name if point.dist else 'without a name'}"
+
+
+def _reason(error: BaseException) -> str:
+    """A foreign exception as part of a sentence."""
+    message = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {message}"
 
 
 def _where(factory: Callable[..., Any]) -> str:

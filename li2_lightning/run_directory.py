@@ -78,7 +78,7 @@ class RunDirectory:
             raise InputError(f"{path} cannot be read ({error}); remove it or use force=true.") from error
         return summary
 
-    def stored(self, config: Config) -> Mapping[str, Any] | None:
+    def stored(self, config: Config) -> dict[str, Any] | None:
         """The summary of this run where it has ended and is not to be repeated.
 
         Raises:

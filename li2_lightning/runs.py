@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from li2_lightning.config import NOT_HASHED
+from li2_lightning.config import NOT_HASHED, is_within
 from li2_lightning.errors import InputError, unknown
 from li2_lightning.metrics_file import read_metrics
 from li2_lightning.network import network_weights, read_checkpoint
@@ -173,8 +174,9 @@ def differing_settings(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[
     Args:
         ignore: keys and sections that do not count either.
     """
+    runs = list(_by_hash(runs).values())
     out = {*_HOUSEKEEPING, *ignore}
-    keys = {key: None for run in runs for key in run.settings if not {key, key.partition(".")[0]} & out}
+    keys = {key: None for run in runs for key in run.settings if not is_within(key, out)}
     differing = [key for key in keys if len({_hashable(run.settings.get(key)) for run in runs}) > 1]
     return sorted(differing, key=lambda key: key.partition(".")[0] in _SECONDARY)
 
@@ -190,8 +192,10 @@ def groups_of_seeds(runs: Sequence[Run], keys: Sequence[str] | None = None) -> d
     """
     keys = differing_settings(runs) if keys is None else list(keys)
     groups: dict[tuple[str, ...], list[Run]] = {}
+    firsts = _by_hash(runs)
     for run in runs:
-        groups.setdefault(tuple(_hashable(run.settings.get(key)) for key in keys), []).append(run)
+        settings = firsts[_without_seed(run)].settings
+        groups.setdefault(tuple(_hashable(settings.get(key)) for key in keys), []).append(run)
     for key in [key for key in reversed(keys) if key.partition(".")[0] in _SECONDARY]:
         fewer = [other for other in keys if other != key]
         if len({tuple(_hashable(run.settings.get(other)) for other in fewer) for run in runs}) == len(groups):
@@ -219,6 +223,23 @@ def task_name(run: Run) -> str:
         return run.task.name
     except InputError:
         return " ".join(str(value) for value in run.config["task"].values() if value is not None)
+
+
+def _by_hash(runs: Iterable[Run]) -> dict[Hashable, Run]:
+    """The first run of each config, by `_without_seed`.
+
+    Configs of one hash are the same, although one may spell out what another leaves at its default.
+    """
+    firsts: dict[Hashable, Run] = {}
+    for run in runs:
+        firsts.setdefault(_without_seed(run), run)
+    return firsts
+
+
+def _without_seed(run: Run) -> Hashable:
+    """Name and config hash, with the folder; the run itself where its directory is not called by them."""
+    of_ours = re.fullmatch(r"([0-9a-f]{10})-s\d+", run.directory.name)
+    return (run.config.get("name"), run.directory.with_name(of_ours[1])) if of_ours else run
 
 
 def _run_directories(directory: Path) -> Iterator[Path]:

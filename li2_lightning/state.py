@@ -83,7 +83,10 @@ class FeatureSums:
         for F in blocks:
             if weights is not None:
                 rows = weights[self._rows_again : self._rows_again + len(F)]
-                self.add(rows.to(F.dtype).mT @ F)
+                # As the backward pass has it: a complex product rounds otherwise than two real ones.
+                real = torch.view_as_real(F).flatten(1) if F.is_complex() else F
+                along = rows.to(real.dtype).mT @ real
+                self.add(torch.view_as_complex(along.view(1, -1, 2)) if F.is_complex() else along)
             self.look_again(F)
 
     @property
@@ -280,7 +283,9 @@ class StepState:
     @cached_property
     def class_counts(self) -> Tensor:
         """Training rows of each class, (C,)."""
-        return torch.bincount(self.targets, minlength=self.outputs.shape[1]).to(self.outputs.dtype)
+        # torch.bincount would wait for an accelerator, to learn how long its result is.
+        ones = self.outputs.new_ones(len(self.targets))
+        return self.outputs.new_zeros(self.outputs.shape[1]).index_add_(0, self.targets, ones)
 
     @property
     def _local_sums(self) -> FeatureSums:

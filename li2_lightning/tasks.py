@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from li2_lightning import expressions, groups
+from li2_lightning.config import TRAIN_FRACTION, register_identity
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
 from li2_lightning.groups import MAX_ORDER, FiniteGroup, check_integer
-from li2_lightning.registry import Registry
+from li2_lightning.registry import Registry, beyond_defaults
 from li2_lightning.representations import max_irrep_dimension
 from li2_lightning.small_groups import small_group
 from li2_lightning.theory.sampling import critical_fraction
@@ -103,6 +104,15 @@ def build_task(config: Mapping[str, Any]) -> Task:
     if not isinstance(task, Task):
         raise InputError(f"The task {config['name']!r} made a {type(task).__name__}; it must return a Task.")
     return task
+
+
+def task_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``task`` section without the options that are as the task has them by itself (`config_hash`)."""
+    options = {key: value for key, value in config.items() if key != "name" and value is not None}
+    return {"name": config["name"], **beyond_defaults(TASKS.find(config["name"]), options)}
+
+
+register_identity("task", task_identity)
 
 
 @TASKS.register("cyclic")
@@ -234,7 +244,7 @@ def split_rows(
         if critical_ratio is not None:
             fraction, origin = _critical(task, critical_ratio)
         else:
-            fraction = _check_real(0.4 if train_fraction is None else train_fraction, "data.train_fraction")
+            fraction = _check_real(TRAIN_FRACTION if train_fraction is None else train_fraction, "data.train_fraction")
             origin = f"data.train_fraction = {fraction}"
         if not 0 < fraction < 1:
             raise InputError(f"{origin} is no fraction of the rows to train on; it must lie between 0 and 1.")
@@ -299,9 +309,11 @@ def _read_split(task: Task, path: Path) -> Split:
             )
         outside = array[(array < 0) | (array >= rows)]
         if len(outside):
+            lowest = min(other.min() for other in arrays.values() if other.size and other.dtype.kind in "iu")
+            from_one = "; does it count from 1?" if lowest == 1 and set(outside) == {rows} else "."
             raise InputError(
                 f"In the split file {path} the array {name!r} holds the row {outside[0]}; the task "
-                f"{task.name} has the rows 0 to {rows - 1}."
+                f"{task.name} has the rows 0 to {rows - 1}{from_one}"
             )
     both = np.concatenate([arrays["train"], arrays["test"]]).astype(np.int64)
     found, counts = np.unique(both, return_counts=True)

@@ -30,10 +30,10 @@ import pkgutil
 from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
-from optimizers.registry import find, import_plugin, names, register
+from optimizers.registry import find, import_plugin, module_of, names, register
 from optimizers.rehearsal import rehearse
-from optimizers.roles import ROLES, build_optimizer, check_cover, describe
-from optimizers.schedulers import build_scheduler
+from optimizers.roles import ROLES, build_optimizer, check_cover, describe, optimizer_identity, spell_out
+from optimizers.schedulers import build_scheduler, scheduler_identity
 
 __all__ = [
     "ROLES",
@@ -45,9 +45,13 @@ __all__ = [
     "check_cover",
     "describe",
     "find",
+    "module_of",
     "names",
+    "optimizer_identity",
     "register",
     "rehearse",
+    "scheduler_identity",
+    "spell_out",
 ]
 
 # Commands, run with python -m: what is imported already would run a second time there, and Python warns.

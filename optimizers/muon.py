@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from optimizers.errors import OptimizerError, check_choice
+from optimizers.layouts import ORIENTATIONS, Layout, check_layouts, layouts_of, matrices
+from optimizers.layouts import orientation as orientation_of
 from optimizers.orthogonalize import Method, Precision, coefficients, orthogonalize, working_dtype
 from optimizers.registry import register
 
@@ -28,7 +30,7 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 }
 
 
-def update_scale(shape: tuple[int, ...], scale: Scale, orientation: Orientation) -> float:
+def update_scale(shape: tuple[int, ...], scale: Scale, orientation: str) -> float:
     """The factor s between lr and the spectral norm of an update; formulas in `Muon`.
 
     Args:
@@ -62,10 +64,14 @@ class Muon(Optimizer):
         spectral      √(outputs/inputs)          largest RMS of the output's change, for an input of RMS 1
         match_adamw   0.2·√max(inputs, outputs)  5 × RMS of the entries, about AdamW's: reuse its lr
 
-    Which side of a matrix is its input is declared, never guessed from the shape: here a matrix is inputs ×
-    outputs (forward is x @ W) unless ``orientation="output_input"``, the way of ``torch.nn.Linear`` and
-    ``torch.optim.Muon`` (whose ``match_rms_adamw`` is ``match_adamw`` and whose ``original`` is the larger of
-    ``none`` and ``spectral``).
+    Which side of a matrix is its input is declared, never guessed from the shape. The network declares it for each
+    parameter, and of how many matrices the parameter is made (`optimizers.layouts`); each of these is orthogonalized
+    and scaled by itself. ``orientation`` is for parameters of which nothing is declared: inputs × outputs (forward
+    is x @ W) unless ``orientation="output_input"``, the way of ``torch.nn.Linear`` and ``torch.optim.Muon`` (whose
+    ``match_rms_adamw`` is ``match_adamw`` and whose ``original`` is the larger of ``none`` and ``spectral``).
+
+    ``split_heads`` makes every attention head of Q, K and V a matrix of its own. The matrix behind the heads stays
+    whole, as in the source: it adds up what all heads say.
 
     ⟨UVᵀ, G⟩ = tr D ≥ 0: without momentum no update points uphill, and it rests where gradient descent does.
 
@@ -82,16 +88,18 @@ class Muon(Optimizer):
         eps: a momentum of smaller Frobenius norm is not scaled up to full length (not ``svd``).
         precision: what to orthogonalize in: ``"parameter"`` (its own dtype), ``"float32"`` or ``"bfloat16"``.
         scale: ``"none"``, ``"rms"``, ``"spectral"`` or ``"match_adamw"``.
-        orientation: ``"input_output"`` or ``"output_input"``.
+        orientation: ``"input_output"`` or ``"output_input"``; None: as declared.
+        split_heads: orthogonalize the declared attention heads one by one.
         decoupled: weight decay acts on the weights (AdamW) rather than through the gradient (Adam).
         decay_after_update: decoupled decay shrinks the update, too, and not only the weights before it.
 
     Raises:
         OptimizerError: a value out of its range, a vector or scalar among ``params``, a sparse gradient,
-            coupled decay after the update, complex weights in bfloat16.
+            coupled decay after the update, complex weights in bfloat16, an orientation that contradicts a declared one.
 
     Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); ``match_adamw`` from
-    J. Liu et al., "Muon is scalable for LLM training" (2025).
+    J. Liu et al., "Muon is scalable for LLM training" (2025); ``split_heads`` from GLM-5 (Muon Split),
+    arXiv:2602.15763.
     """
 
     def __init__(
@@ -107,7 +115,8 @@ class Muon(Optimizer):
         eps: float = 1e-7,
         precision: Precision = "parameter",
         scale: Scale = "none",
-        orientation: Orientation = "input_output",
+        orientation: Orientation | None = None,
+        split_heads: bool = False,
         decoupled: bool = True,
         decay_after_update: bool = False,
     ) -> None:
@@ -123,6 +132,7 @@ class Muon(Optimizer):
             "precision": precision,
             "scale": scale,
             "orientation": orientation,
+            "split_heads": split_heads,
             "decoupled": decoupled,
             "decay_after_update": decay_after_update,
         }
@@ -152,12 +162,12 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for weight in group["params"]:
+            for weight, layout in zip(group["params"], layouts_of(group), strict=True):
                 if weight.grad is not None:
-                    self._update(weight, weight.grad, group)
+                    self._update(weight, weight.grad, group, layout)
         return loss
 
-    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], layout: Layout | None) -> None:
         if gradient.is_sparse:
             raise OptimizerError("Muon needs dense gradients and got a sparse one; build the embedding dense.")
         lr, decay, beta = group["lr"], group["weight_decay"], group["momentum"]
@@ -169,11 +179,12 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
         momentum = state["momentum_buffer"].mul_(beta).add_(gradient, alpha=share)
         direction = beta * momentum + share * gradient if group["nesterov"] else momentum
-        update = orthogonalize(direction, group["orthogonalization"], group["steps"], group["eps"], group["precision"])
-        scale = update_scale(tuple(weight.shape), group["scale"], group["orientation"])
         if decay and group["decoupled"] and not group["decay_after_update"]:
             weight.mul_(1.0 - lr * decay)
-        weight.add_(update, alpha=-lr * scale)
+        orientation = orientation_of(layout, group["orientation"])
+        how = group["orthogonalization"], group["steps"], group["eps"], group["precision"]
+        for W, d in zip(*(matrices(x, layout, group["split_heads"]) for x in (weight, direction)), strict=True):
+            W.add_(orthogonalize(d, *how), alpha=-lr * update_scale(tuple(d.shape), group["scale"], orientation))
         if decay and group["decay_after_update"]:
             weight.mul_(1.0 - lr * decay)
 
@@ -204,4 +215,7 @@ def _check(group: dict[str, Any]) -> None:
     if group["decay_after_update"] and not group["decoupled"]:
         raise OptimizerError("Muon's decay_after_update needs decoupled=true: coupled decay is part of the gradient.")
     check_choice("Muon's scale", group["scale"], SCALES)
-    check_choice("Muon's orientation", group["orientation"], ("input_output", "output_input"))
+    if group["orientation"] is not None:
+        check_choice("Muon's orientation", group["orientation"], ORIENTATIONS)
+    if "layouts" in group:
+        check_layouts(group)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from optimizers.errors import OptimizerError
+from optimizers.layouts import layouts_of, matrices
 from optimizers.named_filter import Inner, NamedFilter
 from optimizers.registry import register
 
@@ -26,6 +27,7 @@ class OrthogonalGradient(NamedFilter):
 
     The source states the projection for θ, all parameters as one vector. Here, as in its authors' code, it is made
     tensor by tensor, so that a role alone can have it; a gradient orthogonal to every tensor is orthogonal to θ, too.
+    Where the network declares several matrices in one tensor (fused Q, K, V; `optimizers.layouts`), each is a W.
     Their code then scales the result up to the length of g, which its text does not ask for and we do not do.
 
     The length of W still changes: a step along the tangent ends a little further out, weight decay shortens W, and
@@ -59,7 +61,15 @@ class OrthogonalGradient(NamedFilter):
 
     def filtered(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """g − (⟨W, g⟩/⟨W, W⟩) W."""
-        W, g = (torch.view_as_real(x) if x.is_complex() else x for x in (weight, gradient))
-        along, length = (W * g).sum(), W.square().sum()
-        # On the device: a branch would wait for the value.
-        return gradient - weight * torch.where(length > 0, along / length, torch.zeros_like(length))
+        layout = next(
+            (layout for group in self.param_groups
+             for p, layout in zip(group["params"], layouts_of(group), strict=True) if p is weight),
+            None,
+        )  # fmt: skip
+        projected = gradient.clone()
+        for matrix, its in zip(matrices(weight, layout), matrices(projected, layout), strict=True):
+            W, g = (torch.view_as_real(x) if x.is_complex() else x for x in (matrix, its))
+            along, length = (W * g).sum(), W.square().sum()
+            # On the device: a branch would wait for the value.
+            its.sub_(matrix * torch.where(length > 0, along / length, torch.zeros_like(length)))
+        return projected

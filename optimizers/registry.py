@@ -15,8 +15,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ Factory = Callable[..., Optimizer]
 F = TypeVar("F", bound=Factory)
 
 _registered: dict[str, Factory] = {}
+_modules: dict[str, str] = {}
 _broken: dict[str, BaseException] = {}
 _from_torch: dict[str, Factory] = {
     name.lower(): value
@@ -52,6 +54,8 @@ def register(name: str) -> Callable[[F], F]:
     Raises:
         OptimizerError: the name is taken already.
     """
+    # Of the factory itself it may be another: functools.partial, or somebody else's class.
+    module = sys._getframe(1).f_globals["__name__"]
 
     def enter(factory: F) -> F:
         if name in _registered:
@@ -59,7 +63,7 @@ def register(name: str) -> Callable[[F], F]:
                 f"Two optimizers are registered as {name!r}: {_where(_registered[name])} and "
                 f"{_where(factory)}; rename one of them."
             )
-        _registered[name] = factory
+        _registered[name], _modules[name] = factory, module
         return factory
 
     return enter
@@ -74,6 +78,11 @@ def import_plugin(module: str) -> None:
         importlib.import_module(module)
     except (Exception, SystemExit) as error:
         _broken[module] = error
+
+
+def module_of(name: str) -> str | None:
+    """The module that another process must import to know ``name``; None where it finds it by itself."""
+    return _modules.get(name) or (name.partition(":")[0] if ":" in name else None)
 
 
 def registered() -> list[str]:
@@ -106,11 +115,11 @@ def find(name: str) -> Factory:
         ) from error
     if name in _registered:
         return _registered[name]
-    points = {point.value: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name}
+    points = {_announced(point): point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == name}
     if len(points) > 1:
         raise OptimizerError(
-            f"Two installed packages announce an optimizer {name!r}: {' and '.join(sorted(points))}; "
-            "name one of them by that import path."
+            f"Two installed packages announce the optimizer {name!r}: {' and '.join(sorted(points))}; uninstall "
+            "one of them, or name one by that import path."
         )
     for point in points.values():
         return _load(name, point.load)
@@ -281,6 +290,11 @@ def _load(name: str, load: Callable[[], Any]) -> Factory:
     if not callable(factory):
         raise OptimizerError(f"The optimizer {name!r} is a {type(factory).__name__}, not a class or function.")
     return factory  # type: ignore[no-any-return]  # `build` checks what it returns
+
+
+def _announced(point: EntryPoint) -> str:
+    """The import path and the package that announces it."""
+    return f"{point.value} of the package {point.dist.name if point.dist else 'without a name'}"
 
 
 def _where(factory: Factory) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch.optim import Optimizer
 
 from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError, check_choice
+from optimizers.layouts import Layout, check_layouts
 from optimizers.registry import build, listing, resolve
-from optimizers.signature import accepts
+from optimizers.signature import accepts, beyond_defaults, own_default
 
 ROLES = ("hidden", "output", "embedding")
 SHARED = ("lr", "weight_decay")
@@ -20,17 +22,24 @@ SHARED = ("lr", "weight_decay")
 NamedParameters = Sequence[tuple[str, Parameter]]
 
 
-def build_optimizer(parameters: Mapping[str, NamedParameters], config: Mapping[str, Any]) -> CompositeOptimizer:
+def build_optimizer(
+    parameters: Mapping[str, NamedParameters],
+    config: Mapping[str, Any],
+    layouts: Mapping[str, Layout] | None = None,
+) -> CompositeOptimizer:
     """One optimizer for each role that has trainable parameters, joined.
+
+    Each parameter group is told its parameters' names (``param_names``) and layouts (``layouts``).
 
     Args:
         parameters: role -> pairs of name and parameter; those that require no gradient are left out.
         config: ``lr`` and ``weight_decay`` (shared, may be None), and for each role a mapping with ``name``
             and hyperparameters. A role without parameters builds nothing, but what it says must still fit.
+        layouts: name of a parameter -> what the network declares of it (`optimizers.layouts`).
 
     Raises:
         OptimizerError: an unknown role, a role without ``name``, a parameter in two roles, nothing to train,
-            and whatever `registry.build` refuses.
+            a hyperparameter that contradicts a layout, and whatever `registry.build` refuses.
     """
     for key in config:
         check_choice("The optimizer key", key, (*SHARED, *ROLES))
@@ -43,11 +52,7 @@ def build_optimizer(parameters: Mapping[str, NamedParameters], config: Mapping[s
         section = config.get(role)
         if section is None and not trainable[role]:
             continue
-        if not isinstance(section, Mapping) or not section.get("name"):
-            raise OptimizerError(
-                f"optimizer.{role} needs a name, for example optimizer.{role}.name=adam; known are {listing()}."
-            )
-        name, hyperparameters = section["name"], {key: v for key, v in section.items() if key != "name"}
+        name, hyperparameters = _read(role, section)
         factory, _ = resolve(name, hyperparameters, shared, role)
         if not trainable[role]:
             continue
@@ -56,9 +61,80 @@ def build_optimizer(parameters: Mapping[str, NamedParameters], config: Mapping[s
         named = {id(parameter): label for label, parameter in trainable[role].items()}
         for group in children[role].param_groups:
             group["param_names"] = [named[id(parameter)] for parameter in group["params"]]
-        if shared["weight_decay"] and not accepts(factory, "weight_decay"):
-            notes[role] = f"takes no weight decay, the shared {shared['weight_decay']} is not applied"
+            group["layouts"] = [_plain((layouts or {}).get(label)) for label in group["param_names"]]
+            try:
+                check_layouts(group)
+            except OptimizerError as error:
+                raise OptimizerError(f"optimizer.{role}: {name}: {error}") from None
+        if shared["weight_decay"] and hyperparameters.get("weight_decay") is None:
+            is_taken = accepts(factory, "weight_decay")
+            notes[role] = (
+                "weight decay from optimizer.weight_decay"
+                if is_taken
+                else f"takes no weight decay, the shared {shared['weight_decay']} is not applied"
+            )
     return CompositeOptimizer(children, called, notes)
+
+
+def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> dict[str, Any]:
+    """The config of `build_optimizer` with the values that it leaves to the optimizers' own defaults written into it.
+
+    A shared ``lr`` or ``weight_decay`` of None leaves each role that sets none to the default of its optimizer. Of
+    these defaults the most frequent becomes the shared value, and the others stand in their roles: what a user would
+    have written to get the same. Where a signature does not tell a default, nothing becomes shared.
+
+    Args:
+        config: as for `build_optimizer`, with a section for every role; left as it is.
+        multiplied: those of ``lr`` and ``weight_decay`` that are to be multiplied afterwards.
+
+    Raises:
+        OptimizerError: a role without ``name``, hyperparameters that do not fit, an optimizer that needs a value and
+            has none, one whose default is to be multiplied and is not known.
+    """
+    complete = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    shared = {key: config.get(key) for key in SHARED}
+    defaults: dict[str, dict[str, float | None]] = {key: {} for key in SHARED}
+    for role in ROLES:
+        name, hyperparameters = _read(role, config.get(role))
+        factory, given = resolve(name, hyperparameters, shared, role)
+        for key in SHARED:
+            if key not in given and accepts(factory, key):
+                value = defaults[key][role] = own_default(factory, key)
+                if value is None and key in multiplied:
+                    raise OptimizerError(
+                        f"optimizer.{role}: {name} does not tell its own {key}, which multiple.{key} cannot multiply "
+                        f"then; set optimizer.{role}.{key}."
+                    )
+    for key, own in defaults.items():
+        known = [value for value in own.values() if value is not None]
+        common = statistics.mode(known) if known and len(known) == len(own) else None
+        if complete.get(key) is None:
+            complete[key] = common
+        for role, value in own.items():
+            if value is not None and value != complete[key]:
+                complete[role][key] = value
+    return complete
+
+
+def optimizer_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells optimizers apart: of each role the name, and what its optimizer would not do by itself.
+
+    The shared values count as what they make of each role. What cannot be built is left as it is; `build_optimizer`
+    refuses it.
+
+    Args:
+        config: as for `build_optimizer`.
+    """
+    shared = {key: config.get(key) for key in SHARED}
+    roles = {}
+    for role in ROLES:
+        name, given = config[role]["name"], {key: v for key, v in config[role].items() if key != "name"}
+        try:
+            factory, arguments = resolve(name, given, shared, role)
+        except OptimizerError:
+            return dict(config)
+        roles[role] = {"name": name, **beyond_defaults(factory, arguments)}
+    return roles
 
 
 def check_cover(all_named_parameters: Iterable[tuple[str, Tensor]], parameters: Mapping[str, NamedParameters]) -> None:
@@ -99,6 +175,19 @@ def describe(composite: CompositeOptimizer) -> str:
             f"weight decay {_values(groups, 'weight_decay')}  {', '.join(tensors)}{note}"
         )
     return "\n".join(lines)
+
+
+def _read(role: str, section: Any) -> tuple[str, dict[str, Any]]:
+    """The name that a role's section gives, and the hyperparameters."""
+    if not isinstance(section, Mapping) or not section.get("name"):
+        raise OptimizerError(
+            f"optimizer.{role} needs a name, for example optimizer.{role}.name=adam; known are {listing()}."
+        )
+    return section["name"], {key: value for key, value in section.items() if key != "name"}
+
+
+def _plain(layout: Layout | None) -> dict[str, Any] | None:
+    return None if layout is None else dict(layout)
 
 
 def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str, Parameter]]:

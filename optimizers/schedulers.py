@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from optimizers.errors import OptimizerError, check_choice
-from optimizers.signature import fit
+from optimizers.signature import beyond_defaults, fit
 
 Factor = Callable[[int], float]
 
@@ -106,6 +106,21 @@ def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: 
     schedule = SCHEDULES[str(name)]
     # LambdaLR leaves plain functions out of its state, so a checkpoint holds numbers only.
     return LambdaLR(optimizer, schedule(max_steps, **fit(schedule, given, str(name), "scheduler")))
+
+
+def scheduler_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells schedules apart: the name, and the hyperparameters that are not the defaults.
+
+    What cannot be built is left as it is; `build_scheduler` refuses it.
+
+    Args:
+        config: as for `build_scheduler`.
+    """
+    name, given = str(config.get("name")), {key: value for key, value in config.items() if key != "name"}
+    try:
+        return {"name": name, **beyond_defaults(SCHEDULES[name], fit(SCHEDULES[name], given, name, "scheduler"))}
+    except (KeyError, OptimizerError):
+        return dict(config)
 
 
 def _is_count(value: Any, least: int) -> bool:

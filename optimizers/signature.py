@@ -29,6 +29,13 @@ def accepts(factory: Callable[..., Any], name: str) -> bool:
     return is_open or name in parameters
 
 
+def own_default(factory: Callable[..., Any], name: str) -> float | None:
+    """The number that ``factory`` takes for a hyperparameter by itself; None where its signature does not tell one."""
+    parameters, _ = hyperparameters(factory)
+    default = parameters[name].default if name in parameters else None
+    return default if isinstance(default, int | float) and not isinstance(default, bool) else None
+
+
 def fit(factory: Callable[..., Any], given: Mapping[str, Any], what: str, section: str) -> dict[str, Any]:
     """``given`` as keyword arguments for ``factory``.
 
@@ -58,6 +65,12 @@ def fit(factory: Callable[..., Any], given: Mapping[str, Any], what: str, sectio
         name: _convert(value, defaults.get(name, inspect.Parameter.empty), f"{section}.{name}")
         for name, value in given.items()
     }
+
+
+def beyond_defaults(factory: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``given`` that ``factory`` does not have as its defaults."""
+    parameters, _ = hyperparameters(factory)
+    return {name: v for name, v in given.items() if name not in parameters or v != parameters[name].default}
 
 
 def _convert(value: Any, default: Any, key: str) -> Any:

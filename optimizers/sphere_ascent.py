@@ -10,10 +10,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optimizers.errors import OptimizerError
+from optimizers.layouts import input_axis, layouts_of, matrices
 
 
 class SphereAscent(Optimizer):
     """w ← normalize(w + lr·d/⟨w, d⟩) for every column w of a matrix (inputs × nodes), d = −∂L/∂w.
+
+    Where the network declares a parameter as outputs × inputs, its nodes are the rows; where it declares several
+    matrices in one parameter, a node has a w in each (`optimizers.layouts`).
 
     The first step begins at w/‖w‖. Where the loss is minus a function E that is homogeneous in each column, this climbs
     E on the sphere at a pace that does not depend on its scale, and columns never meet. A column whose ⟨w, d⟩ is not
@@ -52,16 +56,21 @@ class SphereAscent(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
+            for p, layout in zip(group["params"], layouts_of(group), strict=True):
                 if p.grad is not None:
-                    w = _normalized(p)
-                    outwards = -(w * p.grad).sum(dim=0)
-                    pace = torch.where(outwards > 0, group["lr"] / outwards, 0)
-                    p.copy_(_normalized(w - pace * p.grad))
+                    for W, gradient in zip(matrices(p, layout), matrices(p.grad, layout), strict=True):
+                        _ascend(W, gradient, group["lr"], input_axis(layout))
         return loss
 
 
-def _normalized(columns: Tensor) -> Tensor:
-    """Every column divided by its norm; a column of zeros stays."""
-    norms = torch.linalg.vector_norm(columns, dim=0)
-    return columns / torch.where(norms > 0, norms, 1)
+def _ascend(W: Tensor, gradient: Tensor, lr: float, axis: int) -> None:
+    w = _normalized(W, axis)
+    outwards = -(w * gradient).sum(dim=axis, keepdim=True)
+    pace = torch.where(outwards > 0, lr / outwards, 0)
+    W.copy_(_normalized(w - pace * gradient, axis))
+
+
+def _normalized(W: Tensor, axis: int) -> Tensor:
+    """Every node's weights, which lie along ``axis``, divided by their norm; a node of zeros stays."""
+    norms = torch.linalg.vector_norm(W, dim=axis, keepdim=True)
+    return W / torch.where(norms > 0, norms, 1)

@@ -302,6 +302,33 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, name: str, content: bytes
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", b"1,2\n2,1"),
+        ("t.txt", b"1 2 3\n2 3 1\n3 1 2"),
+        ("t.json", b"[[1, 2, 3, 4], [2, 1, 4, 3], [3, 4, 1, 2], [4, 3, 2, 1]]"),
+        ("t.json", b"[[1]]"),
+        # No group either, but this is what is wrong first.
+        ("t.csv", b"1,2\n2,2"),
+    ],
+)
+def test_a_table_that_counts_from_1_is_told_so(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"the table counts from 1, as GAP does, so subtract 1 from every entry\.$"):
+        groups.from_table(path)
+
+
+@pytest.mark.parametrize("content", [b"0,1\n1,2", b"1,3\n3,1", b"-1,1\n1,2"])
+def test_a_table_that_is_wrong_otherwise_is_not(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not among") as error:
+        groups.from_table(path)
+    assert "counts from 1" not in str(error.value)
+
+
 def test_a_missing_file_a_folder_and_a_pickle(tmp_path: Path) -> None:
     for suffix in (".csv", ".json", ".npy", ".npz"):
         with pytest.raises(InputError, match=r"absent.* cannot be read: No such file"):

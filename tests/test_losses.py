@@ -29,6 +29,28 @@ def test_mse_is_centred_over_the_classes_by_hand() -> None:
     assert loss(outputs, torch.tensor([0, 1])).item() == pytest.approx(rows.mean().item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_can_be_evaluated_in_inference_mode(name: str) -> None:
+    """On labels from outside and on labels made inside, which have no version to tell whether they were written to."""
+    loss, outputs = build_loss(name), draw(6, 3)
+    expected = loss(outputs, LABELS)
+    with torch.inference_mode():
+        inside = LABELS.clone()
+        for labels in (LABELS, inside, inside):
+            assert loss(outputs, labels).item() == pytest.approx(expected.item(), rel=1e-12)
+        inside[0] = (LABELS[0] + 1) % 3
+        assert one_hot(inside, 3, torch.float64).argmax(dim=1).tolist() == inside.tolist()
+
+
+def test_one_hots_first_asked_for_in_inference_mode_can_be_differentiated_with_later() -> None:
+    labels = LABELS.clone()
+    with torch.inference_mode():
+        one_hot(labels, 3, torch.float64)
+    outputs = draw(6, 3).requires_grad_()
+    (one_hot(labels, 3, torch.float64) * outputs.sin()).sum().backward()
+    assert outputs.grad is not None
+
+
 def test_mse_is_blind_to_an_offset_of_each_row() -> None:
     loss, outputs = build_loss("mse"), draw(6, 3)
     shifted = outputs + draw(6, 1, seed=1)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor
 
+import train
+from callbacks.gradient import Gradient
 from li2_lightning.config import NetworkConfig
-from li2_lightning.errors import DivergenceError
+from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.losses import build_loss
 from li2_lightning.module import rows_to_host
 from li2_lightning.network import build_network
+from li2_lightning.runtime import quiet_lightning
 from li2_lightning.seeds import generator
 from li2_lightning.tasks import build_task
+from li2_lightning.theory.lazy import center
 
 M, K = 7, 16
 LOSSES = ["mse", "projected_mse", "cross_entropy"]
@@ -144,6 +151,162 @@ def test_rows_of_other_networks_are_those_of_a_plain_loop(
 ) -> None:
     plain = Plain(tmp_path, complex_weights, hidden)
     assert_rows(tiny_run(*plain.overrides, "max_steps=5"), plain.rows(5, "mse"))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ten_rows_in_float32_are_those_of_a_plain_loop_in_float64(tiny_run: Any, tmp_path: Path, loss: str) -> None:
+    plain = Plain(tmp_path)
+    run = tiny_run(*plain.overrides, f"loss={loss}", "trainer.precision=32-true")
+    for row, expected in zip(run.rows, plain.rows(10, loss), strict=True):
+        for name in ("train/loss", "test/loss"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-5), (row["step"], name)
+
+
+# -- one forward pass a step, whatever the precision ------------------------------------------------------------------
+
+
+class Passes(lightning.Callback):
+    """Counts forward passes over the training rows, evaluations, and what the rows are measured with."""
+
+    def __init__(self) -> None:
+        self.forward: list[int] = []
+        self.evaluated = 0
+        self.gradients: list[Tensor | None] = []
+        self.passed_twice: list[bool] = []
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        forward, evaluate = pl_module.network.forward, pl_module.network.evaluate
+        training = len(pl_module.data.train)
+
+        def counted(tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if len(tokens) == training:
+                self.forward.append(trainer.global_step)
+            return forward(tokens, *args, **kwargs)
+
+        def evaluated(*args: Any, **kwargs: Any) -> Any:
+            self.evaluated += 1
+            return evaluate(*args, **kwargs)
+
+        pl_module.network.forward, pl_module.network.evaluate = counted, evaluated
+
+    def on_step_state(self, trainer: Any, module: Any, state: Any) -> None:
+        self.gradients.append(state.readout_gradient)
+        self.passed_twice.append(state._sums.passed_twice)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("overrides", [[], ["network.hidden_layers=1", "network.batch_norm=true"],
+                                       ["network.readout=ridge"], ["network.complex_weights=true"],
+                                       ["data.batch_size=999"], ["data.evaluate_every_n_steps=3"]],
+                         ids=",".join)  # fmt: skip
+def test_a_step_is_one_forward_pass_in_every_precision(tiny_run: Any, precision: str, overrides: list[str]) -> None:
+    """And one more for the last row; a row is the very pass that trains."""
+    passes = Passes()
+    overrides = [*overrides, "max_steps=4", f"trainer.precision={precision}"]
+    if precision == "bf16-mixed" and "network.complex_weights=true" in overrides:
+        pytest.skip("torch has no mixed precision for complex numbers")
+    run = tiny_run(*overrides, callbacks=[passes])
+    assert passes.forward == [0, 1, 2, 3, 4]
+    assert passes.evaluated == len(run.rows)
+    *within, last = passes.gradients
+    assert last is None
+    known = precision != "bf16-mixed" and "network.readout=ridge" not in overrides
+    assert {gradient is not None for gradient in within} == {known}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", 2e-4)])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("overrides", [[], ["network.complex_weights=true"], ["network.output_scale=0.3"],
+                                       ["network.activation=silu", "network.trainable_embedding=true"]],
+                         ids=",".join)  # fmt: skip
+def test_what_a_step_sums_up_is_what_the_features_whole_give(
+    tiny_run: Any, overrides: list[str], loss: str, precision: str, tolerance: float
+) -> None:
+    """In the rows within a run, where the backward pass is the second one over the features."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    class Compare(lightning.Callback):
+        def on_step_state(self, trainer: Any, module: Any, state: Any) -> None:
+            if state.step < 3:
+                assert state.readout_gradient is not None
+                assert state._sums.passed_twice
+            R, F = state.residual, torch.cat(list(state.share_blocks()))
+            F = F - F.mean(dim=0)
+            found.append((state.residual_features.clone(), F.mH @ R.to(F.dtype)))
+            mean = torch.cat(list(state.share_blocks())).mean(dim=0)
+            found.append((state.mean_spread.clone(), (F @ mean.conj()).abs().square().sum().double()))
+            found.append((state.feature_norms.clone(), F.abs().square().sum(dim=0).double()))
+
+    options = ["max_steps=3", "optimizer.lr=0.02", f"loss={loss}", f"trainer.precision={precision}"]
+    tiny_run(*overrides, *options, callbacks=[Compare()])
+    assert len(found) == 12
+    for actual, expected in found:
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+# -- a row with a forward pass of its own is measured as one within the run -------------------------------------------
+
+
+def differences(last: dict[str, Any], within: dict[str, Any]) -> dict[str, Any]:
+    """The columns that are not the same."""
+    return {name: (value, within[name]) for name, value in last.items() if value != within[name]}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["network.hidden_layers=1", "loss=projected_mse"],
+        ["network.batch_norm=true", "network.activation=silu"],
+        ["network.readout=ridge", "network.hidden_layers=1"],
+        ["network.trainable_embedding=true", "network.activation=tanh", "loss=cross_entropy"],
+        ["data.batch_size=6", "data.evaluate_every_n_steps=5"],
+        ["network={name: transformer, activation: relu, width: 16, transformer: {heads: 2, feedforward: 16}}"],
+    ],
+    ids=",".join,
+)
+def test_in_mixed_precision_the_last_row_is_that_of_a_longer_run_bit_for_bit(
+    tiny_run: Any, overrides: list[str]
+) -> None:
+    """Row 20 is the first with an eigengap."""
+    steps = 10 if overrides else 20
+    options = [*overrides, "trainer.precision=bf16-mixed", "optimizer.lr=0.01", "callbacks.interaction.every_n_steps=5"]
+    short, long = tiny_run(*options, f"max_steps={steps}"), tiny_run(*options, f"max_steps={steps + 5}")
+    last, within = short.rows[-1], next(row for row in long.rows if row["step"] == steps)
+    assert last["step"] == steps
+    assert last["gradient/norm"] is not None
+    assert differences(last, within) == {}
+
+
+def test_in_mixed_precision_the_row_that_ends_a_run_early_is_that_of_the_whole_run(tiny_run: Any) -> None:
+    options = ["trainer.precision=bf16-mixed", "optimizer.lr=0.01", "max_steps=12", "network.hidden_layers=1"]
+    options += ["task.name=expression", "task.modulus=7", "task.expression=x", "callbacks.interaction.enabled=false"]
+    whole = tiny_run(*options)
+    stopped = tiny_run(*options, f"stop_at_test_accuracy={max(whole.column('test/accuracy')[:8])}")
+    last = stopped.rows[-1]
+    assert 1 <= last["step"] <= 8
+    within = whole.rows[int(last["step"])]
+    assert differences(last, within | {"gradient/node_coupling": last["gradient/node_coupling"]}) == {}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", 1e-3)])
+def test_the_last_row_is_that_of_a_longer_run_up_to_rounding(tiny_run: Any, precision: str, tolerance: float) -> None:
+    """Without a backward pass it sums the features up in another order; what comes from the outputs is the same."""
+    options = [f"trainer.precision={precision}", "optimizer.lr=0.01"]
+    short, long = tiny_run(*options, "max_steps=20"), tiny_run(*options, "max_steps=25")
+    for name, value in short.rows[20].items():
+        within = long.rows[20][name]
+        assert (value is None) is (within is None), name
+        assert (value or 0) == pytest.approx(within or 0, rel=tolerance, abs=1e-12), name
+        if name.startswith(("train/", "test/", "weights/", "update/")):
+            assert value == within, name
+
+
+def test_the_kernel_that_a_run_announces_is_the_one_it_uses(tiny_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for precision, words in (("bf16-mixed", "plain formula (mixed precision)"), ("64-true", "rows in blocks")):
+        tiny_run(f"trainer.precision={precision}", "max_steps=1")
+        assert words in capsys.readouterr().out
 
 
 # -- which rows there are, and of what --------------------------------------------------------------------------------
@@ -273,6 +436,139 @@ def test_at_a_ridge_readout_of_eq_1_the_columns_show_the_equilibrium(tiny_run: A
         assert row["gradient/readout_equilibrium"] == pytest.approx(1, abs=1e-9)
         assert row["gradient/coupling"] == pytest.approx(1, abs=1e-9)
         assert row["gradient/effective_ridge"] == pytest.approx(0.7, rel=1e-8)
+
+
+# -- a Trainer of one's own -------------------------------------------------------------------------------------------
+
+
+class Rows(lightning.Callback):
+    """The rows, by their step."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, Any]] = {}
+
+    def on_row(self, trainer: Any, module: Any, row: dict[str, Any]) -> None:
+        self.rows[int(row["step"])] = dict(row)
+
+
+Fit = Callable[..., tuple[dict[int, dict[str, Any]], Any]]
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Fit:
+    """``fit(max_steps=3, ...)``: rows and module of the tiny run, trained by a Trainer with these arguments."""
+
+    def call(*, callbacks: Sequence[lightning.Callback] = (), hook: Any = None, **arguments: Any) -> Any:
+        values = {"task": {"order": 7}, "network": {"width": 16}, "optimizer": {"lr": 0.02}}
+        config = train.read_config({**values, "trainer": {"accelerator": "cpu"}})
+        with train.Team(config, []) as team:
+            _, module, data = train.assemble(config, tmp_path, team)
+        if hook is not None:
+            module.network.V.register_hook(hook)
+        rows = Rows()
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = lightning.Trainer(
+            **{"max_steps": 3, "accelerator": "cpu", "devices": 1, "enable_model_summary": False, **quiet, **arguments},
+            default_root_dir=tmp_path,
+            callbacks=[*callbacks, Gradient(), rows],
+        )
+        with quiet_lightning():
+            trainer.fit(module, data)
+        return rows.rows, module
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"accumulate_grad_batches": 2}, "accumulate_grad_batches"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "GradientAccumulationScheduler"),
+        ({"max_steps": -1, "max_epochs": 3}, "give the Trainer max_steps"),
+        ({"limit_train_batches": 2, "max_epochs": 3}, "limit_train_batches=2"),
+        ({"limit_train_batches": 1}, "limit_train_batches=1"),
+        ({"limit_train_batches": 0.5}, "limit_train_batches=0.5"),
+        ({"overfit_batches": 2}, "overfit_batches"),
+        ({"precision": "bf16-true"}, "precision='bf16-true'"),
+    ],
+    ids=str,
+)
+def test_a_trainer_that_would_make_the_rows_wrong_is_refused_with_the_reason(
+    fit: Fit, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        fit(**arguments)
+    message = str(refused.value)
+    assert words in message
+    assert message.endswith(".")
+    assert message.count(". ") == 0
+
+
+@pytest.mark.parametrize("kind", [DDPStrategy, FSDPStrategy])
+def test_a_strategy_that_does_not_sum_gradients_is_refused(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, kind: type[DDPStrategy]
+) -> None:
+    """Lightning's own average over devices as if shares were even; the rows would be divided by nobody."""
+    module = fit(max_steps=1)[1]
+    monkeypatch.setattr(lightning.Trainer, "strategy", kind(parallel_devices=[torch.device("cpu")]))
+    with pytest.raises(InputError, match=rf"{kind.__name__} does not sum"):
+        module.on_fit_start()
+
+
+def test_a_loader_without_our_data_is_refused(fit: Fit) -> None:
+    module = fit()[1]
+    trainer = lightning.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with quiet_lightning(), pytest.raises(InputError, match="TableDataModule"):
+        trainer.fit(module, train_dataloaders=[0, 1])
+
+
+class Scaling(lightning.Callback):
+    """Multiplies the gradients at a hook of Lightning's."""
+
+    def __init__(self, at: str) -> None:
+        setattr(self, at, self.scale)
+
+    def scale(self, trainer: Any, module: Any, *args: Any) -> None:
+        for parameter in module.network.parameters():
+            parameter.grad.mul_(3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gradient_clip_val": 1e-4},
+        {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"},
+        {"callbacks": [Scaling("on_after_backward")]},
+        {"callbacks": [Scaling("on_before_optimizer_step")]},
+        {"hook": lambda gradient: 3 * gradient},
+        {"max_epochs": 5},
+        {"limit_train_batches": 3, "max_epochs": 2},
+        {"fast_dev_run": 3},
+    ],
+    ids=str,
+)
+def test_a_row_describes_the_gradient_of_the_loss_whatever_is_done_to_it_later(
+    fit: Fit, arguments: dict[str, Any]
+) -> None:
+    """The columns of G_F of each row are those of its weights, and there is a row for each step and one last row."""
+    told: dict[int, tuple[float, float]] = {}
+
+    class Dense(lightning.Callback):
+        def on_step_state(self, trainer: Any, module: Any, state: Any) -> None:
+            V, F = state.readout.double(), center(state.features.double())
+            R = state.residual.double()
+            G, coupled, pull = R @ V.T, R @ (R.T @ F), F.T @ R
+            told[state.step] = (
+                ((G * coupled).sum() / G.norm() / coupled.norm()).item(),
+                (pull.norm() / V.norm()).item(),
+            )
+
+    callbacks = [*arguments.get("callbacks", ()), Dense()]
+    rows, module = fit(**(arguments | {"callbacks": callbacks}))
+    assert list(rows) == list(told) == [0, 1, 2, 3] == list(range(module.last_row + 1))
+    for step, (coupling, ridge) in told.items():
+        assert rows[step]["gradient/coupling"] == pytest.approx(coupling, rel=1e-4), step
+        assert rows[step]["gradient/effective_ridge"] == pytest.approx(ridge, rel=1e-4), step
 
 
 # -- how a run ends ---------------------------------------------------------------------------------------------------

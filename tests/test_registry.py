@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,7 +63,7 @@ def test_an_import_path_is_found(registry: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("plane", r"Unknown probe 'plane'; known are plain\. Did you mean 'plain'\?"),
+        ("plian", r"Unknown probe 'plian'; known are plain\. Did you mean 'plain'\?"),
         ("zzz", r"Unknown probe 'zzz'; known are plain\.$"),
         ("no_such_module:thing", r"probe 'no_such_module:thing' could not be imported: ModuleNotFoundError: No module"),
         ("math:no_such_name", r"probe 'math:no_such_name' could not be imported: AttributeError"),
@@ -77,6 +79,58 @@ def test_an_entry_point_that_fails_on_import_is_one_sentence(registry: Any, monk
     announce(monkeypatch, broken="no_such_module:Thing")
     with pytest.raises(InputError, match="The probe 'broken' could not be imported: ModuleNotFoundError"):
         registry.find("broken")
+
+
+class Package:
+    """What importlib.metadata knows of an installed package."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def installed(name: str, value: str, package: str) -> EntryPoint:
+    point = EntryPoint(name, value, "li2_lightning.probes")
+    vars(point)["dist"] = Package(package)
+    return point
+
+
+@pytest.mark.parametrize("values", [("math:floor", "math:ceil"), ("math:floor", "math:floor")], ids=["other", "same"])
+def test_a_name_that_two_packages_announce_names_both(
+    registry: Any, monkeypatch: pytest.MonkeyPatch, values: tuple[str, str]
+) -> None:
+    points = [installed("both", value, package) for value, package in zip(values, ("one", "two"), strict=True)]
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: points)
+    with pytest.raises(InputError, match=r"announce the probe 'both': math:\w+ of the package \w+ and ") as error:
+        registry.find("both")
+    assert all(f"the package {name}" in str(error.value) for name in ("one", "two"))
+    # What one package lists twice is one.
+    points[:] = [installed("both", "math:floor", "one")] * 2
+    assert registry.find("both")(1.5) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["1 / 0", "import no_such_thing", "def broken(:", "raise SystemExit(3)"],
+    ids=["raises", "imports what is not there", "no Python", "exits"],
+)
+def test_a_broken_file_of_a_folder_is_named_whatever_is_looked_up(
+    registry: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_plug_in.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.import_plugin("broken_plug_in")
+    for name in ("plain", "zzz", "math:floor"):
+        with pytest.raises(InputError, match=r"plug-in broken_plug_in could not be imported: .*; repair it or remove"):
+            registry.find(name)
+
+
+def test_the_module_of_a_plug_in_is_where_it_was_registered(registry: Any) -> None:
+    """Not where it was written: functools.partial and a class of somebody else are registered from here, too."""
+    registry.register("partial")(functools.partial(int, base=2))
+    registry.register("foreign")(SimpleNamespace)
+    assert registry.module_of("plain") == registry.module_of("partial") == registry.module_of("foreign") == __name__
+    assert registry.module_of("some.module:Thing") == "some.module"
+    assert registry.module_of("zzz") is None
 
 
 @pytest.mark.parametrize(

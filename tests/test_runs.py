@@ -105,6 +105,29 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(small_sweep: Path) -
     assert list(groups_of_seeds(groups["lr=0.02"])) == [""]
 
 
+def test_what_the_hash_leaves_out_does_not_split_a_group_of_seeds() -> None:
+    """What only shows or keeps, and a default that one run writes out; a setting that counts does."""
+
+    def run(name: str, **settings: object) -> Run:
+        made = with_settings(**settings)
+        return Run(Path("runs") / name, made.config, None, None)
+
+    shown = [
+        run("0123456789-s0", trainer={"threads": 1, "precision": "32-true"}, callbacks={"progress": {"lines": 5}}),
+        run("0123456789-s1", trainer={"threads": 2, "precision": "32-true"}, callbacks={"checkpoint": {"keep": 5}}),
+    ]
+    assert differing_settings(shown) == []
+    assert list(groups_of_seeds(shown)) == [""]
+    written = [
+        run("0123456789-s0", optimizer={"hidden": {"name": "adam", "lr": 1e-3}}),
+        run("0123456789-s1"),
+        run("aaaaaaaaaa-s0", optimizer={"hidden": {"name": "muon"}}),
+    ]
+    assert [len(group) for group in groups_of_seeds(written).values()] == [2, 1]
+    measured = [run("0123456789-s0", callbacks={"gram": {"every_n_steps": 2}}), run("aaaaaaaaaa-s0")]
+    assert differing_settings(measured) == ["callbacks.gram.every_n_steps"]
+
+
 def with_settings(**values: object) -> Run:
     config: dict[str, object] = {"seed": 0, "name": "a", "max_steps": 5, "task": {"name": "cyclic", "order": 7},
                                  "data": {}, "optimizer": {"hidden": {"name": "adam"}}}  # fmt: skip

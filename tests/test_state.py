@@ -50,9 +50,9 @@ TOKENS, LABELS = draw(M, n, 2), draw(M - 1, n, seed=1)  # the last class has no 
 ROWS = Rows(TOKENS, LABELS)
 
 
-def network_of(options: dict[str, Any]) -> Network:
+def network_of(options: dict[str, Any], dtype: torch.dtype = torch.float64) -> Network:
     sizes = SimpleNamespace(num_tokens=M, num_operands=2, num_classes=M)
-    network = build_network(NetworkConfig(**{"width": 9, **options}), sizes, torch.float64, generator(0, "test"))
+    network = build_network(NetworkConfig(**{"width": 9, **options}), sizes, dtype, generator(0, "test"))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3)  # outputs of the size of the targets
@@ -160,12 +160,15 @@ def test_at_a_ridge_readout_equilibrium_and_coupling_are_one_and_proposition_1_h
 
 @pytest.mark.parametrize("loss", ["mse", "projected_mse", "cross_entropy"])
 @pytest.mark.parametrize("options", NETWORKS, ids=label)
-def test_the_readouts_gradient_gives_what_a_product_of_its_own_gives(options: dict[str, Any], loss: str) -> None:
-    network = network_of(options)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str)
+def test_the_readouts_gradient_gives_what_a_product_of_its_own_gives(
+    options: dict[str, Any], loss: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    network = network_of(options, dtype)
     build_loss(loss)(network(TOKENS).outputs, LABELS).backward()  # type: ignore[no-untyped-call]
     direct, state = state_of(network, loss=loss), state_of(network, loss=loss)
     state.readout_gradient = network.V.grad
-    close(state.residual_features, direct.residual_features, 1e-12)
+    close(state.residual_features, direct.residual_features, tolerance)
     if loss != "cross_entropy":
         # It is the gradient that is used, and not a second product.
         state = state_of(network, loss=loss)
@@ -189,12 +192,13 @@ def test_blocks_and_gram_matrices_are_those_of_the_features(options: dict[str, A
 
 
 @pytest.mark.parametrize("options", NETWORKS, ids=label)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_sums_taken_on_the_way_are_those_of_passes_of_their_own(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, since a resumed run may take the one where the run that was not stopped took the other."""
     monkeypatch.setattr(kernel, "block_rows", lambda *_: 5)
-    network = network_of(options)
+    network = network_of(options, dtype)
     sums = FeatureSums(LABELS, M)
     activity = network(TOKENS, observe=sums)
     state = StepState(0, activity, ROWS, network, build_loss("mse"), sums)

@@ -323,6 +323,10 @@ def test_a_split_file(tmp_path: Path) -> None:
     [
         ({"train": [0, 1]}, "cannot be read: it has no array called 'test', only ['train']"),
         ({"train": [], "test": [1]}, "the array 'train' must be a list of at least one integer"),
+        ({"train": list(range(1, 26)), "test": list(range(26, 50))}, "the rows 0 to 48; does it count from 1?"),
+        ({"train": [49, 1], "test": [2, 3]}, "the rows 0 to 48; does it count from 1?"),
+        ({"train": [49, 1], "test": [np.nan]}, "the rows 0 to 48; does it count from 1?"),
+        ({"train": [0, 49], "test": [1]}, "the rows 0 to 48."),
         ({"train": np.zeros(0, int), "test": [1]}, "'train' must be a list of at least one integer"),
         ({"train": [1], "test": np.zeros(0, int)}, "'test' must be a list of at least one integer"),
         ({"train": [0.0, 1.0], "test": [2]}, "it is float64 of shape (2,)"),

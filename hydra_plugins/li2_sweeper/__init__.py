@@ -30,9 +30,11 @@ class Sweeper(BasicSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
-        from callbacks import read_config
         from li2_lightning.command_line import opened, quoted
+        from li2_lightning.errors import InputError
+        from li2_lightning.runtime import search_path
         from li2_lightning.sweep import Sweep, plan
+        from train import read_config
 
         assert self.config is not None
         assert self.launcher is not None
@@ -41,6 +43,9 @@ class Sweeper(BasicSweeper):
         grid = OverridesParser.create(config_loader=loader).parse_overrides(
             [*map(opened, self._parse_config()), *arguments]
         )
+        for override in grid:
+            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+                raise InputError(f"{override.input_line} names no value, so the sweep has no run.")
         (overrides,) = self.split_arguments(grid, None)
 
         def compose(own: list[str]) -> DictConfig:
@@ -59,8 +64,7 @@ class Sweeper(BasicSweeper):
         launching = self._launching(len(overrides))
         if not launching.here:
             # Processes find what this one finds: train.py's folder, and the current one.
-            ours = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
-            os.environ["PYTHONPATH"] = os.pathsep.join(ours)
+            os.environ["PYTHONPATH"] = search_path()
         with Sweep(plan(overrides, compose, read_config), self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             self._end_workers()

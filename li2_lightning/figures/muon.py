@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from li2_lightning.config import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.figures.registry import FIGURES
 from li2_lightning.figures.style import COLORS, GREY, LINES, MARKERS, new_figure
@@ -36,9 +37,10 @@ def best_by_width(runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
     by: dict[str, dict[int, dict[float, list[Run]]]] = {}
     for run in runs:
         if run.summary is not None:
-            section = run["optimizer.hidden"]
-            lr = float(section["lr"] if section.get("lr") is not None else run["optimizer.lr"])
-            by.setdefault(section["name"], {}).setdefault(run["network.width"], {}).setdefault(lr, []).append(run)
+            lr = float(role_value(run["optimizer"], "hidden", "lr"))
+            by.setdefault(run["optimizer.hidden.name"], {}).setdefault(run["network.width"], {}).setdefault(
+                lr, []
+            ).append(run)
     if not by:
         raise InputError("None of the runs has ended, so there is nothing to draw.")
     return {

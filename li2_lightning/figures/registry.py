@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
 import li2_lightning.figures
-from li2_lightning.errors import unknown
 from li2_lightning.registry import Registry
 from li2_lightning.runs import Run
 
@@ -33,10 +31,10 @@ def find_figure(name: str) -> FigureFamily:
     for candidate in (name, name.removesuffix("_quick")):
         if candidate in names or ":" in candidate:
             return FIGURES.find(candidate)
-    raise unknown("figure", name, names)
+    return FIGURES.find(name)
 
 
 def _import_families() -> None:
     for module in pkgutil.iter_modules(li2_lightning.figures.__path__):
         if module.name != "__main__":
-            importlib.import_module(f"li2_lightning.figures.{module.name}")
+            FIGURES.import_plugin(f"li2_lightning.figures.{module.name}")

@@ -18,6 +18,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogFormatter
 from PIL import Image
 
+from li2_lightning.config import role_value
 from li2_lightning.files import replacing
 from li2_lightning.runs import Run, task_name
 
@@ -182,7 +183,11 @@ def headline(runs: Sequence[Run]) -> str:
         f"{run[f'optimizer.{role}.name']} on {letter}" for role, letter in (("hidden", "W"), ("output", "V"))
     )
     seeds = f"seed {run['seed']}" if len(runs) == 1 else f"{len(runs)} seeds"
+    lr, decay = (
+        " / ".join(dict.fromkeys(str(role_value(run["optimizer"], role, key)) for role in ("hidden", "output")))
+        for key in ("lr", "weight_decay")
+    )
     return (
         f"{task_name(run)}   K={run['network.width']}, σ={run['network.activation']}, loss {run['loss']}, {roles}, "
-        f"lr {run['optimizer.lr']}, weight decay {run['optimizer.weight_decay']}, {seeds}"
+        f"lr {lr}, weight decay {decay}, {seeds}"
     )

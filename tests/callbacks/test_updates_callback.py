@@ -39,6 +39,52 @@ def eigengap(updates: list[Tensor]) -> float:
     return (singular[1] / singular[2]).item() ** 2
 
 
+def each_its_own(params: list[Tensor], lr: float = 0.1, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """A group for each parameter: lr, lr/2, lr/4, …"""
+    groups = [{"params": [p], "lr": lr / 2**index} for index, p in enumerate(params)]
+    return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay)
+
+
+class WithoutRate(torch.optim.SGD):
+    """Its groups have no learning rate."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        super().__init__(params, lr=1e-3)
+        for group in self.param_groups:
+            del group["lr"]
+
+    def step(self, closure: Any = None) -> None:
+        pass
+
+
+def rates(run: Any) -> list[dict[str, float]]:
+    """The learning rates of each row, by what follows ``optimizer/``."""
+    named = [name for name in run.rows[0] if name.startswith("optimizer/")]
+    return [{name.removeprefix("optimizer/"): row[name] for name in named} for row in run.rows]
+
+
+def test_every_parameter_group_of_a_role_has_its_learning_rate(tiny_run: Any) -> None:
+    mine = "tests.callbacks.test_updates_callback:each_its_own"
+    rows = rates(
+        tiny_run(
+            f"optimizer.hidden={{name: '{mine}', lr: 0.4}}",
+            f"optimizer.output={{name: '{mine}', lr: 0.3}}",
+            "network.hidden_layers=2",
+            "scheduler={name: step, step_size: 2, gamma: 0.5}",
+            "max_steps=3",
+        )
+    )
+    first = {"hidden_lr": 0.4, "hidden_lr/1": 0.2, "hidden_lr/2": 0.1, "output_lr": 0.3}
+    assert rows[0] == pytest.approx(first)
+    assert rows[2] == pytest.approx({name: value / 2 for name, value in first.items()})
+
+
+def test_an_optimizer_without_a_learning_rate_has_no_column_of_it(tiny_run: Any) -> None:
+    mine = "tests.callbacks.test_updates_callback:WithoutRate"
+    rows = rates(tiny_run(f"optimizer.hidden={{name: '{mine}'}}", "max_steps=1"))
+    assert [set(row) for row in rows] == [{"output_lr"}] * 2
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

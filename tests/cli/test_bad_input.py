@@ -28,6 +28,16 @@ TYPED = [
     ("task.order", "key=value"),
     ("=3", "key=value"),
     ("task={a:1}", "task.a"),
+    # no name of a variation
+    ("logger=null", "Unknown logger 'null'; known are disabled, offline, wandb."),
+    ("callbacks=", "Unknown callbacks ''; known are default, minimal."),
+    ("task=71", "Unknown task '71'"),
+    ("optimizer.hidden=null", "optimizer.hidden cannot be null"),
+    ("optimizer.output=sgd", "optimizer.output is a section"),
+    # a sweep without a run
+    ("-m seed=glob(*)", "seed=glob(*) names no value"),
+    ("-m seed=0,1 task=glob(nothing*)", "task=glob(nothing*) names no value"),
+    ("-m max_steps=range(5,5)", "max_steps=range(5,5) names no value"),
     ("~scheduler.name", "set it instead"),
     ("~task", "set it instead"),
     ("scheduler=step ~scheduler.name=step", "set it instead"),
@@ -79,7 +89,7 @@ TYPED = [
     ("optimizer.lr=nan", "finite"),
     ("max_steps=0", "max_steps=0"),
     ("seed=-1", "seed=-1"),
-    ("task.order=7 trainer.devices=20", "training rows, 19"),
+    ("task.order=7 trainer.devices=20 trainer.oversubscribe=true", "training rows, 19"),
     ("trainer.devices=0", "trainer.devices=0"),
     ("trainer.num_nodes=2", "MASTER_PORT"),
     ("logger.mode=online", "wandb login"),
@@ -130,6 +140,15 @@ TYPED = [
 MORE = [
     ("++task.foo=1", "Unknown key 'task.foo'"),
     ("hydra.foo=1", "hydra.foo"),
+    ("optimizer=null", "Unknown optimizer 'null'"),
+    ("scheduler=true", "Unknown scheduler 'true'"),
+    ("trainer=", "Unknown trainer ''"),
+    ("experiment=null", "Unknown experiment 'null'"),
+    ("hydra/launcher=null", "Unknown hydra/launcher 'null'"),
+    ("-m network=two_layer,null", "Unknown network 'null'"),
+    ("data=null", "data cannot be null"),
+    ("seed=null", "seed cannot be null"),
+    ("callbacks.energy=3", "callbacks.energy is a section"),
     ("task.name=cycl", "Did you mean 'cyclic'"),
     ("optimizer.embedding.name=adm", "Did you mean 'adam'"),
     ("optimizer.hidden.name=nosuch.module:Class", "could not be imported"),
@@ -139,7 +158,7 @@ MORE = [
     ("callbacks=defalt", "Did you mean 'default'"),
     ("logger=wandbb", "Did you mean 'wandb'"),
     ("trainer=float46", "Did you mean 'float64'"),
-    ("trainer.strategy=ddpp", "strategy"),
+    ("trainer.accelerator=cpuu", "Did you mean 'cpu'"),
     ("optimizer.hidden.betas=3", "optimizer.hidden.betas"),
     ("scheduler.step_size=3", "scheduler.name"),
     ("callbacks=default callbacks.gram.every_n_steps=0", "at least 1"),
@@ -287,13 +306,19 @@ def test_more_bad_input_is_refused_with_one_sentence(
     assert_one_sentence(command_line(*arguments(typed, files)), mentions, workplace)
 
 
-def test_an_unknown_flag_is_refused(command_line: CommandLine, workplace: Path) -> None:
-    """Flags are argparse's: it prints the usage as well."""
-    outcome = command_line("--sed=3")
-    assert outcome.code == 2
-    assert "unrecognized arguments: --sed=3" in outcome.err.splitlines()[-1]
-    assert "Traceback" not in outcome.err
-    assert list(workplace.iterdir()) == []
+@pytest.mark.parametrize(
+    ("typed", "mentions"),
+    [
+        ("--sed=3", "Unknown flag '--sed'"),
+        ("seed=3 --confg-dir x", "Did you mean '--config-dir'"),
+        ("--cfg jop", "'job', 'hydra', 'all'"),
+        ("seed=3 --package", "expected one argument"),
+    ],
+)
+def test_a_flag_that_is_none_is_refused_with_one_sentence(
+    typed: str, mentions: str, command_line: CommandLine, workplace: Path
+) -> None:
+    assert_one_sentence(command_line(*typed.split()), mentions, workplace)
 
 
 def test_debug_shows_the_traceback_too(command_line: CommandLine) -> None:

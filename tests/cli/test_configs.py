@@ -20,6 +20,7 @@ from li2_lightning.config import Config, config_hash, load_config
 from li2_lightning.metrics_file import read_metrics
 from li2_lightning.run_directory import RunDirectory
 from tests.cli.conftest import ROOT, CommandLine
+from train import read_config
 
 CONFIGS = ROOT / "configs"
 VARIATIONS = [path.relative_to(CONFIGS).with_suffix("") for path in sorted(CONFIGS.glob("*/*.yaml"))]
@@ -70,6 +71,12 @@ def test_the_composed_default_is_the_default_of_the_schema() -> None:
     assert typed.callbacks != {}, "configs/callbacks/default.yaml lists what there is"
     plain.callbacks = typed.callbacks
     assert typed == plain
+
+
+@pytest.mark.parametrize(("name", "lr"), [("muon", 0.02), ("rprop", 0.01), ("adadelta", 1.0)])
+def test_the_default_preset_leaves_another_optimizer_its_own_lr(name: str, lr: float) -> None:
+    optimizer = read_config(composed(f"optimizer.hidden.name={name}")).optimizer
+    assert (optimizer.lr, optimizer.hidden) == (1e-3, {"name": name, "lr": lr})
 
 
 def test_callbacks_default_lists_exactly_the_options_with_their_defaults() -> None:

@@ -26,10 +26,10 @@ RANKS = (
     "trainer.threads=1",
     "trainer.accelerator=cpu",
     "trainer.devices=2",
-    "trainer.strategy=ddp",
     "callbacks.report.enabled=false",
     "callbacks.pictures.enabled=false",
     "callbacks.checkpoint.every_n_steps=20",
+    "trainer.oversubscribe=true",
 )
 FAILING = """
 import os
@@ -169,7 +169,7 @@ def test_torchrun_runs_stores_and_refuses(workplace: Path) -> None:
     refused = torchrun(workplace, *short)
     assert refused.code != 0
     assert refused.err.count("holds an unfinished run") == 1
-    lonely = torchrun(workplace, *short, "trainer.devices=1", "trainer.strategy=auto")
+    lonely = torchrun(workplace, *short, "trainer.devices=1")
     assert lonely.code != 0
     assert "set trainer.devices=2" in lonely.err
 

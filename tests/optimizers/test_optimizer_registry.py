@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,7 +189,18 @@ def test_a_name_taken_twice_names_both() -> None:
 
 def test_two_packages_with_one_name(announce: list[EntryPoint]) -> None:
     announce += [entry_point("same", "torch.optim:SGD"), entry_point("same", "torch.optim:Adam")]
-    assert "torch.optim:Adam and torch.optim:SGD" in refused("same")
+    for point, package in zip(announce, ("first-package", "second-package"), strict=True):
+        vars(point)["dist"] = SimpleNamespace(name=package)
+    message = refused("same")
+    assert "torch.optim:Adam of the package second-package" in message
+    assert "torch.optim:SGD of the package first-package" in message
+
+
+def test_two_packages_that_announce_the_same_class_are_named(announce: list[EntryPoint]) -> None:
+    announce += [entry_point("same", "torch.optim:SGD"), entry_point("same", "torch.optim:SGD")]
+    for point, package in zip(announce, ("first-package", "second-package"), strict=True):
+        vars(point)["dist"] = SimpleNamespace(name=package)
+    assert "first-package and torch.optim:SGD of the package second-package" in refused("same")
 
 
 def test_one_package_listed_twice_is_one(announce: list[EntryPoint]) -> None:
