@@ -65,7 +65,7 @@ from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.summary import print_summary
 from li2_lightning.sweep import run_in_sweep
 from li2_lightning.tasks import TASKS, build_task, split_rows
-from li2_lightning.tracking import logging_to, wandb_mode
+from li2_lightning.tracking import answering_agent, logging_to, wandb_mode
 from optimizers import (
     ROLES,
     OptimizerError,
@@ -119,7 +119,9 @@ def lead(config: Config, team: Team) -> RunResult:
     """The run of the first rank, or of a single process: it decides, writes, logs and prints."""
     directory = RunDirectory.of(config)
     checkpoint = directory.find_checkpoint(config)
-    if (stored := directory.stored(config)) is not None:
+    with answering_agent(config, directory):
+        stored = directory.stored(config)
+    if stored is not None:
         team.finish(stored)
         return RunResult(directory.path, stored, stored=True)
 

@@ -15,7 +15,7 @@ from li2_lightning.files import replacing
 from li2_lightning.module import Li2Module
 from li2_lightning.state import StepState
 from li2_lightning.theory.stages import Transition
-from li2_lightning.tracking import wandb_runs
+from li2_lightning.tracking import run_loggers
 
 
 @CALLBACKS.register("pictures")
@@ -32,6 +32,13 @@ class Pictures(lightning.Callback):
     def __init__(self, every_n_steps: int = 200) -> None:
         self.cadence = Cadence("pictures.every_n_steps", every_n_steps)
         self._transition = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Those of a part of the run that a kill, or another mode, has kept from W&B.
+        for logger in run_loggers(trainer):
+            for picture in sorted(_folder(trainer).glob("row-*.png")):
+                if (number := picture.stem.removeprefix("row-")).isdecimal() and int(number) <= trainer.global_step:
+                    logger.draw(int(number), "features", picture)
 
     def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
         self._transition = True
@@ -60,7 +67,7 @@ class Pictures(lightning.Callback):
         # Not before the first picture: what draws takes longer to import than many a small run lasts.
         from li2_lightning.figures.features import draw_features
 
-        folder = Path(trainer.default_root_dir) / "features"
+        folder = _folder(trainer)
         folder.mkdir(exist_ok=True)
         W = weights.cpu().numpy()
         with replacing(folder / "last.npz") as temporary, temporary.open("wb") as file:
@@ -68,7 +75,9 @@ class Pictures(lightning.Callback):
         picture = draw_features(folder / f"row-{step:06d}.png", W, group, step)
         # A figure's parts refer to each other in circles, and its pixels would wait until the collector looks that far.
         gc.collect()
-        for run in wandb_runs(trainer):
-            import wandb
+        for logger in run_loggers(trainer):
+            logger.draw(step, "features", picture)
 
-            run.log({"step": step, "features": wandb.Image(str(picture))})
+
+def _folder(trainer: lightning.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "features"

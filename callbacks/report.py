@@ -8,7 +8,7 @@ import lightning
 
 from callbacks.registry import CALLBACKS
 from li2_lightning.module import Li2Module
-from li2_lightning.tracking import wandb_runs
+from li2_lightning.tracking import run_loggers
 
 
 @CALLBACKS.register("report")
@@ -24,7 +24,5 @@ class Report(lightning.Callback):
         from li2_lightning.figures.overview import draw_overview
 
         picture = draw_overview(Path(trainer.default_root_dir))
-        for run in wandb_runs(trainer):
-            import wandb
-
-            run.log({"step": trainer.global_step, "report": wandb.Image(str(picture))})
+        for logger in run_loggers(trainer):
+            logger.draw(trainer.global_step, "report", picture)

@@ -15,7 +15,7 @@ from li2_lightning.files import write_json
 from li2_lightning.losses import CrossEntropy
 from li2_lightning.module import Li2Module, Row, call_hook
 from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
-from li2_lightning.tracking import wandb_runs
+from li2_lightning.tracking import run_loggers
 
 SCHEMA_VERSION = 1
 # Optimizers that decouple weight decay without a flag in their parameter groups that says so.
@@ -29,8 +29,8 @@ class Stages(lightning.Callback):
     """Follows the rows with the rule of `li2_lightning.theory.stages` and records each transition.
 
     Column ``stage/index``: 1 lazy, 2 independent, 3 interactive; a stalled run keeps 2. Each transition goes to
-    ``stages.json``, to every callback with ``on_stage_transition``, and to W&B: its summary, and a point of its own on
-    the charts, ``stage/transition``. The rule needs the columns of the gradient callback; without them the stage stays
+    ``stages.json``, to every callback with ``on_stage_transition``, and to W&B: its summary, and a point on the charts,
+    ``stage/transition``. The rule needs the columns of the gradient callback; without them the stage stays
     1 and no transition is declared.
 
     Args:
@@ -53,22 +53,26 @@ class Stages(lightning.Callback):
         self._path = Path(trainer.default_root_dir) / "stages.json" if trainer.is_global_zero else None
         self.tracker.equilibrium_caveat = no_equilibrium(pl_module)
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Those of a part of the run that this W&B run may not know.
+        for logger in run_loggers(trainer):
+            for transition in self.tracker.transitions:
+                logger.mark_transition(transition.to_dict())
+
     def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
         step = int(row["step"] or 0)
         transition = self.tracker.update(step, row)
         row["stage/index"] = float(self.tracker.stage)
         if transition is not None:
             self._write()
-            for run in wandb_runs(trainer):
-                name = f"stage/{transition.source}_to_{transition.target}"
-                run.summary.update({name: transition.to_dict()})
-                run.log({"step": step, "stage/transition": transition.target})
+            for logger in run_loggers(trainer):
+                logger.mark_transition(transition.to_dict())
             call_hook(trainer, "on_stage_transition", module, transition)
 
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
         self._write()
-        for run in wandb_runs(trainer):
-            run.summary.update({"stage/stalled": self.tracker.stalled})
+        for logger in run_loggers(trainer):
+            logger.experiment.summary.update({"stage/stalled": self.tracker.stalled})
 
     def state_dict(self) -> dict[str, Any]:
         return self.tracker.state_dict()

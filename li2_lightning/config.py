@@ -100,14 +100,14 @@ class MultipleConfig:
 
 @dataclass
 class LoggerConfig:
-    """Weights & Biases. metrics.csv is written whatever stands here."""
+    """Weights & Biases. metrics.csv is written whatever stands here. A null leaves it to W&B's environment first."""
 
-    mode: str = "auto"  # online where credentials exist, else offline
-    project: str = "li2_lightning"
-    entity: str | None = None
-    group: str | None = None  # null: none, in a sweep one for all its runs
-    job_type: str | None = None  # null: train, in a sweep sweep
-    tags: list[str] = field(default_factory=list)  # empty: task and optimizer
+    mode: str = "auto"  # WANDB_MODE, else online where credentials exist, else offline
+    project: str | None = None  # null: WANDB_PROJECT, else li2_lightning
+    entity: str | None = None  # null: WANDB_ENTITY, else W&B's default
+    group: str | None = None  # null: WANDB_RUN_GROUP, else none, in a sweep one for all its runs
+    job_type: str | None = None  # null: WANDB_JOB_TYPE, else train, in a sweep sweep
+    tags: list[str] | None = None  # null: WANDB_TAGS, else task and optimizer
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -119,6 +119,18 @@ def read_metrics(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(io.StringIO(whole + newline), dtype={"step": "int64"})
+
+
+def read_rows(path: Path, through: int | None = None) -> Iterator[dict[str, float]]:
+    """The whole rows of a file as they were logged, without entries for empty cells.
+
+    Args:
+        through: the last step.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        columns = next(csv.reader(stream), [])
+    for row in _read(path) if through is None else _read_through(path, through):
+        yield {name: float(cell) for name, cell in zip(columns, row, strict=True) if cell}
 
 
 def rows_written(trainer: lightning.Trainer) -> int:

@@ -253,7 +253,7 @@ class Start:
 
     Attributes:
         row: the last row before it.
-        wandb: ``id`` and ``step`` of the W&B run to go on in; None: a new one.
+        wandb: ``id`` of the W&B run to go on in; None: a new one.
     """
 
     row: int

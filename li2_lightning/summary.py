@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from li2_lightning.theory.stages import COUPLING, INDEPENDENCE, PEAK
+from li2_lightning.tracking import sync_command
 
 STAGE_NAMES = {1: "I lazy", 2: "II independent", 3: "III interactive"}
 
@@ -38,8 +39,8 @@ def where_to_look(directory: Path) -> list[str]:
     lines = [f"Files: {directory}"]
     if (directory / "wandb").is_dir():
         lines.append(f"Look:  wandb leet {directory / 'wandb'}")
-    if offline := sorted((directory / "wandb").glob("offline-run-*")):
-        lines.append(f"Sync:  wandb sync {offline[-1]}")
+    if (command := sync_command(directory)) is not None:
+        lines.append(f"Sync:  {command}")
     return lines
 
 

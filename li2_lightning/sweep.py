@@ -181,6 +181,9 @@ class Sweep:
         _leading = self
         self._handlers = {caught: signal.signal(caught, self._stop) for caught in (signal.SIGINT, signal.SIGTERM)}
         print(self._opening(), flush=True)
+        self._run_id = os.environ.pop("WANDB_RUN_ID", None)
+        if self._run_id is not None:
+            say("WANDB_RUN_ID is left out in a sweep: each of its runs is a W&B run of its own.")
         # Started before SIGINT is blocked for the workers, so that one thread is left that it reaches.
         self._display = threading.Thread(target=self._show, name="sweep progress", daemon=True)
         self._display.start()
@@ -231,6 +234,8 @@ class Sweep:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for caught, handler in self._handlers.items():
             signal.signal(caught, handler)
+        if self._run_id is not None:
+            os.environ["WANDB_RUN_ID"] = self._run_id
         status = self.status()
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -394,9 +399,9 @@ def run_in_sweep(run: Callable[[Config], RunResult], read: Callable[[], Config],
     if config.resume is None and not config.force:
         config.resume = "auto"
     if config.logger.group is None:
-        config.logger.group = settings["group"]
+        config.logger.group = os.environ.get("WANDB_RUN_GROUP") or settings["group"]
     if config.logger.job_type is None:
-        config.logger.job_type = "sweep"
+        config.logger.job_type = os.environ.get("WANDB_JOB_TYPE") or "sweep"
     directory = RunDirectory.of(config).path
     note, mark = folder / f"{key(directory)}.json", folder / f"{key(directory)}.lock"
     outcome = Outcome("running", began=time.time())

@@ -6,28 +6,38 @@ wandb is imported where it is used: it takes as long as a fifth of torch, and a 
 from __future__ import annotations
 
 import contextlib
+import json
 import netrc
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import lightning
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from li2_lightning.config import Config, run_name, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
-from li2_lightning.metrics_file import MetricsFile
-from li2_lightning.run_directory import Start
+from li2_lightning.metrics_file import MetricsFile, read_rows
+from li2_lightning.run_directory import RunDirectory, Start
 
 # W&B alone goes on trying for many minutes when its server is gone. Rows are sent all along: little is left at the end.
 FINISH_SECONDS = 60.0
+PROJECT = "li2_lightning"
+# How W&B names the folder of a part of a run: when it began, and the id of the run.
+SEGMENT = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
+# Older names of two modes.
+MODES = {"run": "online", "dryrun": "offline"}
 
 
 def has_credentials() -> bool:
@@ -61,14 +71,19 @@ def wandb_mode(config: Config) -> str:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    # Set up once a process, and silent: W&B prints tips otherwise; the closing table says what there is to say.
+    # Set up silent: W&B prints tips otherwise; the closing table says what there is to say.
+    silent = wandb.Settings(silent=True)
     try:
-        wandb.setup(settings=wandb.Settings(silent=True))
+        if wandb.setup(settings=silent).did_environment_change() and wandb.run is None:
+            # W&B reads the environment once a process; a notebook may change it between two runs.
+            wandb.teardown()
+            wandb.setup(settings=silent)
     except ValueError as error:
         raise InputError(f"A WANDB_… variable of the environment does not fit W&B: {_reason(error)}.") from error
     mode = config.logger.mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
+        mode = MODES.get(mode, mode)
     if mode == "online" and not has_credentials():
         raise InputError("logger.mode=online needs W&B credentials; run `wandb login` or use logger.mode=offline.")
     for key, setting in (("project", "project"), ("entity", "entity"), ("group", "run_group"),
@@ -76,7 +91,7 @@ def wandb_mode(config: Config) -> str:
         value = getattr(config.logger, key)
         try:
             # What W&B would refuse once the run has begun.
-            wandb.Settings.model_validate({setting: tuple(value) if key == "tags" else value})
+            wandb.Settings.model_validate({setting: tuple(value) if key == "tags" and value else value})
         except (wandb.errors.Error, ValueError) as error:
             raise InputError(f"logger.{key}={value!r} does not fit W&B: {_reason(error)}.") from error
     return mode
@@ -95,47 +110,155 @@ def logging_to(
     """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
 
     A resumed run goes on in the same W&B run; offline that is a further segment of it, a folder of its own with the
-    same id. An unreachable W&B server is no reason to stop: the run goes on offline. One that is lost later is tried
-    until the run ends and `FINISH_SECONDS` longer; what it did not get is on disk for ``wandb sync``, and said.
+    same id. Rows of metrics.csv that W&B lacks come first: those that a kill took, those of another mode, and for a
+    longer run in a directory of its own all of them. An unreachable W&B server is no reason to stop: the run goes on
+    offline. One that is lost later is tried until the run ends and `FINISH_SECONDS` longer; what it did not get is on
+    disk for ``wandb sync``, and said.
 
     Args:
         mode: of `wandb_mode`.
         start: what the run continues from; None at row 0.
     """
-    trainer.loggers = [MetricsFile(directory / "metrics.csv", None if start is None else start.row)]
-    position = None if start is None else start.wandb
+    metrics, through = directory / "metrics.csv", None if start is None else start.row
+    trainer.loggers = [MetricsFile(metrics, through)]
     if mode == "disabled":
         yield
         return
+    earlier = () if through is None or not metrics.exists() else read_rows(metrics, through)
+    with _wandb_run(config, directory, mode, None if start is None else start.wandb, earlier) as logger:
+        trainer.loggers = [*trainer.loggers, logger]
+        yield
+
+
+@contextlib.contextmanager
+def answering_agent(config: Config, directory: RunDirectory) -> Iterator[None]:
+    """Around the look at a run's stored result: an agent of W&B gets it, as if the run had just been trained.
+
+    A search waits for its metric, whoever trained the run. What the block raises, as for a run that diverged, marks
+    the agent's run as failed.
+    """
+    summary = None if config.force or "WANDB_SWEEP_ID" not in os.environ else directory.summary()
+    if summary is None or (mode := wandb_mode(config)) == "disabled":
+        yield
+        return
+    rows = read_rows(directory.path / "metrics.csv")
+    with _wandb_run(config, directory.path, mode, None, rows) as logger:
+        if (stages := summary["stages"]) is not None:
+            for event in stages["events"]:
+                logger.mark_transition(event)
+            logger.experiment.summary.update({"stage/stalled": stages["stalled"]})
+        logger.catch_up()
+        if (report := directory.path / "report.png").exists():
+            logger.draw(summary["final"]["step"], "report", report)
+        yield
+
+
+class RunLogger(WandbLogger):
+    """Lightning's logger for W&B, whose own count of the rows is made to equal their ``step``.
+
+    W&B keeps the newest row open until the next one begins. Whatever else belongs to a row joins it there.
+
+    Args:
+        run: what ``wandb.init`` gave.
+        first: the first row that W&B does not have; earlier ones are not logged again.
+        earlier: rows that were measured before this process, in order.
+    """
+
+    def __init__(self, run: Any, first: int, earlier: Iterable[Mapping[str, float]]) -> None:
+        super().__init__(experiment=run)
+        self._first, self._newest = first, first - 1
+        self._earlier = earlier
+        self._joining: dict[int, dict[str, Any]] = {}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.catch_up()
+        self._log(metrics, self._newest if step is None else step)
+
+    def catch_up(self) -> None:
+        """Log the earlier rows that W&B lacks, unless that is done."""
+        earlier, self._earlier = self._earlier, ()
+        for row in earlier:
+            self._log(row, int(row["step"]))
+
+    def join(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log ``values`` with row ``step``: the newest, or one to come."""
+        if step > self._newest:
+            self._joining.setdefault(step, {}).update(values)
+        else:
+            self._log(values, step)
+
+    def draw(self, step: int, name: str, picture: Path) -> None:
+        """Log an image file with row ``step``."""
+        import wandb
+
+        if step >= self._first:
+            self.join(step, {name: wandb.Image(str(picture))})
+
+    def mark_transition(self, event: Mapping[str, Any]) -> None:
+        """Log an entry of stages.json: to the summary, and as a point on the charts."""
+        self.experiment.summary.update({f"stage/{event['from']}_to_{event['to']}": event})
+        self.join(event["step"], {"stage/transition": event["to"]})
+
+    def _log(self, values: Mapping[str, Any], step: int) -> None:
+        joined = {**values, **self._joining.pop(step, {})}
+        if step >= self._first:
+            self._newest = max(self._newest, step)
+            self.experiment.log(joined, step=step)
+
+
+def run_loggers(trainer: lightning.Trainer) -> list[RunLogger]:
+    """The loggers of this trainer that log to W&B."""
+    return [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
+
+
+def wandb_position(trainer: lightning.Trainer) -> dict[str, Any] | None:
+    """The id of the W&B run; None without a run."""
+    for logger in run_loggers(trainer):
+        return {"id": str(logger.experiment.id)}
+    return None
+
+
+@contextlib.contextmanager
+def _wandb_run(
+    config: Config,
+    directory: Path,
+    mode: str,
+    position: Mapping[str, Any] | None,
+    earlier: Iterable[Mapping[str, float]],
+) -> Iterator[RunLogger]:
+    """A W&B run, open as long as the block; it is marked as failed where the block raises."""
     import wandb
     from wandb.errors import Error as WandbError
 
     unheard = Unheard()
     wandb.termsetup(wandb.setup().settings, unheard)
     try:
-        logger = _start(config, directory, mode, position)
+        logger = _start(config, directory, mode, position, earlier)
     except WandbError as error:
         if mode == "offline":
             raise
         say(f"W&B cannot be reached ({str(error).splitlines()[0]}); this run is logged offline.")
-        logger = _start(config, directory, "offline", position)
-    trainer.loggers = [*trainer.loggers, logger]
+        logger = _start(config, directory, "offline", position, earlier)
+    run = logger.experiment
     exit_code = 1
     try:
-        yield
+        yield logger
         exit_code = 0
     finally:
         # So that the next run in this process is another, and a failed one is marked as such.
-        run = logger.experiment
         try:
             run.finish(exit_code=exit_code)
         except (TimeoutError, KeyboardInterrupt):
             # Ctrl-C while it waits is about the waiting: training is over, and what came of it is written.
             unheard.upload_failed = True
         if unheard.upload_failed:
-            segment = directory / "wandb" / Path(run.dir).parent.name
-            command = shlex.join(["wandb", "sync", "--include-online", str(segment)])
+            command = sync_command(directory)
             say(f"W&B did not receive all of this run; it is complete on disk, and `{command}` sends it.")
+        elif not run.offline:
+            # W&B has every row now, those of earlier segments among them: the mark that `wandb sync` leaves, too.
+            for segment in segments(directory, str(run.id)):
+                (segment / f"run-{run.id}.wandb.synced").touch()
 
 
 class Unheard:
@@ -154,46 +277,129 @@ class Unheard:
     info = error = warning
 
 
-def _start(config: Config, directory: Path, mode: str, position: Mapping[str, Any] | None) -> WandbLogger:
+def _start(
+    config: Config,
+    directory: Path,
+    mode: str,
+    position: Mapping[str, Any] | None,
+    earlier: Iterable[Mapping[str, float]],
+) -> RunLogger:
+    """Begin a W&B run, or a further segment of one: the config goes before the environment, which goes before ours."""
     import wandb
 
-    if position is not None:
+    # Of W&B's own files, too.
+    environment = wandb.setup().settings
+    run_id = environment.run_id
+    # A trial of W&B's agent is a run of its own.
+    if run_id is None and environment.sweep_id is None:
+        if before := segments(directory):
+            run_id = _run_id(before[-1])
+        elif position is not None:
+            run_id = position["id"]
+    held = 0
+    if run_id is not None:
+        held = _rows_held(directory, run_id, mode)
         # W&B names the folder by run and second, and a segment of the same second would take the place of the last.
-        while any((directory / "wandb").glob(f"*run-{datetime.now():%Y%m%d_%H%M%S}-{position['id']}")):
+        while any((directory / "wandb").glob(f"*run-{datetime.now():%Y%m%d_%H%M%S}-{run_id}")):
             time.sleep(0.1)
+    logger = config.logger
+    name = f"{run_name(config)}-s{config.seed}"
+    tags = logger.tags if logger.tags is not None else environment.run_tags
     own = "WANDB_FINISH_TIMEOUT" in os.environ
-    seconds = wandb.setup().settings.finish_timeout if own else FINISH_SECONDS
-    logger = WandbLogger(
-        id=None if position is None else position["id"],
-        name=f"{run_name(config)}-s{config.seed}",
-        save_dir=directory.resolve(),
-        project=config.logger.project,
-        entity=config.logger.entity,
-        group=config.logger.group,
-        job_type=config.logger.job_type or "train",
-        tags=list(config.logger.tags) or [config.task.name, str(config.optimizer.hidden["name"])],
-        config=to_plain(config),
-        mode=mode,
-        settings=wandb.Settings(
-            silent=True, console="off", init_timeout=30, finish_timeout=seconds, finish_timeout_raises=True
-        ),
-    )
-    run = logger.experiment
+    there = set(segments(directory))
+    try:
+        run = wandb.init(
+            id=run_id,
+            resume="allow",
+            name=name if config.name is not None else environment.run_name or name,
+            dir=os.environ.get("WANDB_DIR") or directory.resolve(),
+            project=logger.project or environment.project or PROJECT,
+            entity=logger.entity or environment.entity,
+            group=logger.group or environment.run_group,
+            job_type=logger.job_type or environment.run_job_type or "train",
+            tags=tags if tags is not None else [config.task.name, str(config.optimizer.hidden["name"])],
+            config=to_plain(config),
+            mode=cast(Any, mode),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=30,
+                finish_timeout=environment.finish_timeout if own else FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
+        )
+    except wandb.errors.Error:
+        # What was begun holds nothing, and `wandb sync` would stop there.
+        for segment in set(segments(directory)) - there:
+            _remove(segment)
+        raise
+    _link(Path(run.dir).parent, directory)
     run.define_metric("step")
     run.define_metric("*", step_metric="step", step_sync=True)
-    if position is not None:
-        # W&B counts what it is told; a segment that began at 0 again would write over the one before.
-        run.log({}, step=position["step"], commit=False)
-    return logger
+    return RunLogger(run, max(held, run.starting_step), earlier)
 
 
-def wandb_position(trainer: lightning.Trainer) -> dict[str, Any] | None:
-    """The id of the W&B run and its own count of what it was told; None without a run."""
-    for run in wandb_runs(trainer):
-        return {"id": str(run.id), "step": int(run.step)}
-    return None
+# -- the folders that W&B leaves ------------------------------------------------------------------------------------
 
 
-def wandb_runs(trainer: lightning.Trainer) -> list[Any]:
-    """The W&B runs that this trainer logs to."""
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+def segments(directory: Path, run_id: str | None = None) -> list[Path]:
+    """The folders of a W&B run in a run directory, in the order in which they were begun.
+
+    Args:
+        run_id: of the run; None: the one that was begun last.
+    """
+    found = sorted(
+        (match[1], path)
+        for path in (directory / "wandb").glob("*run-*")
+        if (match := SEGMENT.fullmatch(path.name)) and path.exists()
+    )
+    run_id = _run_id(found[-1][1]) if found and run_id is None else run_id
+    return [path for _, path in found if _run_id(path) == run_id]
+
+
+def sync_command(directory: Path) -> str | None:
+    """What sends to W&B all that it has not received of the run in this directory; None where nothing is left."""
+    unsent = [segment for segment in segments(directory) if not _is_sent(segment)]
+    online = [] if all(segment.name.startswith("offline-") for segment in unsent) else ["--include-online"]
+    return shlex.join(["wandb", "sync", *online, *map(str, unsent)]) if unsent else None
+
+
+def _run_id(segment: Path) -> str:
+    match = SEGMENT.fullmatch(segment.name)
+    assert match is not None
+    return match[2]
+
+
+def _is_sent(segment: Path) -> bool:
+    return any(segment.glob("*.wandb.synced"))
+
+
+def _rows_held(directory: Path, run_id: str, mode: str) -> int:
+    """One more than the last row that the segments of a run hold for W&B; online only those count that it received.
+
+    A segment that a kill cut off is removed: `wandb sync` stops at its end, and the segments after it are not sent.
+    """
+    held = 0
+    for segment in segments(directory, run_id):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(segment)]
+        inspection = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = json.loads(inspection.stdout) if inspection.returncode == 0 else {"exit_code": None}
+        if told["exit_code"] is None:
+            _remove(segment)
+        elif told["step"] is not None and (mode != "online" or _is_sent(segment)):
+            held = max(held, told["step"] + 1)
+    return held
+
+
+def _remove(segment: Path) -> None:
+    shutil.rmtree(segment.resolve())
+    if segment.is_symlink():
+        segment.unlink()
+
+
+def _link(segment: Path, directory: Path) -> None:
+    """Make a segment that WANDB_DIR has put elsewhere appear in the run directory."""
+    name = directory / "wandb" / segment.name
+    if not name.exists():
+        name.parent.mkdir(exist_ok=True)
+        name.symlink_to(segment.resolve(), target_is_directory=True)

@@ -50,6 +50,13 @@ def history(run: Path) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
+def assert_rows(records: list[dict[str, Any]], metrics: pd.DataFrame) -> None:
+    """W&B has every row of metrics.csv once, in order, each at its step."""
+    assert [record["_step"] for record in records] == metrics["step"].tolist()
+    assert [record["step"] for record in records] == metrics["step"].tolist()
+    assert [record["train/loss"] for record in records] == metrics["train/loss"].tolist()
+
+
 def flattened(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in section.items():
@@ -93,6 +100,16 @@ def test_a_newcomer_gets_an_offline_run(start_process: StartProcess, workplace: 
     assert told["summary"]["stage/stalled"] == stages["stalled"]
     assert told["summary"]["report"]["_type"] == "image-file"
     assert (run / "files" / told["summary"]["report"]["path"]).exists()
+
+    # Pictures, transitions and the report are part of the row that they belong to: W&B counts as we do.
+    rows = history(run)
+    assert_rows(rows, metrics)
+    points = {row["step"]: row["stage/transition"] for row in rows if "stage/transition" in row}
+    assert points == {event["step"]: event["to"] for event in stages["events"]}
+    drawn = [int(picture.stem[4:]) for picture in sorted((folder / "features").glob("row-*.png"))]
+    assert len(drawn) > 2
+    assert [row["step"] for row in rows if "features.path" in row] == drawn
+    assert [row["step"] for row in rows if "report.path" in row] == [85]
 
 
 def test_disabled_writes_no_wandb_folder(command_line: CommandLine, workplace: Path) -> None:
@@ -157,6 +174,62 @@ def test_wandb_mode_of_the_environment_counts_for_auto(
     assert not list(workplace.rglob("wandb"))
 
 
+ENVIRONMENT = {
+    "WANDB_PROJECT": "its-project", "WANDB_NAME": "its-name", "WANDB_RUN_GROUP": "its-group",
+    "WANDB_JOB_TYPE": "its-job", "WANDB_TAGS": "its,tags", "WANDB_RUN_ID": "its-id", "WANDB_MODE": "dryrun",
+    "WANDB_ENTITY": "its-entity",
+}  # fmt: skip
+
+
+def test_the_environment_goes_before_our_defaults_and_the_config_before_the_environment(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name, value in {**ENVIRONMENT, "WANDB_DIR": str(tmp_path / "elsewhere")}.items():
+        monkeypatch.setenv(name, value)
+    minimal = (*TINY, "callbacks=minimal", "logger.mode=auto")
+    outcome = command_line(*minimal)
+    assert (outcome.code, outcome.err) == (0, "")
+    directory = workplace / "outputs" / "latest"
+    (run,) = runs(directory)
+    assert run.resolve().parent == (tmp_path / "elsewhere" / "wandb").resolve()
+    told = inspect(run)
+    assert (told["run_id"], told["project"], told["name"]) == ("its-id", "its-project", "its-name")
+    assert (told["tags"], told["entity"]) == (["its", "tags"], "its-entity")
+    assert_in_record(run, "its-group", "its-job")
+
+    typed = [f"logger.{key}=my-{key}" for key in ("project", "entity", "group", "job_type")]
+    command_line(*minimal, *typed, "logger.tags=[mine]", "name=mine", "seed=1")
+    told = inspect(*runs(directory))
+    assert (told["project"], told["entity"], told["name"]) == ("my-project", "my-entity", "mine-s1")
+    assert told["tags"] == ["mine"]
+    assert_in_record(*runs(directory), "my-group", "my-job_type")
+
+
+def assert_in_record(run: Path, group: str, job_type: str) -> None:
+    """They stand next to each other in the run's record, which the inspection leaves out: two strings of protobuf."""
+    record = next(run.glob("*.wandb")).read_bytes()
+    assert re.search(group.encode() + b"." + bytes([len(job_type)]) + job_type.encode(), record, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_an_id_in_the_environment_is_not_the_id_of_every_run_of_a_sweep(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow because W&B starts twice: 5 s. Group and job type of the environment hold for all runs."""
+    for name in ("WANDB_RUN_ID", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+    outcome = command_line("-m", *TINY, "callbacks=minimal", "logger.mode=offline", "seed=0,1")
+    (line,) = outcome.err.splitlines()
+    assert "WANDB_RUN_ID" in line
+    found = [run for path in sorted(workplace.rglob("summary.json")) for run in runs(path.parent)]
+    ids = {inspect(run)["run_id"] for run in found}
+    assert len(found) == len(ids | {"its-id"}) - 1 == 2
+    for run in found:
+        assert_in_record(run, "its-group", "its-job")
+    assert os.environ["WANDB_RUN_ID"] == "its-id"
+
+
 def test_a_variable_that_wandb_refuses_is_one_sentence(
     command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,23 +262,194 @@ def test_a_resumed_run_is_a_further_segment_of_the_same_run(command_line: Comman
     assert [one["exit_code"] for one in told] == [1, 0]
 
     # Between them the segments hold every row once, in order; the later one does not count from 0 again.
-    rows = [record for segment in segments for record in history(segment) if "train/loss" in record]
     metrics = read_metrics(folder / "metrics.csv")
-    assert [row["step"] for row in rows] == metrics["step"].tolist() == list(range(13))
-    assert [row["train/loss"] for row in rows] == metrics["train/loss"].tolist()
-    counts = [row["_step"] for row in rows]
-    assert counts == sorted(set(counts))
+    assert metrics["step"].tolist() == list(range(13))
+    assert_rows([record for segment in segments for record in history(segment)], metrics)
+    # The closing table sends both.
+    (line,) = [line for line in resumed.out.splitlines() if "wandb sync" in line]
+    assert [(workplace / word).resolve() for word in line.split()[3:]] == segments
 
 
 @pytest.mark.slow
-def test_a_longer_run_in_a_directory_of_its_own_is_another_run(command_line: CommandLine, workplace: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [(*TINY, "callbacks=minimal"), (*TINY, "callbacks=minimal", "data.batch_size=5"), (*TOLD, "max_steps=60")],
+    ids=["full batch", "mini-batches", "a transition"],
+)
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_longer_run_in_a_directory_of_its_own_is_another_run_with_every_row(
+    arguments: tuple[str, ...], mode: str, command_line: CommandLine, workplace: Path, online: WandbServer
+) -> None:
     """Slow because W&B starts twice: 5 s."""
-    arguments = (*TINY, "callbacks=minimal", "logger.mode=offline")
-    command_line(*arguments)
+    arguments = (*arguments, f"logger.mode={mode}")
+    assert command_line(*arguments).code == 0
     short = (workplace / "outputs" / "latest").resolve()
-    assert command_line(*arguments, "max_steps=6", f"resume={short / 'checkpoints' / 'last.ckpt'}").code == 0
+    online.rows.clear()
+    last = f"resume={short / 'checkpoints' / 'last.ckpt'}"
+    assert command_line(*arguments, f"max_steps={90 if 'max_steps=60' in arguments else 8}", last).code == 0
     longer = (workplace / "outputs" / "latest").resolve()
-    assert inspect(*runs(short))["run_id"] != inspect(*runs(longer))["run_id"]
+    assert longer != short
+    (run,) = runs(longer)
+    told = inspect(run)
+    assert inspect(*runs(short))["run_id"] != told["run_id"]
+    metrics = read_metrics(longer / "metrics.csv")
+    assert_rows(history(run), metrics)
+    if mode == "online":
+        assert_received(online, metrics)
+    if "stage/index" in metrics:
+        events = json.loads((longer / "stages.json").read_text())["events"]
+        assert events[0]["step"] < 60
+        assert {event["to"] for event in events} == {row["stage/transition"] for row in history(run)
+                                                     if "stage/transition" in row}  # fmt: skip
+        assert {f"stage/{event['from']}_to_{event['to']}" for event in events} <= set(told["summary"])
+
+
+class StopHere(lightning.Callback):
+    """A plug-in that sends this process the signal of one environment variable in the row of another."""
+
+    def on_step_state(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if os.environ.get("STOP_AT") == str(trainer.global_step):
+            os.kill(os.getpid(), int(os.environ["STOP_BY"]))
+
+
+PARTS = (
+    *TINY, "max_steps=1200", "callbacks=minimal", "callbacks.stop.name=tests.cli.test_wandb:StopHere", "resume=auto",
+)  # fmt: skip
+
+
+def send(outcome: Outcome, workplace: Path, server: WandbServer) -> None:
+    """Type the command of the closing table, if it has one."""
+    for line in [line for line in outcome.out.splitlines() if line.startswith("Sync:")]:
+        command = shlex.split(line.removeprefix("Sync:"))
+        environment = {**os.environ, **server.environment}
+        sent = subprocess.run([WANDB, *command[1:]], cwd=workplace, env=environment, check=True, capture_output=True)
+        assert b"ERROR" not in sent.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "modes",
+    ["offline offline", "offline offline offline offline", "online offline", "online offline online offline",
+     "offline disabled offline", "offline online", "disabled online", "online disabled offline"],
+)  # fmt: skip
+def test_one_command_sends_every_part_of_a_run(
+    modes: str, command_line: CommandLine, workplace: Path, online: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow because W&B starts for each part. Whatever the modes were, W&B gets 1201 of 1201 rows, each once."""
+    *stopped, last = modes.split()
+    monkeypatch.setenv("STOP_BY", str(int(signal.SIGINT)))
+    for number, mode in enumerate(stopped):
+        monkeypatch.setenv("STOP_AT", str(1000 // len(stopped) * number + 154))
+        assert command_line(*PARTS, f"logger.mode={mode}").code == 130
+    monkeypatch.delenv("STOP_AT")
+    outcome = command_line(*PARTS, f"logger.mode={last}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert ("Sync:" in outcome.out) == (last == "offline")
+    send(outcome, workplace, online)
+    metrics = read_metrics(workplace / "outputs" / "latest" / "metrics.csv")
+    assert len(metrics) == 1201
+    assert_received(online, metrics)
+    assert online.finished == 0
+    # The same table again: there is nothing left to send.
+    assert "Sync:" not in command_line(*PARTS, f"logger.mode={last}").out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modes", ["offline offline", "offline offline offline", "online offline", "online online"])
+def test_a_killed_run_reaches_wandb_whole(
+    modes: str, start_process: StartProcess, workplace: Path, online: WandbServer
+) -> None:
+    """Slow because it starts processes. A kill takes rows that W&B's client has not written yet; they come again."""
+    *killed, last = modes.split()
+    for number, mode in enumerate(killed):
+        at = {"STOP_AT": str(300 * number + 250), "STOP_BY": str(int(signal.SIGKILL))}
+        assert start_process(*PARTS, f"logger.mode={mode}", **at).wait().code == -signal.SIGKILL
+    outcome = start_process(*PARTS, f"logger.mode={last}").wait()
+    assert outcome.code == 0, outcome
+    send(outcome, workplace, online)
+    metrics = read_metrics(workplace / "outputs" / "latest" / "metrics.csv")
+    assert metrics["step"].tolist() == list(range(1201))
+    if modes == "online offline":
+        # Nobody knows offline which rows W&B has, so that all are sent; `wandb sync` counts on from those it has.
+        assert {row["step"] for row in online.rows.values()} == set(range(1201))
+    else:
+        assert_received(online, metrics)
+        assert all(row["_step"] == row["step"] for row in online.rows.values())
+
+
+AGENT = {"WANDB_SWEEP_ID": "search", "WANDB_RUN_ID": "trial"}
+
+
+@pytest.mark.parametrize("callbacks", ["minimal", pytest.param("default", marks=pytest.mark.slow)])
+def test_an_agent_gets_the_rows_of_a_run_that_was_finished_before(
+    callbacks: str, command_line: CommandLine, workplace: Path, online: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search waits for its metric, whoever trained the configuration. Slow where a report is drawn."""
+    arguments = (*TINY, f"callbacks={callbacks}")
+    assert command_line(*arguments).code == 0
+    for name, value in AGENT.items():
+        monkeypatch.setenv(name, value)
+    outcome = command_line(*arguments, "logger.mode=online")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "was finished before" in outcome.out
+    directory = workplace / "outputs" / "latest"
+    metrics = read_metrics(directory / "metrics.csv")
+    assert_received(online, metrics)
+    assert (online.created["name"], online.created["sweep"], online.finished) == ("trial", "search", 0)
+    (run,) = runs(directory)
+    summary = inspect(run)["summary"]
+    assert summary["test/loss"] == metrics["test/loss"].iloc[-1]
+    assert ({"stage/stalled", "report"} <= set(summary)) == (callbacks == "default")
+
+
+@pytest.mark.slow
+def test_an_agent_is_told_that_a_finished_run_had_diverged(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow because W&B starts twice. The trial has failed, with the rows that there are; so has one trained anew."""
+    arguments = (*TINY, "callbacks=minimal", "optimizer.lr=1e30", "logger.mode=offline")
+    for name, value in AGENT.items():
+        monkeypatch.setenv(name, value)
+    assert command_line(*arguments).code == 3
+    directory = (workplace / "outputs" / "latest").resolve()
+    (first,) = runs(directory)
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert command_line(*arguments).code == 3
+    (again,) = [run for run in runs(directory) if run != first]
+    told = [inspect(run) for run in (first, again)]
+    assert told[0]["run_id"] == "trial" != told[1]["run_id"]
+    assert [one["exit_code"] for one in told] == [1, 1]
+    for run in (first, again):
+        rows = history(run)
+        assert [row["_step"] for row in rows] == read_metrics(directory / "metrics.csv")["step"].tolist()
+
+
+@pytest.mark.slow
+def test_an_agent_gets_one_result_of_several_ranks(start_process: StartProcess, workplace: Path) -> None:
+    """Slow because it starts processes."""
+    arguments = (*TINY, "callbacks=minimal", "trainer.devices=2", "trainer.accelerator=cpu")
+    assert start_process(*arguments).wait().code == 0
+    outcome = start_process(*arguments, "logger.mode=offline", **AGENT).wait()
+    assert outcome.code == 0, outcome
+    directory = workplace / "outputs" / "latest"
+    (run,) = runs(directory)
+    assert inspect(run)["run_id"] == "trial"
+    assert_rows(history(run), read_metrics(directory / "metrics.csv"))
+
+
+@pytest.mark.slow
+def test_an_agent_that_continues_a_run_gets_the_rows_before(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow because W&B starts twice. The agent's run is another W&B run than that of the first part."""
+    Stop.armed = True
+    assert command_line(*STOPPED, "logger.mode=offline").code == 143
+    for name, value in AGENT.items():
+        monkeypatch.setenv(name, value)
+    assert command_line(*STOPPED, "logger.mode=offline", "resume=auto").code == 0
+    directory = (workplace / "outputs" / "latest").resolve()
+    (run,) = [run for run in runs(directory) if run.name.endswith("-trial")]
+    assert_rows(history(run), read_metrics(directory / "metrics.csv"))
 
 
 @pytest.mark.slow

@@ -95,6 +95,8 @@ class WandbServer:
         tail = [json.dumps(row) for _, row in sorted(self.rows.items())[-1:]]
         return {
             "id": "bucket", "name": name, "displayName": self.created.get("displayName"), "config": "{}", "tags": [],
+            # Without it a client takes the run for one that nobody has begun.
+            "wandbConfig": '{"t": {}}',
             "summaryMetrics": "{}", "historyLineCount": len(self.rows), "historyTail": json.dumps(tail),
             "eventsLineCount": 0, "eventsTail": "[]", "logLineCount": 0,
         }  # fmt: skip
