@@ -28,6 +28,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ from li2_lightning.module import Li2Module
 from li2_lightning.network import build_network
 from li2_lightning.run_directory import RunDirectory, RunResult, Start
 from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
-from li2_lightning.seeds import generator
+from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.summary import print_summary
 from li2_lightning.sweep import run_in_sweep
 from li2_lightning.tasks import TASKS, build_task, split_rows
@@ -76,6 +77,7 @@ from optimizers import (
     knows_length,
     module_of,
     optimizer_identity,
+    rehearse,
     scheduler_identity,
     spell_out,
 )
@@ -191,7 +193,10 @@ def assemble(config: Config, directory: Path, team: Team) -> Parts:
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
     check_cover(list(network.named_parameters()), network.roles())
-    optimizer = build_optimizer(network.roles(), asdict(config.optimizer), network.layouts())
+    build = partial(build_optimizer, config=asdict(config.optimizer), layouts=network.layouts())
+    with keeping_random_state():
+        rehearse(build, network.roles())
+    optimizer = build(network.roles())
     scheduler = build_scheduler(optimizer, config.scheduler, config.max_steps)
     module = Li2Module(
         network,

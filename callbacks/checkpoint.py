@@ -16,6 +16,7 @@ from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.files import link_or_copy, replacing, row_files
 from li2_lightning.metrics_file import rows_written
 from li2_lightning.module import Li2Module, Row
+from li2_lightning.plain import check_plain
 from li2_lightning.seeds import plain_random_state, random_state, set_random_state
 from li2_lightning.state import StepState
 from li2_lightning.theory.stages import Transition
@@ -151,10 +152,11 @@ def _folder(trainer: lightning.Trainer) -> Path:
 
 
 def _snapshot(trainer: lightning.Trainer) -> dict[str, Any]:
-    """Everything there is to save, as plain containers; its tensors are those in use."""
+    """Everything there is to save, as plain containers (`check_plain`); its tensors are those in use."""
     # Trainer.save_checkpoint is this and a file; the best row waits in memory for its file.
     checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     checkpoint["li2_lightning"] |= {"rows": rows_written(trainer), "wandb": wandb_position(trainer)}
+    check_plain(checkpoint)
     return checkpoint
 
 

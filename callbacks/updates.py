@@ -24,8 +24,8 @@ class Updates(Diagnostic):
 
     ==================================  ==============================================================
     weights/hidden_norm, output_norm    ‖W‖, ‖V‖ (Frobenius, over every matrix of the role)
-    optimizer/<role>_lr                 learning rate that the next update will use; where the optimizer of a role
-                                        has several parameter groups, that of the first
+    optimizer/<role>_lr                 learning rate that the next update will use, if there is one; where the
+                                        optimizer of a role has several parameter groups, that of the first
     optimizer/<role>_lr/<i>             of its further groups, i = 1, 2, … in their order
     update/hidden, update/output        ‖X_t − X_{t−1}‖/‖X_{t−1}‖
     update/…_cosine_distance            1 − cos(X_t, X_{t−1})
@@ -127,8 +127,8 @@ def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
     for group in optimizer.param_groups:
         index, role = seen[group["role"]], group["role"]
         seen[role] += 1
-        if "lr" in group:
-            columns[f"optimizer/{role}_lr/{index}" if index else f"optimizer/{role}_lr"] = float(group["lr"])
+        if (lr := group.get("lr")) is not None:
+            columns[f"optimizer/{role}_lr/{index}" if index else f"optimizer/{role}_lr"] = float(lr)
     return columns
 
 

@@ -24,6 +24,10 @@ class BusyError(InputError):
     """Another process writes the run directory."""
 
 
+class DamagedError(InputError):
+    """A file is not what was written: truncated, or altered."""
+
+
 class StorageError(Li2Error):
     """The run directory cannot be written any more: the disk is full, or read-only, or the directory is gone."""
 

@@ -4,6 +4,10 @@ Row t describes the weights after t updates. It is taken inside step t, after th
 optimizer moves the weights: the forward pass that trains is the one that is measured. The last row costs one forward
 pass more. Values stay on the device until the rows are handed over, several at a time.
 
+An optimizer with ``train()`` and ``eval()`` has two points. Gradients are computed and updates made at the train point.
+From the backward pass to the update the weights stand at the eval point: rows are measured there, by a forward pass of
+their own, and checkpoints hold these weights.
+
 Callbacks may define, besides Lightning's hooks:
 
 * ``on_step_state(trainer, module, state)``: once for each row, to add columns to it (`StepState.log`);
@@ -104,6 +108,14 @@ class Li2Module(lightning.LightningModule):
         self.signal_handlers: dict[int, Any] = {}
         self.train_statistics, self.test_statistics = RowStatistics(), RowStatistics()
         self.optimizer, self.scheduler = optimizer, scheduler
+        self._has_eval_point = all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
+        if self._has_eval_point and network.config.normalize_weights:
+            raise InputError(
+                "network.normalize_weights=true acts on the weights that are trained; this optimizer is evaluated at "
+                "others, which are not normalized; choose another optimizer or leave it false."
+            )
+        # At the eval point: the weights of the train point, since the optimizer's own way back rounds.
+        self._train_point: dict[str, Tensor] = {}
         # In a tuple, since an attribute that is a module would put its weights into every checkpoint a second time.
         self._callable: tuple[Callable[..., Activity]] = (torch.compile(network) if compile_network else network,)
         self._state: StepState | None = None
@@ -126,7 +138,8 @@ class Li2Module(lightning.LightningModule):
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         data, step = self.data, self.global_step
-        due = step > self.last_row and step % self.evaluate_every_n_steps == 0
+        due = self._is_due() and not self._has_eval_point
+        self._to_train_point()
         if data.is_full_batch:
             sums = self._sums() if due else None
             activity = self._forward_training_rows(batch, sums)
@@ -151,6 +164,8 @@ class Li2Module(lightning.LightningModule):
         if self.trainer.is_global_zero:
             kernel = "rows in blocks that stay in cache" if reason is None else f"the plain formula ({reason})"
             print(f"forward and backward: {kernel}")
+            if self._has_eval_point:
+                print("rows: by a forward pass of their own, at the optimizer's eval point")
 
     def on_train_start(self) -> None:
         # Lightning has just put its own in front of ours, which ends the run after this step, with nothing saved.
@@ -161,6 +176,13 @@ class Li2Module(lightning.LightningModule):
         """The backward pass, and the row of this step, before any callback may change the gradients."""
         super().backward(loss, *args, **kwargs)
         asked = self._add_ranks() if world_size() > 1 else None
+        if self._has_eval_point:
+            self._to_eval_point()
+            if self._is_due():
+                self._state = self._measure_anew(self.global_step, self.data)
+            elif self.ridge is not None:
+                with self.trainer.precision_plugin.train_step_context():
+                    self._solve_readout(self.data.train_share)
         if self._state is not None:
             state, self._state = self._state, None
             state.readout_gradient = self._readout_gradient
@@ -172,6 +194,10 @@ class Li2Module(lightning.LightningModule):
             self.hand_over()
             call_hook(self.trainer, "on_interrupt", self)
             raise Interrupted(signum, f"Stopped by {signal.Signals(signum).name}.")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # After the callbacks' hooks of this name.
+        self._to_train_point()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         # What torch's own does, without its guard against the compiler, which costs more than a small step's backward.
@@ -237,12 +263,29 @@ class Li2Module(lightning.LightningModule):
         if self._ended:
             return
         self._ended, self._stopped = True, self.trainer.should_stop
+        self._to_eval_point()
         if self.global_step > self.last_row:
             state = self._measure_anew(self.global_step, self.data)
             state.is_last = True
             self._publish(state)
         self.hand_over()
         call_hook(self.trainer, "on_last_row", self)
+
+    @torch.no_grad()
+    def _to_eval_point(self) -> None:
+        """Move the weights to where the optimizer has them evaluated; before the first update they are there."""
+        if self._has_eval_point and not self._train_point and self.global_step > 0:
+            self._train_point = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+            self.optimizer.eval()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _to_train_point(self) -> None:
+        """Move the weights back to where they are trained, to the same bits."""
+        if self._has_eval_point:
+            self.optimizer.train()  # type: ignore[attr-defined]
+            for name, weight in self._train_point.items():
+                self.network.get_parameter(name).copy_(weight)
+            self._train_point = {}
 
     def _add_ranks(self) -> int | None:
         """Sum the gradients of every rank's rows, in place; the signal at which all ranks stop now, if any has one."""
@@ -260,6 +303,10 @@ class Li2Module(lightning.LightningModule):
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
+    def _is_due(self) -> bool:
+        """Whether the weights of this step are a row that has not been measured."""
+        return self.global_step > self.last_row and self.global_step % self.evaluate_every_n_steps == 0
+
     @property
     def data(self) -> TableDataModule:
         """The rows that this run trains and is measured on."""
@@ -269,14 +316,15 @@ class Li2Module(lightning.LightningModule):
 
     @property
     def _readout_gradient(self) -> Tensor | None:
-        """∂L/∂V over all training rows, if that is what the backward pass has left in V.
+        """∂L/∂V over all training rows at the weights of the row, if that is what the backward pass has left in V.
 
         Mixed precision rounds it to half precision, and may have scaled the loss; hooks on V may do anything.
         """
         V = self.network.V
+        is_there = self.data.is_full_batch and not self._has_eval_point
         hooked = V._backward_hooks or V._post_accumulate_grad_hooks
         mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        return V.grad if self.data.is_full_batch and not hooked and not mixed else None
+        return V.grad if is_there and not hooked and not mixed else None
 
     def hand_over(self) -> None:
         """Move the waiting rows to the host in one transfer; callbacks and loggers get them in order.
@@ -314,10 +362,13 @@ class Li2Module(lightning.LightningModule):
             "is_last": self._ended,
             "updates_left": int(not self._stopped) if self.trainer.should_stop else None,
         }
+        if self._train_point:
+            checkpoint["li2_lightning"]["train_point"] = dict(self._train_point)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         held = checkpoint["li2_lightning"]
         self.last_row, self._stops_next = held["row"], updates_left(held, self.config) == 1
+        self._train_point = held.get("train_point", {})
 
     def _publish(self, state: StepState) -> None:
         """Let the callbacks measure, and queue the row."""

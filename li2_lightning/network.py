@@ -7,7 +7,9 @@ torch's encoder; `Network.layouts` says which is which.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,7 @@ from torch.nn import functional
 
 from li2_lightning.activations import find_activation
 from li2_lightning.config import NetworkConfig
-from li2_lightning.errors import InputError
+from li2_lightning.errors import DamagedError, InputError
 from li2_lightning.files import read_npz
 from li2_lightning.kernel import Observer, blocked_outputs, feature_blocks
 from li2_lightning.ranks import moments_over_ranks
@@ -431,21 +433,36 @@ def read_checkpoint(path: str, where: str) -> Mapping[str, object]:
     """A checkpoint's plain contents; data only, never code.
 
     Raises:
-        InputError: no file, truncated, or not a checkpoint of ours.
+        DamagedError: no complete archive, or a checksum that differs.
+        InputError: a file that cannot be read, is no checkpoint of ours, or holds more than plain data.
     """
     try:
         # torch writes checksums and does not look at them.
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile
+            is_whole = archive.testzip() is None
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error.strerror or error}.") from error
+    except Exception:  # zipfile raises many kinds over an altered file
+        is_whole = False
+    if not is_whole:
+        raise DamagedError(f"{where} is damaged or no checkpoint.")
+    try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    # torch raises many kinds here (pickle, zip, runtime, end of file); each means the same to the user.
-    except Exception as error:
-        raise InputError(f"{where} is damaged or no checkpoint of plain data ({type(error).__name__}).") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{where} is whole, but holds {_unsafe(path)}, which cannot be loaded safely.") from error
+    except Exception as error:  # torch raises many kinds over an archive of another kind
+        raise InputError(f"{where} is no checkpoint ({type(error).__name__}).") from error
     if not _is_ours(checkpoint):
         raise InputError(f"{where} is not a checkpoint of this project.")
     assert isinstance(checkpoint, dict)
     return checkpoint
+
+
+def _unsafe(path: str) -> str:
+    """The classes and functions that a checkpoint would have Python call, by name; none of them is called here."""
+    with contextlib.suppress(Exception):  # what stands in a pickle need not be one
+        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))) or "more than data"
+    return "more than data"
 
 
 def _is_ours(checkpoint: object) -> bool:

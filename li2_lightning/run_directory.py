@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 import li2_lightning
 from li2_lightning.config import LATEST, Config, config_hash, input_digests, leaves, run_name, to_plain
-from li2_lightning.errors import BusyError, DivergenceError, InputError, Interrupted, StorageError
+from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
 from li2_lightning.metrics_file import count_rows, read_metrics
@@ -77,7 +77,9 @@ class RunDirectory:
             summary = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(summary, dict) or "status" not in summary:
                 raise ValueError("it is no summary of a run")
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        except ValueError as error:
             raise InputError(f"{path} cannot be read ({error}); remove it or use force=true.") from error
         return summary
 
@@ -183,9 +185,12 @@ class RunDirectory:
             _, path = rows.popitem()
             try:
                 ours = _read_ours(path, str(path))
-            except InputError as error:
+            except DamagedError as error:
                 before = f"continue from row {max(rows)}" if rows else "start at row 0"
                 raise InputError(f"{str(error).rstrip('.')}; remove it, and resume=auto will {before}.") from error
+            except InputError as error:
+                instead = "continue from another one with resume=PATH, or start over with force=true"
+                raise InputError(f"{str(error).rstrip('.')}; {instead}.") from error
             # That of the last row is written before the report and summary.json: from there nothing would follow.
             if not ours.get("is_last"):
                 return continue_from(path, ours, config)

@@ -109,7 +109,7 @@ class Run:
             checkpoint: a file of ``checkpoints/`` without its suffix: "last", "row-000100".
 
         Raises:
-            InputError: no such checkpoint, or a damaged one.
+            InputError: no such checkpoint, or one that cannot be loaded.
         """
         folder = self.directory / "checkpoints"
         path = folder / f"{checkpoint}.ckpt"

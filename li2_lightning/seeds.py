@@ -5,9 +5,10 @@ Plug-ins may draw from the global sources all the same, so checkpoints hold the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,13 @@ def set_random_state(plain: Mapping[str, Any]) -> None:
             torch.cuda.set_rng_state(state, device)
     if "mps" in plain and torch.backends.mps.is_available():
         torch.mps.set_rng_state(plain["mps"])
+
+
+@contextlib.contextmanager
+def keeping_random_state() -> Iterator[None]:
+    """Around what may draw from the global sources and is no part of the run: afterwards they are as before."""
+    before = plain_random_state(random_state())
+    try:
+        yield
+    finally:
+        set_random_state(before)

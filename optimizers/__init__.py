@@ -31,6 +31,7 @@ from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError
 from optimizers.muon import Muon
 from optimizers.registry import find, import_plugin, module_of, names, register
+from optimizers.rehearsal import rehearse
 from optimizers.roles import ROLES, build_optimizer, check_cover, describe, optimizer_identity, spell_out
 from optimizers.schedulers import build_scheduler, knows_length, scheduler_identity
 
@@ -49,6 +50,7 @@ __all__ = [
     "names",
     "optimizer_identity",
     "register",
+    "rehearse",
     "scheduler_identity",
     "spell_out",
 ]

@@ -36,6 +36,7 @@ from torch.optim import Optimizer
 
 from optimizers import registry
 from optimizers.errors import OptimizerError, reason
+from optimizers.modes import switch
 from optimizers.roles import ROLES, build_optimizer
 from optimizers.signature import accepts
 
@@ -103,6 +104,7 @@ def least_squares(dtype: torch.dtype = torch.float64) -> tuple[Parameter, Loss]:
 
 def train(optimizer: Optimizer, weight: Parameter, loss: Loss, steps: int) -> Tensor:
     """A copy of the weight after so many steps more."""
+    switch([optimizer], "train")
     for _ in range(steps):
         optimizer.zero_grad()
         loss(weight).backward()  # type: ignore[no-untyped-call]

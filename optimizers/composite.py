@@ -9,14 +9,15 @@ import torch
 from torch.optim import Optimizer
 
 from optimizers.errors import OptimizerError
+from optimizers.modes import Modes
 
 
-class CompositeOptimizer(Optimizer):
+class CompositeOptimizer(Modes, Optimizer):
     """One optimizer for each role, joined: a step steps them all.
 
     Schedulers, gradient clipping, checkpoints and hooks see an ordinary optimizer. ``param_groups`` holds the
     children's own group dicts, each with its ``"role"``; they stay the same objects after `load_state_dict`,
-    so whoever holds one keeps a live view.
+    so whoever holds one keeps a live view. It has ``train()`` and ``eval()`` where a child has (`optimizers.modes`).
 
     Args:
         children: role -> optimizer; no parameter in two of them.
@@ -40,6 +41,10 @@ class CompositeOptimizer(Optimizer):
                 group["role"] = role
         super().__init__([group for child in self.children.values() for group in child.param_groups], {})
         self._join_state()
+
+    def parts(self) -> list[Optimizer]:
+        """The children."""
+        return list(self.children.values())
 
     def _join_state(self) -> None:
         self.state: Any = _JointState(self.children)
@@ -104,7 +109,8 @@ class CompositeOptimizer(Optimizer):
             )
         saved = state_dict["children"]
         for role, child in self.children.items():
-            there, here = _sizes(saved[role]["param_groups"]), _sizes(child.param_groups)
+            # A wrapper's state may have a form of its own; the wrapper checks it.
+            there, here = _sizes(saved[role].get("param_groups", child.param_groups)), _sizes(child.param_groups)
             if there != here:
                 raise OptimizerError(
                     f"The checkpoint's {role} optimizer has parameter groups of sizes {there} and this run's "

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optimizers.modes import Modes
 
-class GradientFilter(Optimizer):
+
+class GradientFilter(Modes, Optimizer):
     """An optimizer that sees `filtered` gradients; nobody else does.
 
     Groups and state are the inner optimizer's own, so schedulers and checkpoints reach them. As it is, a filter
@@ -25,6 +27,10 @@ class GradientFilter(Optimizer):
         self.inner = inner
         super().__init__(inner.param_groups, inner.defaults)
         self._share()
+
+    def parts(self) -> list[Optimizer]:
+        """The inner optimizer."""
+        return [self.inner]
 
     def _share(self) -> None:
         self.param_groups, self.state = self.inner.param_groups, self.inner.state

@@ -30,6 +30,10 @@ from optimizers.signature import accepts, fit
 
 ENTRY_POINT_GROUP = "li2_lightning.optimizers"
 EXTRA = "pytorch_optimizer"
+SECOND_ORDER = (
+    "needs second derivatives of the loss (backward with create_graph=True), and here the first are computed; "
+    "choose another optimizer, for example adam"
+)
 
 Factory = Callable[..., Optimizer]
 F = TypeVar("F", bound=Factory)
@@ -177,7 +181,7 @@ def construct(
 ) -> Optimizer:
     """What ``factory`` builds from its ``arguments``, checked; errors as for `build`."""
     try:
-        optimizer = factory(list(params), **arguments, **_one_pass(factory, params, arguments))
+        optimizer = _call(factory, params, {**arguments, **_one_pass(factory, params, arguments)})
     # A plug-in is foreign code: whatever it raises is the user's to read, as one sentence.
     except Exception as error:
         written = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
@@ -186,12 +190,15 @@ def construct(
         raise OptimizerError(
             f"{section}: {name} returned a {type(optimizer).__name__}, which is no torch.optim.Optimizer."
         )
-    required = [p.name for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]
-    if "closure" in required:
+    takes = inspect.signature(optimizer.step).parameters
+    if "closure" in takes and takes["closure"].default is inspect.Parameter.empty:
         raise OptimizerError(
             f"{section}: {name} evaluates the loss several times a step, and here it is computed once; "
             "choose an optimizer whose step needs no closure, for example adam."
         )
+    # Who would take the Hessian's diagonal computes it otherwise, not always in the first step.
+    if "hessian" in takes:
+        raise OptimizerError(f"{section}: {name} {SECOND_ORDER}.")
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise OptimizerError(f"{section}: {name} works on sparse gradients only and ours are dense; choose adam.")
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -201,6 +208,28 @@ def construct(
             "a plug-in must train every parameter it is given and no other."
         )
     return optimizer
+
+
+def _call(factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[str, Any]) -> Any:
+    """What ``factory`` returns for the parameters, or for groups of them with ``use_muon`` where it needs that key.
+
+    Such an optimizer orthogonalizes the updates of matrices and has another rule for all others.
+    """
+    try:
+        return factory(list(params), **arguments)
+    except Exception:
+        kinds = {True: [p for p in params if p.ndim > 1], False: [p for p in params if p.ndim < 2]}
+        groups = [{"params": members, "use_muon": is_muon} for is_muon, members in kinds.items() if members]
+        try:
+            factory([{"params": list(params)}], **arguments)
+        except Exception as without:
+            try:
+                return factory(groups, **arguments)
+            except Exception as another:
+                # The key has been understood, and something else is wrong.
+                if reason(another) != reason(without):
+                    raise
+        raise
 
 
 def _one_pass(factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[str, Any]) -> dict[str, bool]:

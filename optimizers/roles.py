@@ -69,7 +69,7 @@ def build_optimizer(
         if shared["weight_decay"] and hyperparameters.get("weight_decay") is None:
             is_taken = accepts(factory, "weight_decay")
             notes[role] = (
-                "weight decay from optimizer.weight_decay"
+                "shared decay"
                 if is_taken
                 else f"takes no weight decay, the shared {shared['weight_decay']} is not applied"
             )
@@ -209,4 +209,4 @@ def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str,
 
 
 def _values(groups: Sequence[Mapping[str, Any]], key: str) -> str:
-    return "/".join(dict.fromkeys(f"{group[key]:g}" if key in group else "none" for group in groups))
+    return "/".join(dict.fromkeys("none" if group.get(key) is None else f"{group[key]:g}" for group in groups))

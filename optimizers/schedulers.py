@@ -114,7 +114,7 @@ def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: 
         None for ``none``.
 
     Raises:
-        OptimizerError: an unknown name or hyperparameter, a value out of its range.
+        OptimizerError: an unknown name or hyperparameter, a value out of its range, an optimizer without lr.
     """
     name = config.get("name")
     check_choice("The scheduler", name, ("none", *SCHEDULES))
@@ -125,6 +125,12 @@ def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: 
                 f"scheduler.{next(iter(given))} needs a schedule; set scheduler.name to one of {', '.join(SCHEDULES)}."
             )
         return None
+    without = dict.fromkeys(group.get("role", "this") for group in optimizer.param_groups if group.get("lr") is None)
+    if without:
+        raise OptimizerError(
+            f"scheduler.name={name} sets learning rates, and the {', '.join(without)} optimizer has none; "
+            "set scheduler.name=none or choose another optimizer."
+        )
     schedule = SCHEDULES[str(name)]
     # LambdaLR leaves plain functions out of its state, so a checkpoint holds numbers only.
     return Schedule(optimizer, schedule(max_steps, **fit(schedule, given, str(name), "scheduler")))

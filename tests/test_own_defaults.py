@@ -105,7 +105,7 @@ def test_the_weight_decay_of_the_experiment_stays_shared_and_the_split_says_so()
     }  # fmt: skip
     roles = {role: [(role, Parameter(torch.zeros(3, 3)))] for role in ROLES}
     hidden, output, embedding = describe(build_optimizer(roles, asdict(config.optimizer))).split("\n")
-    assert hidden.endswith("[weight decay from optimizer.weight_decay]")
+    assert hidden.endswith("[shared decay]")
     assert output.endswith("output (3×3)")
     assert embedding.endswith("[takes no weight decay, the shared 0.0002 is not applied]")
     # null leaves it to the optimizers.

@@ -65,7 +65,7 @@ def test_the_split_is_described_one_line_a_role() -> None:
     )
     hidden, output = describe(composite).split("\n")
     assert " ".join(hidden.split()) == (
-        "hidden muon lr 0.02 weight decay 0.0002 weight (6×9), extra (9×9) [weight decay from optimizer.weight_decay]"
+        "hidden muon lr 0.02 weight decay 0.0002 weight (6×9), extra (9×9) [shared decay]"
     )
     assert output.startswith("output")
     assert "rprop  lr 0.1  weight decay none  readout (9×3)" in output
