@@ -42,8 +42,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS, build_callbacks, with_defaults
-from li2_lightning.command_line import explain_keys, prepare, show_error
-from li2_lightning.config import (
+from li2_lightning.cli.hydra_errors import explain_keys, prepare, show_error
+from li2_lightning.config.schema import (
     Config,
     OptimizerConfig,
     input_digests,
@@ -56,17 +56,17 @@ from li2_lightning.config import (
 )
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import InputError, Interrupted
-from li2_lightning.launch import Team, invited, serve
+from li2_lightning.distributed.launcher import Team, invited, serve
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
-from li2_lightning.network import build_network
-from li2_lightning.run_directory import RunDirectory, RunResult, Start
-from li2_lightning.runtime import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
+from li2_lightning.networks.two_layer import build_network
+from li2_lightning.runs.directory import RunDirectory, RunResult, Start
+from li2_lightning.trainer import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
 from li2_lightning.seeds import generator, keeping_random_state
-from li2_lightning.summary import print_summary
-from li2_lightning.sweep import run_in_sweep
-from li2_lightning.tasks import TASKS, build_task, split_rows
-from li2_lightning.tracking import answering_agent, logging_to, wandb_mode
+from li2_lightning.runs.terminal import print_summary
+from li2_lightning.sweeps.lead import run_in_sweep
+from li2_lightning.tasks.tasks import TASKS, build_task, split_rows
+from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
 from optimizers import (
     ROLES,
     OptimizerError,

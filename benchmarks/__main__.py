@@ -26,8 +26,8 @@ from benchmarks.loops import LOOPS, Problem, blocked
 from benchmarks.measure import Contender, Figure, flop_rate, in_turns, loop_times, ratios
 from benchmarks.ours import EVERYTHING, NOTHING, step_times
 from benchmarks.processes import memory, start_up
-from li2_lightning.linear_algebra import product
-from li2_lightning.runtime import keep_freed_memory
+from li2_lightning.networks.matmul import product
+from li2_lightning.trainer import keep_freed_memory
 
 SIZES = {"M=23, K=256": (23, 256), "M=71, K=2048": (71, 2048), "M=127, K=2048": (127, 2048)}
 HERE = Path(__file__).parent

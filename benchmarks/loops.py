@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from li2_lightning.activations import find_activation
-from li2_lightning.kernel import blocked_outputs
-from li2_lightning.tasks import build_task, split_rows
+from li2_lightning.networks.activations import find_activation
+from li2_lightning.networks.kernel import blocked_outputs
+from li2_lightning.tasks.tasks import build_task, split_rows
 
 
 @dataclass

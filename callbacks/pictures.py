@@ -13,9 +13,9 @@ from callbacks.diagnostic import Cadence
 from callbacks.registry import CALLBACKS
 from li2_lightning.files import replacing
 from li2_lightning.module import Li2Module
-from li2_lightning.state import StepState
+from li2_lightning.measurement.step_state import StepState
 from li2_lightning.theory.stages import Transition
-from li2_lightning.tracking import run_loggers
+from li2_lightning.runs.wandb import run_loggers
 
 
 @CALLBACKS.register("pictures")
@@ -65,7 +65,7 @@ class Pictures(lightning.Callback):
         ):
             return
         # Not before the first picture: what draws takes longer to import than many a small run lasts.
-        from li2_lightning.figures.features import draw_features
+        from li2_lightning.analysis.figures.features import draw_features
 
         folder = _folder(trainer)
         folder.mkdir(exist_ok=True)

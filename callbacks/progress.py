@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from callbacks.diagnostic import positive_integer
 from callbacks.registry import CALLBACKS
 from li2_lightning.module import Li2Module, Row
-from li2_lightning.summary import describe_transition
+from li2_lightning.runs.terminal import describe_transition
 from li2_lightning.theory.stages import Transition
 
 SHORT_STAGES = {1: "I", 2: "II", 3: "III"}

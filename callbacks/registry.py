@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning
 
-from li2_lightning.config import register_identity
+from li2_lightning.config.schema import register_identity
 from li2_lightning.errors import InputError
-from li2_lightning.registry import Registry, beyond_defaults, check_options
+from li2_lightning.plugins import Registry, beyond_defaults, check_options
 
 CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry("callback", "li2_lightning.callbacks")
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from li2_lightning.ranks import share, world_size
+from li2_lightning.distributed.collectives import share, world_size
 from li2_lightning.seeds import generator
-from li2_lightning.tasks import Split, Task
+from li2_lightning.tasks.tasks import Split, Task
 
 
 @dataclass

@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from li2_lightning.errors import InputError
-from li2_lightning.ranks import row_mean
-from li2_lightning.registry import Registry
+from li2_lightning.distributed.collectives import row_mean
+from li2_lightning.plugins import Registry
 from li2_lightning.theory.lazy import center
 
 

@@ -36,15 +36,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from li2_lightning.config import PRECISIONS, NetworkConfig
+from li2_lightning.config.schema import PRECISIONS, NetworkConfig
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.losses import Loss, one_hot
-from li2_lightning.metrics import RowStatistics, add_ranks
-from li2_lightning.network import Activity, Network
-from li2_lightning.ranks import from_first, gather_rows, sum_over_ranks, world_size
-from li2_lightning.state import FeatureSums, StepState
-from li2_lightning.strategy import SummingStrategy
+from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
+from li2_lightning.networks.two_layer import Activity, Network
+from li2_lightning.distributed.collectives import from_first, gather_rows, sum_over_ranks, world_size
+from li2_lightning.measurement.step_state import FeatureSums, StepState
+from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 Row = dict[str, float | None]
@@ -64,7 +64,7 @@ class Li2Module(lightning.LightningModule):
     """Trains a network on a `TableDataModule` and publishes a row at a time.
 
     Args:
-        network: `li2_lightning.network.Network`.
+        network: `li2_lightning.networks.two_layer.Network`.
         loss: the training loss.
         optimizer: over the network's parameters.
         scheduler: stepped once an update, or None.
@@ -73,7 +73,7 @@ class Li2Module(lightning.LightningModule):
         stop_at_test_accuracy: end with the update after the first row that reaches it; None: go on to the end.
         compile_network: run the network through ``torch.compile``.
         config: the plain config, kept in every checkpoint.
-        inputs: of `li2_lightning.config.input_digests`, kept there, too.
+        inputs: of `li2_lightning.config.schema.input_digests`, kept there, too.
     """
 
     def __init__(

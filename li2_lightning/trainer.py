@@ -20,11 +20,11 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
-from li2_lightning.config import Config
+from li2_lightning.config.schema import Config
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
 from li2_lightning.module import Li2Module
-from li2_lightning.strategy import SummingStrategy
+from li2_lightning.distributed.strategy import SummingStrategy
 
 # glibc's parameters of mallopt, and the largest value it takes for the second.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
@@ -104,7 +104,7 @@ def build_trainer(
     """Lightning's Trainer for one run: one endless epoch, ended by ``max_steps``; our own bar and checkpoints.
 
     Args:
-        environment: of several ranks (`li2_lightning.launch.Team`); None for a single process.
+        environment: of several ranks (`li2_lightning.distributed.launcher.Team`); None for a single process.
 
     Raises:
         InputError: what Lightning refuses (no such accelerator here, a precision it does not have, …).

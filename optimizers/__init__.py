@@ -29,7 +29,7 @@ import pkgutil
 
 from optimizers.composite import CompositeOptimizer
 from optimizers.errors import OptimizerError
-from optimizers.muon import Muon
+from optimizers.muon.muon import Muon
 from optimizers.registry import find, import_plugin, module_of, names, register
 from optimizers.rehearsal import rehearse
 from optimizers.roles import ROLES, build_optimizer, check_cover, describe, optimizer_identity, spell_out

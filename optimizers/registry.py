@@ -25,7 +25,7 @@ import torch
 from torch.optim import Optimizer
 
 from optimizers.errors import OptimizerError, nearest, reason
-from optimizers.gradient_filter import GradientFilter
+from optimizers.filters.gradient_filter import GradientFilter
 from optimizers.signature import accepts, fit
 
 ENTRY_POINT_GROUP = "li2_lightning.optimizers"

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from li2_lightning.errors import InputError
 from optimizers import CompositeOptimizer, find, registry
-from optimizers.gradient_filter import GradientFilter
+from optimizers.filters.gradient_filter import GradientFilter
 from optimizers.modes import has_eval_point
 
 INSTALLED = importlib.util.find_spec("pytorch_optimizer") is not None

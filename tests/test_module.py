@@ -17,14 +17,14 @@ from torch import Tensor
 
 import train
 from callbacks.gradient import Gradient
-from li2_lightning.config import NetworkConfig
+from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.losses import build_loss
 from li2_lightning.module import rows_to_host
-from li2_lightning.network import build_network
-from li2_lightning.runtime import quiet_lightning
+from li2_lightning.networks.two_layer import build_network
+from li2_lightning.trainer import quiet_lightning
 from li2_lightning.seeds import generator
-from li2_lightning.tasks import build_task
+from li2_lightning.tasks.tasks import build_task
 from li2_lightning.theory.lazy import center
 
 M, K = 7, 16

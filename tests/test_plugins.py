@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from li2_lightning import registry as registry_module
+from li2_lightning import plugins as registry_module
 from li2_lightning.errors import InputError
-from li2_lightning.registry import Registry, check_options
+from li2_lightning.plugins import Registry, check_options
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import train
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 
 SEEDS = range(5)
 

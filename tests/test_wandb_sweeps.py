@@ -14,9 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 import train
-from li2_lightning.command_line import prepare
-from li2_lightning.config import load_config
-from li2_lightning.run_directory import RunDirectory
+from li2_lightning.cli.hydra_errors import prepare
+from li2_lightning.config.schema import load_config
+from li2_lightning.runs.directory import RunDirectory
 
 ROOT = Path(train.__file__).parent
 FILES = sorted((ROOT / "wandb_sweeps").glob("*.yaml"))

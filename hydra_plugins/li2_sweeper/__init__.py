@@ -22,7 +22,7 @@ class Sweeper(BasicSweeper):
     """Takes ``hydra.sweeper.params`` and the command line, as Hydra's own does."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from li2_lightning.sweep import FOLDER
+        from li2_lightning.sweeps.lead import FOLDER
 
         self.folder = Path(config.output_dir).absolute() / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         # Where launchers keep what is theirs, before they are built with it.
@@ -30,10 +30,10 @@ class Sweeper(BasicSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
-        from li2_lightning.command_line import opened, quoted
+        from li2_lightning.cli.hydra_errors import opened, quoted
         from li2_lightning.errors import InputError
-        from li2_lightning.runtime import search_path
-        from li2_lightning.sweep import Sweep, plan
+        from li2_lightning.trainer import search_path
+        from li2_lightning.sweeps.lead import Sweep, plan
         from train import read_config
 
         assert self.config is not None
@@ -71,7 +71,7 @@ class Sweeper(BasicSweeper):
 
     def _launching(self, runs: int) -> Any:
         """What the chosen launcher does with runs."""
-        from li2_lightning.sweep import Launching
+        from li2_lightning.sweeps.lead import Launching
 
         assert self.config is not None
         launcher = self.config.hydra.launcher

@@ -31,7 +31,7 @@ from typing import Any
 
 import pandas as pd
 
-from li2_lightning.commands import (
+from li2_lightning.cli.commands import (
     add_directories,
     add_outputs,
     check_outputs,
@@ -41,8 +41,8 @@ from li2_lightning.commands import (
 )
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
-from li2_lightning.run_directory import THRESHOLDS
-from li2_lightning.runs import Run, find_runs
+from li2_lightning.runs.directory import THRESHOLDS
+from li2_lightning.runs.load import Run, find_runs
 
 SUFFIXES = (".csv", ".parquet")
 

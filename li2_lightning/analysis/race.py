@@ -41,13 +41,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from li2_lightning.collect import report_unfinished
-from li2_lightning.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
-from li2_lightning.config import role_value
+from li2_lightning.analysis.collect import report_unfinished
+from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
+from li2_lightning.config.schema import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
-from li2_lightning.representations import block_basis, block_slices
-from li2_lightning.runs import Run, differing_settings, find_runs
+from li2_lightning.groups.representations import block_basis, block_slices
+from li2_lightning.runs.load import Run, differing_settings, find_runs
 from li2_lightning.theory.features import feature_shares
 
 LEVEL = 0.99

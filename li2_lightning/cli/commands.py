@@ -40,7 +40,7 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
 
 
 def add_directories(parser: argparse.ArgumentParser) -> None:
-    """The arguments ``DIR…``, for `li2_lightning.runs.find_runs`."""
+    """The arguments ``DIR…``, for `li2_lightning.runs.load.find_runs`."""
     parser.add_argument("directories", nargs="+", metavar="DIR", type=Path,
                         help="a run, or a folder with runs at any depth")  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from omegaconf.errors import OmegaConfBaseException
 
-from li2_lightning.config import Config, explain, unknown_key
+from li2_lightning.config.schema import Config, explain, unknown_key
 from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable, unknown
 
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".

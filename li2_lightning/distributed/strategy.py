@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch.strategies import DDPStrategy
 
-from li2_lightning.ranks import copy_from_first
+from li2_lightning.distributed.collectives import copy_from_first
 
 
 class SummingStrategy(DDPStrategy):

@@ -333,6 +333,6 @@ def _indices_and_labels(rows: list[list[str]]) -> tuple[npt.NDArray[Any], tuple[
 
 if __name__ == "__main__":
     # Only now: small_groups imports this module.
-    from li2_lightning.small_groups import main
+    from li2_lightning.groups.small_groups import main
 
     raise SystemExit(main())

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from li2_lightning.groups import FiniteGroup
+from li2_lightning.groups.finite_group import FiniteGroup
 
 RealArray = npt.NDArray[np.float64]
 ComplexArray = npt.NDArray[np.complex128]

@@ -19,7 +19,7 @@ from importlib.resources import files
 import numpy as np
 
 from li2_lightning.errors import InputError
-from li2_lightning.groups import FiniteGroup, check_integer
+from li2_lightning.groups.finite_group import FiniteGroup, check_integer
 
 MAX_SMALL_ORDER = 127
 """Largest order in the data; there are 2,328 groups of order 128."""

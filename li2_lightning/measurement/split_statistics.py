@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from li2_lightning.ranks import sum_over_ranks
+from li2_lightning.distributed.collectives import sum_over_ranks
 
 
 class RowStatistics(Metric):

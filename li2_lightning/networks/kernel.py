@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from li2_lightning.activations import Activation
-from li2_lightning.linear_algebra import product
+from li2_lightning.networks.activations import Activation
+from li2_lightning.networks.matmul import product
 
 # Bytes of one block of features: a block, its gradient and the readout fit a core's share of the cache. Measured at
 # K=2048 from half of this to twice, a step takes the same time; above that, more.

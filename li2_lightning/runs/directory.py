@@ -21,13 +21,13 @@ import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
-from li2_lightning.config import LATEST, Config, config_hash, input_digests, leaves, run_name, to_plain
+from li2_lightning.config.schema import LATEST, Config, config_hash, input_digests, leaves, run_name, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
-from li2_lightning.metrics_file import count_rows, read_metrics
+from li2_lightning.runs.metrics_csv import count_rows, read_metrics
 from li2_lightning.module import updates_left
-from li2_lightning.network import read_checkpoint
+from li2_lightning.networks.two_layer import read_checkpoint
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)

@@ -37,14 +37,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from li2_lightning.command_line import one_sentence
-from li2_lightning.config import Config
+from li2_lightning.cli.hydra_errors import one_sentence
+from li2_lightning.config.schema import Config
 from li2_lightning.errors import BusyError, DivergenceError, InputError, Interrupted
 from li2_lightning.files import held, lock, write_json
 from li2_lightning.log import say
-from li2_lightning.run_directory import RunDirectory, RunResult
-from li2_lightning.runtime import usable_cores
-from li2_lightning.summary import print_summary
+from li2_lightning.runs.directory import RunDirectory, RunResult
+from li2_lightning.trainer import usable_cores
+from li2_lightning.runs.terminal import print_summary
 
 POLL_S = 0.2
 # How long a sweep that is stopped waits for its runs to save their state.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from li2_lightning.errors import InputError
-from li2_lightning.groups import check_integer
+from li2_lightning.groups.finite_group import check_integer
 
 IntArray = npt.NDArray[np.int64]
 

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from li2_lightning import expressions, groups
-from li2_lightning.config import TRAIN_FRACTION, register_identity
+from li2_lightning import groups
+
+from li2_lightning.tasks import expressions
+from li2_lightning.config.schema import TRAIN_FRACTION, register_identity
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
-from li2_lightning.groups import MAX_ORDER, FiniteGroup, check_integer
-from li2_lightning.registry import Registry, beyond_defaults
-from li2_lightning.representations import max_irrep_dimension
-from li2_lightning.small_groups import small_group
+from li2_lightning.groups.finite_group import MAX_ORDER, FiniteGroup, check_integer
+from li2_lightning.plugins import Registry, beyond_defaults
+from li2_lightning.groups.representations import max_irrep_dimension
+from li2_lightning.groups.small_groups import small_group
 from li2_lightning.theory.sampling import critical_fraction
 
 IntArray = npt.NDArray[np.int64]

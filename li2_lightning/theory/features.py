@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from li2_lightning.linear_algebra import product, squared_magnitudes
+from li2_lightning.networks.matmul import product, squared_magnitudes
 
 
 def feature_shares(weights: Tensor, basis: Tensor, blocks: Sequence[slice]) -> Tensor:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from li2_lightning.activations import Activation
-from li2_lightning.linear_algebra import product
+from li2_lightning.networks.activations import Activation
+from li2_lightning.networks.matmul import product
 from li2_lightning.theory.energy import energy_of_weights
 from li2_lightning.theory.lazy import center
 

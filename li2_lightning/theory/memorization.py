@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from li2_lightning.activations import Activation
+from li2_lightning.networks.activations import Activation
 
 
 def memorization_energy(weights: Tensor, probabilities: Tensor, partners: Tensor, activation: Activation) -> Tensor:

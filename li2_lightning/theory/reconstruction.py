@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from li2_lightning.errors import InputError
-from li2_lightning.groups import FiniteGroup
-from li2_lightning.representations import matrix_irreps
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import matrix_irreps
 from li2_lightning.theory.lazy import center
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from li2_lightning.linear_algebra import product
+from li2_lightning.networks.matmul import product
 from li2_lightning.theory.energy import column_norms
 
 BLOCK = 256

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optimizers.errors import OptimizerError
-from optimizers.gradient_filter import GradientFilter
+from optimizers.filters.gradient_filter import GradientFilter
 from optimizers.registry import Factory, construct, find, resolve
 from optimizers.signature import hyperparameters as parameters_of
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optimizers.errors import OptimizerError
 from optimizers.layouts import layouts_of, matrices
-from optimizers.named_filter import Inner, NamedFilter
+from optimizers.filters.named_filter import Inner, NamedFilter
 from optimizers.registry import register
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optimizers.errors import OptimizerError, check_choice
-from optimizers.named_filter import Inner, NamedFilter
+from optimizers.filters.named_filter import Inner, NamedFilter
 from optimizers.registry import register
 
 Filter = Literal["ema", "moving_average"]

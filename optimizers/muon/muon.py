@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from optimizers.errors import OptimizerError, check_choice
 from optimizers.layouts import ORIENTATIONS, Layout, check_layouts, layouts_of, matrices
 from optimizers.layouts import orientation as orientation_of
-from optimizers.orthogonalize import Method, Precision, coefficients, orthogonalize, working_dtype
+from optimizers.muon.orthogonalize import Method, Precision, coefficients, orthogonalize, working_dtype
 from optimizers.registry import register
 
 MomentumStyle = Literal["ema", "heavy_ball"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optimizers.orthogonalize import Method, Precision, orthogonalize
+from optimizers.muon.orthogonalize import Method, Precision, orthogonalize
 
 ROWS, COLUMNS, SMALLEST = 142, 256, 1e-4
 CASES: tuple[tuple[Method, int], ...] = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from li2_lightning.collect import collect, main
-from li2_lightning.runs import find_runs
+from li2_lightning.analysis.collect import collect, main
+from li2_lightning.runs.load import find_runs
 
 
 def test_a_row_has_the_settings_and_what_came_out(small_sweep: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from li2_lightning.collect import collect
-from li2_lightning.compare import comparison, main
-from li2_lightning.runs import find_runs, groups_of_seeds
+from li2_lightning.analysis.collect import collect
+from li2_lightning.analysis.compare import comparison, main
+from li2_lightning.runs.load import find_runs, groups_of_seeds
 
 
 def test_settings_and_outcomes_that_differ(small_sweep: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from li2_lightning import commands
-from li2_lightning.report import MOST_ROWS, main
-from li2_lightning.runs import find_runs, load_run
+from li2_lightning.cli import commands
+from li2_lightning.analysis.html_report import MOST_ROWS, main
+from li2_lightning.runs.load import find_runs, load_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to draw the report")

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from li2_lightning import race
-from li2_lightning.config import load_config, to_plain
+from li2_lightning.analysis import race
+from li2_lightning.config.schema import load_config, to_plain
 from li2_lightning.errors import InputError
-from li2_lightning.race import describe_setting, entrants, markdown, node_statistics, race_table, share_statistics
-from li2_lightning.runs import Run, load_run
+from li2_lightning.analysis.race import describe_setting, entrants, markdown, node_statistics, race_table, share_statistics
+from li2_lightning.runs.load import Run, load_run
 
 
 def made(step: int | None, *, seed: int = 0, folder: Path = Path(), ended: bool = True, **values: Any) -> Run:

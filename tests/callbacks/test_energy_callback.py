@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from li2_lightning.activations import ACTIVATIONS
+from li2_lightning.networks.activations import ACTIVATIONS
 
 
 def unit_energies(run: Any, step: int) -> Tensor:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import train
-from li2_lightning.groups import symmetric
-from li2_lightning.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.groups.finite_group import symmetric
+from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks
 from li2_lightning.theory.features import feature_shares
 
 PNG = b"\x89PNG\r\n\x1a\n"

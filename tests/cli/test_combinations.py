@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import train
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 
 TASKS: dict[str, dict[str, Any]] = {
     "cyclic": {"order": 7},

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS
 from callbacks.registry import KEEPING, MEASURING
-from li2_lightning.config import Config, config_hash, load_config
-from li2_lightning.metrics_file import read_metrics
-from li2_lightning.run_directory import RunDirectory
+from li2_lightning.config.schema import Config, config_hash, load_config
+from li2_lightning.runs.metrics_csv import read_metrics
+from li2_lightning.runs.directory import RunDirectory
 from tests.cli.conftest import ROOT, CommandLine
 from train import read_config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import TINY, CommandLine, StartProcess
 
 QUIET = (*TINY, "callbacks.report.enabled=false", "callbacks.pictures.enabled=false", "max_steps=40")

@@ -13,7 +13,7 @@ import lightning
 import pytest
 import torch
 
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import TINY, CommandLine, Outcome
 
 LONG = (*TINY, "callbacks=minimal", "max_steps=60", "callbacks.checkpoint.every_n_steps=5")

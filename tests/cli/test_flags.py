@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra._internal.utils import get_args_parser
 
-from li2_lightning.command_line import CHOICES, GROUPS, SWITCHES, VALUED, prepare
+from li2_lightning.cli.hydra_errors import CHOICES, GROUPS, SWITCHES, VALUED, prepare
 from tests.cli.conftest import ROOT, CommandLine
 
 

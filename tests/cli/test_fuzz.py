@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import train
-from li2_lightning.config import Config, config_hash, keys, load_config, to_plain
+from li2_lightning.config.schema import Config, config_hash, keys, load_config, to_plain
 from li2_lightning.errors import DivergenceError, InputError
-from li2_lightning.groups import cyclic, from_table, symmetric
-from li2_lightning.network import read_checkpoint
-from li2_lightning.tasks import build_task, split_rows
+from li2_lightning.groups.finite_group import cyclic, from_table, symmetric
+from li2_lightning.networks.two_layer import read_checkpoint
+from li2_lightning.tasks.tasks import build_task, split_rows
 from optimizers.errors import OptimizerError
 from tests.cli.conftest import CommandLine
 

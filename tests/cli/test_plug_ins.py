@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import train
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import CommandLine, StartProcess
 
 TINY = ("task.order=7", "network.width=8", "max_steps=3", "logger.mode=disabled", "callbacks=minimal")

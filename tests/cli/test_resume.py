@@ -15,7 +15,7 @@ import torch
 
 import train
 from li2_lightning.errors import InputError, Interrupted
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 from optimizers.schedulers import SCHEDULES, WITH_LENGTH
 from tests.cli.test_run_directory import stamps
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import ROOT, CommandLine, Outcome, StartProcess
 
 pytestmark = pytest.mark.slow  # each starts several processes that import torch: 5 to 15 s

@@ -16,7 +16,7 @@ import torch
 
 import train
 from li2_lightning.errors import Interrupted
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import CommandLine, Process, StartProcess
 
 # About two seconds of training with every measurement; the report would only cost time.

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 import train
-from li2_lightning import run_directory
+from li2_lightning.runs import directory as run_directory
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.files import held, write_json
-from li2_lightning.launch import Team
-from li2_lightning.run_directory import RunDirectory
-from li2_lightning.sweep import run_in_sweep
+from li2_lightning.distributed.launcher import Team
+from li2_lightning.runs.directory import RunDirectory
+from li2_lightning.sweeps.lead import run_in_sweep
 from tests.cli.test_run_directory import stamps
 
 BUSY = "is being written by another process"

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import wandb
 
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import TINY, CommandLine, Outcome, StartProcess
 from tests.cli.test_signals import Stop
 from tests.cli.wandb_server import Fault, WandbServer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from li2_lightning import race
+from li2_lightning.analysis import race
 from optimizers import check
 from tests.cli.conftest import ROOT, CommandLine
 from tests.cli.test_readme import commands, fenced

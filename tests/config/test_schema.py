@@ -15,8 +15,8 @@ from callbacks import CALLBACKS
 from callbacks import registry as callback_registry
 from callbacks.gram import Gram
 from callbacks.registry import KEEPING
-from li2_lightning import config as config_module
-from li2_lightning.config import (
+from li2_lightning.config import schema as config_module
+from li2_lightning.config.schema import (
     NOT_HASHED,
     Config,
     NetworkConfig,
@@ -31,7 +31,7 @@ from li2_lightning.config import (
     unknown_key,
 )
 from li2_lightning.errors import InputError
-from li2_lightning.tasks import TASKS
+from li2_lightning.tasks.tasks import TASKS
 from optimizers import registry, schedulers
 from train import read_config
 

@@ -11,12 +11,12 @@ import torch
 
 import train
 from callbacks import build_callbacks
-from li2_lightning.activations import ACTIVATIONS, find_activation
-from li2_lightning.config import load_config
+from li2_lightning.networks.activations import ACTIVATIONS, find_activation
+from li2_lightning.config.schema import load_config
 from li2_lightning.errors import InputError
-from li2_lightning.kernel import blocked_outputs
-from li2_lightning.metrics_file import read_metrics
-from li2_lightning.runtime import check_device
+from li2_lightning.networks.kernel import blocked_outputs
+from li2_lightning.runs.metrics_csv import read_metrics
+from li2_lightning.trainer import check_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

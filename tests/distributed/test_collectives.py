@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from li2_lightning import ranks
+from li2_lightning.distributed import collectives as ranks
 from li2_lightning.data import Rows
 
 ROWS = 7

@@ -14,12 +14,13 @@ import torch
 
 import train
 from callbacks import CALLBACKS
-from li2_lightning import launch, runtime
-from li2_lightning.config import config_hash, load_config
+from li2_lightning.distributed import launcher as launch
+from li2_lightning import trainer as runtime
+from li2_lightning.config.schema import config_hash, load_config
 from li2_lightning.errors import InputError
 from li2_lightning.losses import LOSSES
-from li2_lightning.runtime import CUDAAccelerator, MPSAccelerator, use_threads
-from li2_lightning.tasks import TASKS
+from li2_lightning.trainer import CUDAAccelerator, MPSAccelerator, use_threads
+from li2_lightning.tasks.tasks import TASKS
 from optimizers import registry
 
 
@@ -122,7 +123,7 @@ SESSION = """
 import functools, lightning, torch
 from callbacks import CALLBACKS
 from li2_lightning.losses import LOSSES, ClassCentredMSE
-from li2_lightning.tasks import TASKS, group_task
+from li2_lightning.tasks.tasks import TASKS, group_task
 from li2_lightning import groups
 from optimizers import register
 register("of_the_session")(torch.optim.SGD)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import train
-from li2_lightning import ranks
+from li2_lightning.distributed import collectives as ranks
 from tests.distributed.conftest import configure, differences, on_ranks
 
 Compare = Callable[..., dict[str, list[str]]]

@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from li2_lightning.collect import table
-from li2_lightning.runs import Run, find_runs
+from li2_lightning.analysis.collect import table
+from li2_lightning.runs.load import Run, find_runs
 
 ROOT = Path(__file__).parents[2]
 

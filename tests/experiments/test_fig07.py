@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from li2_lightning.figures.small_data import weighed_nodes
+from li2_lightning.analysis.figures.small_data import weighed_nodes
 from tests.experiments.conftest import Sweep
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 
-from li2_lightning.runs import Run
+from li2_lightning.runs.load import Run
 from tests.experiments.conftest import Sweep
 
 pytestmark = pytest.mark.slow

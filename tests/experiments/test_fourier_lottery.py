@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from li2_lightning.runs import Run
-from li2_lightning.tasks import split_rows
+from li2_lightning.runs.load import Run
+from li2_lightning.tasks.tasks import split_rows
 from tests.experiments.conftest import Sweep
 
 pytestmark = pytest.mark.slow

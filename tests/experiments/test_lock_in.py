@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from li2_lightning.figures.lock_in import firing_step
-from li2_lightning.runs import Run
+from li2_lightning.analysis.figures.lock_in import firing_step
+from li2_lightning.runs.load import Run
 from tests.experiments.conftest import Sweep
 
 pytestmark = pytest.mark.slow

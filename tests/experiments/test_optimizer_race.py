@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import train
-from li2_lightning.race import Entrant, entrants, node_statistics, race_table
-from li2_lightning.runs import Run
+from li2_lightning.analysis.race import Entrant, entrants, node_statistics, race_table
+from li2_lightning.runs.load import Run
 from tests.experiments.conftest import Sweep
 
 pytestmark = pytest.mark.slow

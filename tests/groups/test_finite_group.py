@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from li2_lightning import groups
 from li2_lightning.errors import InputError
-from li2_lightning.groups import FiniteGroup
+from li2_lightning.groups.finite_group import FiniteGroup
 
 # name: (group, order, number of conjugacy classes, Abelian), the numbers from the literature.
 KNOWN = {

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from li2_lightning import groups
-from li2_lightning.groups import FiniteGroup
-from li2_lightning.representations import (
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import (
     character_table,
     irreducible_subspaces,
     isotypic_blocks,
     matrix_irreps,
 )
-from li2_lightning.verify import affine_group, special_linear_group
+from li2_lightning.verification.verify import affine_group, special_linear_group
 
 TOLERANCE = 1e-9
 

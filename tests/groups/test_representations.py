@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from li2_lightning import groups
-from li2_lightning.groups import FiniteGroup
-from li2_lightning.representations import (
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import (
     block_basis,
     block_slices,
     character_table,

@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 
 from li2_lightning import groups
 from li2_lightning.errors import InputError
-from li2_lightning.groups import FiniteGroup
-from li2_lightning.representations import character_table
-from li2_lightning.small_groups import SmallGroup, catalogue, main, small_group
-from li2_lightning.tasks import build_task
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import character_table
+from li2_lightning.groups.small_groups import SmallGroup, catalogue, main, small_group
+from li2_lightning.tasks.tasks import build_task
 
 EVERY = [entry for members in catalogue().values() for entry in members]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from li2_lightning.metrics import RowStatistics
+from li2_lightning.measurement.split_statistics import RowStatistics
 
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 1])
 OUTPUTS = torch.tensor(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from li2_lightning.activations import ACTIVATIONS, find_activation
+from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.errors import InputError
 
 POINTS = torch.arange(-20, 21, dtype=torch.float64) / 5

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from li2_lightning import kernel
-from li2_lightning.activations import ACTIVATIONS, find_activation
-from li2_lightning.kernel import block_rows, blocked_outputs, feature_blocks
+from li2_lightning.networks import kernel
+from li2_lightning.networks.activations import ACTIVATIONS, find_activation
+from li2_lightning.networks.kernel import block_rows, blocked_outputs, feature_blocks
 
 M, K, C, n = 5, 6, 7, 150
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from li2_lightning import linear_algebra
-from li2_lightning.linear_algebra import SMALL, product, squared_magnitudes
+from li2_lightning.networks import matmul as linear_algebra
+from li2_lightning.networks.matmul import SMALL, product, squared_magnitudes
 
 m, k, n = 100, 150, 160
 assert m * k * n > SMALL

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from li2_lightning.config import NetworkConfig, TransformerConfig
-from li2_lightning.network import Network, build_network
+from li2_lightning.config.schema import NetworkConfig, TransformerConfig
+from li2_lightning.networks.two_layer import Network, build_network
 from li2_lightning.seeds import generator
 from optimizers import CompositeOptimizer, Muon, OptimizerError, build_optimizer
 from optimizers.layouts import matrices

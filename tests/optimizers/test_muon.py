@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optimizers import Muon, OptimizerError
-from optimizers.muon import update_scale
-from optimizers.orthogonalize import CLASSIC, orthogonalize
+from optimizers.muon.muon import update_scale
+from optimizers.muon.orthogonalize import CLASSIC, orthogonalize
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SHAPES = [(5, 5), (4, 11), (11, 4), (3, 5, 7), (2, 3, 9, 4)]

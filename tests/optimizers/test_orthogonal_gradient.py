@@ -10,9 +10,9 @@ from torch.optim import SGD
 
 from optimizers import OptimizerError
 from optimizers.check import CHECKS, Broken, Candidate
-from optimizers.orthogonal_gradient import OrthogonalGradient
+from optimizers.filters.orthogonal_gradient import OrthogonalGradient
 from optimizers.registry import build
-from optimizers.slow_gradients import SlowGradients
+from optimizers.filters.slow_gradients import SlowGradients
 
 torch.manual_seed(0)
 W0, G = torch.randn(2, 4, 6, dtype=torch.float64)

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 import optimizers
 from optimizers import Muon, OptimizerError, polar_table
-from optimizers.orthogonalize import METHODS, coefficients, optimal_quintics, orthogonalize
+from optimizers.muon.orthogonalize import METHODS, coefficients, optimal_quintics, orthogonalize
 
 POLYNOMIAL = [method for method in METHODS if method != "svd"]
 

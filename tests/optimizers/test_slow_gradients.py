@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam
 from optimizers import OptimizerError, build_optimizer, describe, register, registry
 from optimizers.check import CHECKS, Candidate
 from optimizers.registry import build
-from optimizers.slow_gradients import SlowGradients
+from optimizers.filters.slow_gradients import SlowGradients
 
 GRADIENTS = [torch.randn(3, 4, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(8)]
 

@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 from optimizers import OptimizerError, find, names, registry
 from optimizers.check import CHECKS, Candidate
-from optimizers.gradient_filter import GradientFilter
+from optimizers.filters.gradient_filter import GradientFilter
 from optimizers.registry import build
 
 PACKAGE = """

@@ -14,7 +14,7 @@ import torch
 
 import li2_lightning
 from li2_lightning.errors import InputError
-from li2_lightning.runs import Run, differing_settings, find_runs, groups_of_seeds, load_run
+from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_of_seeds, load_run
 
 
 def only(folder: Path) -> Path:

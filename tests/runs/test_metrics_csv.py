@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from li2_lightning.metrics_file import MetricsFile, read_metrics
+from li2_lightning.runs.metrics_csv import MetricsFile, read_metrics
 
 
 def cells(path: Path) -> list[list[str]]:

@@ -17,9 +17,9 @@ from torch.nn import Parameter
 
 import train
 from li2_lightning.errors import DamagedError, InputError
-from li2_lightning.network import read_checkpoint
-from li2_lightning.plain import CONTAINERS, VALUES, check_plain, find_foreign
-from li2_lightning.runs import load_run
+from li2_lightning.networks.two_layer import read_checkpoint
+from li2_lightning.runs.plain import CONTAINERS, VALUES, check_plain, find_foreign
+from li2_lightning.runs.load import load_run
 
 
 class Level(enum.IntEnum):

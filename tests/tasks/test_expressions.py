@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, reject, settings
 from hypothesis import strategies as st
 
 from li2_lightning.errors import InputError
-from li2_lightning.expressions import MAX_LENGTH, MAX_MODULUS, parse
+from li2_lightning.tasks.expressions import MAX_LENGTH, MAX_MODULUS, parse
 
 XY = ("x", "y")
 

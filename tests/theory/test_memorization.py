@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from li2_lightning import groups
-from li2_lightning.activations import ACTIVATIONS
+from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.theory.energy import ascend
 from li2_lightning.theory.memorization import (
     curvature_ratio,

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from li2_lightning import groups
 from li2_lightning.errors import InputError
-from li2_lightning.groups import FiniteGroup
-from li2_lightning.representations import isotypic_blocks
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.theory.energy import block_shares
 from li2_lightning.theory.reconstruction import (
     cyclic_construction,
@@ -18,7 +18,7 @@ from li2_lightning.theory.reconstruction import (
     pair_targets,
     reconstruction_residual,
 )
-from li2_lightning.verify import affine_group
+from li2_lightning.verification.verify import affine_group
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from li2_lightning import groups
-from li2_lightning.activations import ACTIVATIONS
+from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.theory.energy import energy_gradient, energy_of_weights, group_energy_gradient
 from li2_lightning.theory.sampling import retention, sampled_energy_gradient
 

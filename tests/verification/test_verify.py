@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from li2_lightning import verify
-from li2_lightning.groups import FiniteGroup
-from li2_lightning.representations import isotypic_blocks
+from li2_lightning.verification import verify
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import isotypic_blocks
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from li2_lightning.errors import InputError, unknown
 from li2_lightning.files import replacing
-from li2_lightning.metrics_file import read_metrics
+from li2_lightning.runs.metrics_csv import read_metrics
 
 # Okabe–Ito, with a line style each for grey prints.
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#666666", (0, (6, 1))))

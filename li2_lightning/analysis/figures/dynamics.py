@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.registry import FIGURES
-from li2_lightning.figures.style import (
+from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures.style import (
     BAND,
     BLUE,
     GREEN,
@@ -25,7 +25,7 @@ from li2_lightning.figures.style import (
     shade_stages,
     transition_steps,
 )
-from li2_lightning.runs import Run, groups_of_seeds
+from li2_lightning.runs.load import Run, groups_of_seeds
 
 MOST_GROUPS = 4
 

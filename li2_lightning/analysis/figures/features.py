@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.style import BLUE, ORANGE, new_figure, save
+from li2_lightning.analysis.figures.style import BLUE, ORANGE, new_figure, save
 from li2_lightning.files import read_npz
-from li2_lightning.groups import FiniteGroup
-from li2_lightning.representations import block_basis, block_slices, isotypic_blocks
-from li2_lightning.runs import Run
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.runs.load import Run
 from li2_lightning.theory.features import feature_shares
 
 MOST_NODES = 8

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from li2_lightning.figures.dynamics import PANELS, caption, draw_panels
-from li2_lightning.figures.features import draw_panels as draw_feature_panels
-from li2_lightning.figures.features import learned_nodes
-from li2_lightning.figures.style import headline, new_figure, save
-from li2_lightning.runs import load_run
+from li2_lightning.analysis.figures.dynamics import PANELS, caption, draw_panels
+from li2_lightning.analysis.figures.features import draw_panels as draw_feature_panels
+from li2_lightning.analysis.figures.features import learned_nodes
+from li2_lightning.analysis.figures.style import headline, new_figure, save
+from li2_lightning.runs.load import load_run
 
 
 def draw_overview(directory: Path) -> Path:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-import li2_lightning.figures
-from li2_lightning.registry import Registry
-from li2_lightning.runs import Run
+import li2_lightning.analysis.figures
+from li2_lightning.plugins import Registry
+from li2_lightning.runs.load import Run
 
 FigureFamily = Callable[[list[Run]], Figure]
 FIGURES: Registry[FigureFamily] = Registry("figure", "li2_lightning.figures")

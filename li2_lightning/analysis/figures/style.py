@@ -18,9 +18,9 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogFormatter
 from PIL import Image
 
-from li2_lightning.config import role_value
+from li2_lightning.config.schema import role_value
 from li2_lightning.files import replacing
-from li2_lightning.runs import Run, task_name
+from li2_lightning.runs.load import Run, task_name
 
 # Okabe–Ito: told apart by colour-blind readers; line styles and markers differ too, for grey prints.
 BLUE, ORANGE, GREEN, PURPLE, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666", "#56B4E9"

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.registry import FIGURES
-from li2_lightning.figures.style import BLUE, COLORS, GREY, MARKERS, ORANGE, curve_style, new_figure
-from li2_lightning.representations import isotypic_blocks
-from li2_lightning.runs import Run, task_name
+from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures.style import BLUE, COLORS, GREY, MARKERS, ORANGE, curve_style, new_figure
+from li2_lightning.groups.representations import isotypic_blocks
+from li2_lightning.runs.load import Run, task_name
 from li2_lightning.theory.energy import block_shares
 from li2_lightning.theory.muon import (
     collection_times,

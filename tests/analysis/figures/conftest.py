@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from li2_lightning.config import load_config, to_plain
-from li2_lightning.runs import Run
+from li2_lightning.config.schema import load_config, to_plain
+from li2_lightning.runs.load import Run
 
 MakeRun = Callable[..., Run]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from li2_lightning.figures.columns import main
+from li2_lightning.analysis.figures.columns import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.curves import MOST_CURVES, curves
-from li2_lightning.figures.registry import find_figure
-from li2_lightning.figures.style import save
-from li2_lightning.runs import Run, find_runs
+from li2_lightning.analysis.figures.curves import MOST_CURVES, curves
+from li2_lightning.analysis.figures.registry import find_figure
+from li2_lightning.analysis.figures.style import save
+from li2_lightning.runs.load import Run, find_runs
 
 MakeRun = Callable[..., Run]
 
@@ -75,7 +75,7 @@ def test_a_run_that_stopped_early_is_explained(make_run: MakeRun) -> None:
 def test_nodes_from_the_checkpoint_are_those_of_the_pictures(own_sweep: Path, tmp_path: Path) -> None:
     import numpy as np
 
-    from li2_lightning.figures.features import learned_nodes
+    from li2_lightning.analysis.figures.features import learned_nodes
 
     (run,) = find_runs([own_sweep / "latest"])
     with_pictures = learned_nodes(run)

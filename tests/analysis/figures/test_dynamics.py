@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.dynamics import caption, dynamics
-from li2_lightning.figures.style import MOST_POINTS, new_figure, save, seed_band, shade_stages
-from li2_lightning.runs import Run, find_runs
+from li2_lightning.analysis.figures.dynamics import caption, dynamics
+from li2_lightning.analysis.figures.style import MOST_POINTS, new_figure, save, seed_band, shade_stages
+from li2_lightning.runs.load import Run, find_runs
 
 
 def run_with(metrics: dict[int, float], stop_at: float | None = None, stages: dict | None = None) -> Run:

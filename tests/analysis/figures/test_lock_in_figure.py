@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.lock_in import firing_step, lock_in
-from li2_lightning.figures.registry import find_figure
-from li2_lightning.figures.style import save
-from li2_lightning.runs import Run
+from li2_lightning.analysis.figures.lock_in import firing_step, lock_in
+from li2_lightning.analysis.figures.registry import find_figure
+from li2_lightning.analysis.figures.style import save
+from li2_lightning.runs.load import Run
 from li2_lightning.theory.updates import FIRING_SLOPE, WINDOW
 
 MakeRun = Callable[..., Run]

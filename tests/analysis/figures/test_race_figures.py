@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from li2_lightning.errors import InputError
-from li2_lightning.figures.muon import best_by_width, coverage, draw_muon
-from li2_lightning.figures.race import draw_race
-from li2_lightning.runs import Run, find_runs
+from li2_lightning.analysis.figures.muon import best_by_width, coverage, draw_muon
+from li2_lightning.analysis.figures.race import draw_race
+from li2_lightning.runs.load import Run, find_runs
 from li2_lightning.theory.muon import expected_coverage
 from tests.test_race import adam, made, with_hidden
 

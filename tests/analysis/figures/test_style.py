@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from li2_lightning.figures.style import COLORS, DPI, logarithmic, new_figure, save
+from li2_lightning.analysis.figures.style import COLORS, DPI, logarithmic, new_figure, save
 
 
 def test_a_png_of_curves_has_a_palette_that_nobody_sees(tmp_path: Path) -> None:
