@@ -55,18 +55,18 @@ from li2_lightning.config.schema import (
     to_plain,
 )
 from li2_lightning.data import TableDataModule
-from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.distributed.launcher import Team, invited, serve
+from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.two_layer import build_network
 from li2_lightning.runs.directory import RunDirectory, RunResult, Start
-from li2_lightning.trainer import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
-from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.runs.terminal import print_summary
+from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
+from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.sweeps.lead import run_in_sweep
 from li2_lightning.tasks.tasks import TASKS, build_task, split_rows
-from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
+from li2_lightning.trainer import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
 from optimizers import (
     ROLES,
     OptimizerError,

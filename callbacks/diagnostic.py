@@ -8,8 +8,8 @@ import lightning
 from torch import Tensor
 
 from li2_lightning.errors import InputError
-from li2_lightning.module import Li2Module
 from li2_lightning.measurement.step_state import StepState
+from li2_lightning.module import Li2Module
 
 
 class Cadence:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
+from li2_lightning.groups.representations import block_basis, block_slices
 from li2_lightning.log import say
+from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.two_layer import TwoLayerNetwork
-from li2_lightning.groups.representations import block_basis, block_slices
-from li2_lightning.measurement.step_state import StepState
 from li2_lightning.theory.features import feature_shares
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from callbacks.diagnostic import Cadence, Diagnostic, positive_integer
 from callbacks.registry import CALLBACKS
-from li2_lightning.module import Li2Module
 from li2_lightning.measurement.step_state import StepState
+from li2_lightning.module import Li2Module
 from li2_lightning.theory.interaction import node_coupling
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from callbacks.diagnostic import Diagnostic, positive_integer
 from callbacks.registry import CALLBACKS
 from li2_lightning.errors import InputError
-from li2_lightning.module import Li2Module
 from li2_lightning.measurement.step_state import StepState
+from li2_lightning.module import Li2Module
 from li2_lightning.theory.lazy import (
     draw_nodes,
     estimated_off_diagonal_sum,

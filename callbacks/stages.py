@@ -14,8 +14,8 @@ from li2_lightning.errors import InputError
 from li2_lightning.files import write_json
 from li2_lightning.losses import CrossEntropy
 from li2_lightning.module import Li2Module, Row, call_hook
-from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
 from li2_lightning.runs.wandb import run_loggers
+from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
 
 SCHEMA_VERSION = 1
 # Optimizers that decouple weight decay without a flag in their parameter groups that says so.

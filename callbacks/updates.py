@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
-from li2_lightning.runs.metrics_csv import correct_row
-from li2_lightning.module import Li2Module
 from li2_lightning.measurement.step_state import StepState
+from li2_lightning.module import Li2Module
+from li2_lightning.runs.metrics_csv import correct_row
 from li2_lightning.theory.updates import WINDOW, eigengap
 
 

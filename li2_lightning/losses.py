@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from li2_lightning.errors import InputError
 from li2_lightning.distributed.collectives import row_mean
+from li2_lightning.errors import InputError
 from li2_lightning.plugins import Registry
 from li2_lightning.theory.lazy import center
 

@@ -21,10 +21,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from li2_lightning.config.schema import Config
+from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
 from li2_lightning.module import Li2Module
-from li2_lightning.distributed.strategy import SummingStrategy
 
 # glibc's parameters of mallopt, and the largest value it takes for the second.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25

@@ -58,6 +58,6 @@ __all__ = [
 # Commands, run with python -m: what is imported already would run a second time there, and Python warns.
 _COMMANDS = ("check", "polar_table")
 
-for _module in pkgutil.iter_modules(__path__):
-    if _module.name not in _COMMANDS:
-        import_plugin(f"{__name__}.{_module.name}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    if _module.name.rpartition(".")[2] not in _COMMANDS:
+        import_plugin(_module.name)

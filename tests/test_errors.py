@@ -6,8 +6,8 @@ import pytest
 
 import optimizers
 from li2_lightning import errors
-from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.config.schema import keys
+from li2_lightning.networks.activations import ACTIVATIONS
 from optimizers.errors import nearest as nearest_optimizer
 
 KEYS = list(keys())

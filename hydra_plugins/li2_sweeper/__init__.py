@@ -32,8 +32,8 @@ class Sweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> None:
         from li2_lightning.cli.hydra_errors import opened, quoted
         from li2_lightning.errors import InputError
-        from li2_lightning.trainer import search_path
         from li2_lightning.sweeps.lead import Sweep, plan
+        from li2_lightning.trainer import search_path
         from train import read_config
 
         assert self.config is not None

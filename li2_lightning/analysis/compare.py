@@ -22,11 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from li2_lightning.analysis.collect import outcome, report_unfinished
-from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
 from li2_lightning.analysis.figures.style import SUFFIXES, curve_style, new_figure, save
 from li2_lightning.analysis.html_report import write_comparison
+from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_of_seeds
 
 MOST_GROUPS = 6

@@ -28,6 +28,9 @@ import numpy as np
 import pandas as pd
 
 from li2_lightning.analysis.collect import outcome, report_unfinished
+from li2_lightning.analysis.figures.features import features_figure, learned_nodes
+from li2_lightning.analysis.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
+from li2_lightning.analysis.figures.style import COLORS, GREY, headline
 from li2_lightning.cli.commands import (
     add_directories,
     add_outputs,
@@ -37,9 +40,6 @@ from li2_lightning.cli.commands import (
     run_command,
 )
 from li2_lightning.errors import InputError
-from li2_lightning.analysis.figures.features import features_figure, learned_nodes
-from li2_lightning.analysis.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
-from li2_lightning.analysis.figures.style import COLORS, GREY, headline
 from li2_lightning.files import replacing
 from li2_lightning.runs.load import Run, describe, differing_settings, find_runs, groups_of_seeds, load_run
 from li2_lightning.runs.terminal import STAGE_NAMES, verdict

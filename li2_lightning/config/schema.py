@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from li2_lightning.networks.activations import find_activation
 from li2_lightning.errors import InputError, nearest, readable, unknown
+from li2_lightning.networks.activations import find_activation
 
 
 @dataclass

@@ -36,8 +36,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import distributed
 
-from li2_lightning.distributed import collectives as ranks
 from li2_lightning.config.schema import Config, to_plain
+from li2_lightning.distributed import collectives as ranks
 from li2_lightning.errors import InputError, Li2Error, OtherRankError
 from li2_lightning.trainer import build_trainer, check_room, quiet_lightning, search_path, usable_cores
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from li2_lightning.data import Rows
+from li2_lightning.distributed.collectives import gather_rows, share, sum_over_ranks
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.networks.two_layer import Activity, Features, Network, TwoLayerNetwork
-from li2_lightning.distributed.collectives import gather_rows, share, sum_over_ranks
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
 
 
 class FeatureSums:
-    """What two passes over this rank's rows of F add up, a block of rows at a time (`li2_lightning.networks.kernel.Observer`).
+    """What two passes over this rank's rows of F add up, a block at a time (`li2_lightning.networks.kernel.Observer`).
 
     The second pass needs the mean over the rows of all ranks, so it has to be expected; one that is not adds nothing.
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from li2_lightning.networks.activations import find_activation
 from li2_lightning.config.schema import NetworkConfig
+from li2_lightning.distributed.collectives import moments_over_ranks
 from li2_lightning.errors import DamagedError, InputError
 from li2_lightning.files import read_npz
+from li2_lightning.networks.activations import find_activation
 from li2_lightning.networks.kernel import Observer, blocked_outputs, feature_blocks
-from li2_lightning.distributed.collectives import moments_over_ranks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5

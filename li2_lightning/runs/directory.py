@@ -25,9 +25,9 @@ from li2_lightning.config.schema import LATEST, Config, config_hash, input_diges
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
-from li2_lightning.runs.metrics_csv import count_rows, read_metrics
 from li2_lightning.module import updates_left
 from li2_lightning.networks.two_layer import read_checkpoint
+from li2_lightning.runs.metrics_csv import count_rows, read_metrics
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)

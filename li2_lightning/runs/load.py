@@ -21,9 +21,9 @@ from torch import Tensor
 
 from li2_lightning.config.schema import NOT_HASHED, is_within
 from li2_lightning.errors import InputError, unknown
-from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.networks.two_layer import network_weights, read_checkpoint
 from li2_lightning.runs.directory import RunDirectory
+from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.tasks.tasks import Task, build_task, split_rows
 
 # They tell where a run is kept and what is measured or shown, not what it is.

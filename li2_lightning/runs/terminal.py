@@ -10,8 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from li2_lightning.theory.stages import COUPLING, INDEPENDENCE, PEAK
 from li2_lightning.runs.wandb import sync_command
+from li2_lightning.theory.stages import COUPLING, INDEPENDENCE, PEAK
 
 STAGE_NAMES = {1: "I lazy", 2: "II independent", 3: "III interactive"}
 

@@ -43,8 +43,8 @@ from li2_lightning.errors import BusyError, DivergenceError, InputError, Interru
 from li2_lightning.files import held, lock, write_json
 from li2_lightning.log import say
 from li2_lightning.runs.directory import RunDirectory, RunResult
-from li2_lightning.trainer import usable_cores
 from li2_lightning.runs.terminal import print_summary
+from li2_lightning.trainer import usable_cores
 
 POLL_S = 0.2
 # How long a sweep that is stopped waits for its runs to save their state.

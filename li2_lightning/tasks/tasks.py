@@ -14,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from li2_lightning import groups
-
-from li2_lightning.tasks import expressions
 from li2_lightning.config.schema import TRAIN_FRACTION, register_identity
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
-from li2_lightning.groups.finite_group import MAX_ORDER, FiniteGroup, check_integer
-from li2_lightning.plugins import Registry, beyond_defaults
+from li2_lightning.groups.finite_group import MAX_ORDER, FiniteGroup, check_integer, reason
 from li2_lightning.groups.representations import max_irrep_dimension
 from li2_lightning.groups.small_groups import small_group
+from li2_lightning.plugins import Registry, beyond_defaults
+from li2_lightning.tasks import expressions
 from li2_lightning.theory.sampling import critical_fraction
 
 IntArray = npt.NDArray[np.int64]
@@ -301,7 +300,7 @@ def _read_split(task: Task, path: Path) -> Split:
         arrays = read_npz(path, ("train", "test"))
     # Whatever a broken file makes the reader raise is one and the same fact for the user.
     except Exception as error:
-        raise InputError(f"The split file {path} cannot be read: {groups.reason(error)}.") from error
+        raise InputError(f"The split file {path} cannot be read: {reason(error)}.") from error
     rows = len(task.labels)
     for name, array in arrays.items():
         if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:

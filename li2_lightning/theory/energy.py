@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from li2_lightning.networks.activations import Activation
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.networks.matmul import squared_magnitudes
 from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.networks.activations import Activation
+from li2_lightning.networks.matmul import squared_magnitudes
 from li2_lightning.theory.features import block_energies
 
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from li2_lightning.networks.activations import Activation, find_activation
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import irreducible_subspaces
+from li2_lightning.networks.activations import Activation, find_activation
 from li2_lightning.theory.energy import ascend, block_shares, maximizer
 
 

@@ -26,11 +26,11 @@ from rich.table import Table
 from torch import Tensor
 
 from li2_lightning import groups
-from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.errors import InputError, unknown
 from li2_lightning.files import replacing
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import character_table, isotypic_blocks, matrix_irreps
+from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.theory.energy import (
     ascend,
     block_shares,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from optimizers.errors import OptimizerError
-from optimizers.layouts import layouts_of, matrices
 from optimizers.filters.named_filter import Inner, NamedFilter
+from optimizers.layouts import layouts_of, matrices
 from optimizers.registry import register
 
 

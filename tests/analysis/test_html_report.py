@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from li2_lightning.cli import commands
 from li2_lightning.analysis.html_report import MOST_ROWS, main
+from li2_lightning.cli import commands
 from li2_lightning.runs.load import find_runs, load_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -13,9 +13,16 @@ import pytest
 import torch
 
 from li2_lightning.analysis import race
+from li2_lightning.analysis.race import (
+    describe_setting,
+    entrants,
+    markdown,
+    node_statistics,
+    race_table,
+    share_statistics,
+)
 from li2_lightning.config.schema import load_config, to_plain
 from li2_lightning.errors import InputError
-from li2_lightning.analysis.race import describe_setting, entrants, markdown, node_statistics, race_table, share_statistics
 from li2_lightning.runs.load import Run, load_run
 
 

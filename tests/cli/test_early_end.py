@@ -20,9 +20,9 @@ from hydra.core.global_hydra import GlobalHydra
 import callbacks
 import train
 from callbacks import CALLBACKS
+from li2_lightning.analysis.figures import registry as figures
 from li2_lightning.cli import commands
 from li2_lightning.errors import InputError
-from li2_lightning.analysis.figures import registry as figures
 from tests.cli.conftest import ROOT, TINY
 
 

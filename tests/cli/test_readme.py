@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.runs.load import find_runs
+from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import ROOT, CommandLine
 
 README = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else ""

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import train
-from li2_lightning.runs import directory as run_directory
+from li2_lightning.distributed.launcher import Team
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.files import held, write_json
-from li2_lightning.distributed.launcher import Team
+from li2_lightning.runs import directory as run_directory
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.sweeps.lead import run_in_sweep
 from tests.cli.test_run_directory import stamps

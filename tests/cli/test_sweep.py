@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 
 from li2_lightning.config.schema import Config
 from li2_lightning.files import write_json
-from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.runs.directory import RunDirectory, RunResult
+from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.sweeps.lead import key, run_in_sweep
 from tests.cli.conftest import TINY, CommandLine, Process, StartProcess
 from tests.cli.test_terminal import on_a_terminal, visible, width

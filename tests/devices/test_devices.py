@@ -11,9 +11,9 @@ import torch
 
 import train
 from callbacks import build_callbacks
-from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.config.schema import load_config
 from li2_lightning.errors import InputError
+from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.networks.kernel import blocked_outputs
 from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.trainer import check_device

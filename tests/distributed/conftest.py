@@ -16,8 +16,8 @@ import torch
 from omegaconf import OmegaConf
 
 import train
-from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.runs.directory import RunDirectory
+from li2_lightning.runs.metrics_csv import read_metrics
 
 ROOT = Path(train.__file__).parent
 # Every column is on, the interaction columns and node_coupling more often than by default.

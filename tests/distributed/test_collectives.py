@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from li2_lightning.distributed import collectives as ranks
 from li2_lightning.data import Rows
+from li2_lightning.distributed import collectives as ranks
 
 ROWS = 7
 

@@ -14,13 +14,13 @@ import torch
 
 import train
 from callbacks import CALLBACKS
-from li2_lightning.distributed import launcher as launch
 from li2_lightning import trainer as runtime
 from li2_lightning.config.schema import config_hash, load_config
+from li2_lightning.distributed import launcher as launch
 from li2_lightning.errors import InputError
 from li2_lightning.losses import LOSSES
-from li2_lightning.trainer import CUDAAccelerator, MPSAccelerator, use_threads
 from li2_lightning.tasks.tasks import TASKS
+from li2_lightning.trainer import CUDAAccelerator, MPSAccelerator, use_threads
 from optimizers import registry
 
 

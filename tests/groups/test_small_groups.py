@@ -136,7 +136,7 @@ def test_a_table_is_the_same_each_time() -> None:
 
 
 def test_the_task_and_its_config() -> None:
-    section: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[1] / "configs/task/small_group.yaml"))
+    section: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "configs/task/small_group.yaml"))
     assert section == {"name": "small_group", "order": 21, "index": 1}
     task = build_task(section)
     assert task.name == "C7 : C3 (21,1)"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.errors import InputError
+from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 
 POINTS = torch.arange(-20, 21, dtype=torch.float64) / 5
 BY_HAND: dict[str, Callable[[float], float]] = {

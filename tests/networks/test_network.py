@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.config.schema import NetworkConfig, TransformerConfig
 from li2_lightning.errors import InputError
+from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.networks.two_layer import Moments, Network, TransformerNetwork, TwoLayerNetwork, build_network
 from li2_lightning.seeds import generator
 

@@ -11,8 +11,8 @@ from torch.optim import SGD
 from optimizers import OptimizerError
 from optimizers.check import CHECKS, Broken, Candidate
 from optimizers.filters.orthogonal_gradient import OrthogonalGradient
-from optimizers.registry import build
 from optimizers.filters.slow_gradients import SlowGradients
+from optimizers.registry import build
 
 torch.manual_seed(0)
 W0, G = torch.randn(2, 4, 6, dtype=torch.float64)

@@ -10,8 +10,8 @@ from torch.optim import SGD, Adam
 
 from optimizers import OptimizerError, build_optimizer, describe, register, registry
 from optimizers.check import CHECKS, Candidate
-from optimizers.registry import build
 from optimizers.filters.slow_gradients import SlowGradients
+from optimizers.registry import build
 
 GRADIENTS = [torch.randn(3, 4, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(8)]
 

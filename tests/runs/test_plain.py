@@ -18,8 +18,8 @@ from torch.nn import Parameter
 import train
 from li2_lightning.errors import DamagedError, InputError
 from li2_lightning.networks.two_layer import read_checkpoint
-from li2_lightning.runs.plain import CONTAINERS, VALUES, check_plain, find_foreign
 from li2_lightning.runs.load import load_run
+from li2_lightning.runs.plain import CONTAINERS, VALUES, check_plain, find_foreign
 
 
 class Level(enum.IntEnum):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from li2_lightning import groups
-from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
+from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.theory.energy import energy, energy_gradient, energy_of_weights, unit_energy
 
 SQUARE = ACTIVATIONS["square"]

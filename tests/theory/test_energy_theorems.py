@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from li2_lightning import groups
-from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import character_table, irreducible_subspaces, isotypic_blocks, matrix_irreps
+from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.theory.energy import (
     Ascent,
     ascend,

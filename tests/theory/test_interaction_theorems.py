@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from li2_lightning import groups
-from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.groups.representations import isotypic_blocks
+from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.theory.energy import ascend, block_shares, predicted_maxima
 from li2_lightning.theory.interaction import (
     new_node_gradient,

@@ -12,9 +12,9 @@ import textwrap
 from collections.abc import Sequence
 
 from li2_lightning.analysis.collect import report_unfinished
-from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
 from li2_lightning.analysis.figures.registry import figure_names, find_figure
 from li2_lightning.analysis.figures.style import SUFFIXES, save
+from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
 from li2_lightning.runs.load import find_runs
 
 

@@ -10,9 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.registry import FIGURES
-from li2_lightning.analysis.figures.style import BAND, GREY, curve_style, draw_band, logarithmic, new_figure, stopped_early
+from li2_lightning.analysis.figures.style import (
+    BAND,
+    GREY,
+    curve_style,
+    draw_band,
+    logarithmic,
+    new_figure,
+    stopped_early,
+)
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, differing_settings, groups_of_seeds, task_name
 
 FACETS = ("task", "data.train_fraction", "data.train_size", "data.critical_ratio", "data.split_file")

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.registry import FIGURES
 from li2_lightning.analysis.figures.style import (
     BAND,
@@ -25,6 +24,7 @@ from li2_lightning.analysis.figures.style import (
     shade_stages,
     transition_steps,
 )
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, groups_of_seeds
 
 MOST_GROUPS = 4

@@ -13,8 +13,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.style import BLUE, ORANGE, new_figure, save
+from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks

@@ -7,9 +7,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.registry import FIGURES
 from li2_lightning.analysis.figures.style import BAND, GREY, curve_style, logarithmic, new_figure
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, groups_of_seeds
 from li2_lightning.theory.updates import FIRING_SLOPE, FIRST_STEP, SLOPE_OVER, eigengap_slope, lock_in_step
 

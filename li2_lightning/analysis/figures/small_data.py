@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from li2_lightning.networks.activations import find_activation
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
 from li2_lightning.analysis.figures.registry import FIGURES
 from li2_lightning.analysis.figures.style import GREY, MARKERS, curve_style, new_figure
+from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_basis, block_slices
+from li2_lightning.networks.activations import find_activation
 from li2_lightning.runs.load import Run, groups_of_seeds
 from li2_lightning.tasks.tasks import split_rows
 from li2_lightning.theory.features import feature_shares

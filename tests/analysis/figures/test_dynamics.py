@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.dynamics import caption, dynamics
 from li2_lightning.analysis.figures.style import MOST_POINTS, new_figure, save, seed_band, shade_stages
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, find_runs
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.__main__ import main
 from li2_lightning.analysis.figures.registry import FIGURES, figure_names, find_figure
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
 
 MAGIC = {".png": b"\x89PNG\r\n\x1a\n", ".pdf": b"%PDF", ".svg": b"<?xml"}

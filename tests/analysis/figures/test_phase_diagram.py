@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.phase_diagram import find_jump, learning_rate, phase_diagram
 from li2_lightning.analysis.figures.style import save
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
 
 MakeRun = Callable[..., Run]

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.muon import best_by_width, coverage, draw_muon
 from li2_lightning.analysis.figures.race import draw_race
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, find_runs
 from li2_lightning.theory.muon import expected_coverage
-from tests.test_race import adam, made, with_hidden
+from tests.analysis.test_race import adam, made, with_hidden
 
 
 def test_every_setting_is_drawn_and_the_best_ones_learn_on_the_right() -> None:

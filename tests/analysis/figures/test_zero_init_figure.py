@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from li2_lightning.errors import InputError
 from li2_lightning.analysis.figures.registry import find_figure
 from li2_lightning.analysis.figures.style import save
 from li2_lightning.analysis.figures.zero_init import MOST_FRACTIONS, zero_init
+from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
 
 MakeRun = Callable[..., Run]
