@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
-from li2_lightning.verification import verify
+from li2_lightning.verification import independent, interactive, lazy, verify
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -70,25 +71,40 @@ def test_a_wrong_prediction_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         parts = [group.order / ((8 if b.kind == "R" else 16) * b.dimension) for b in isotypic_blocks(group)[1:]]
         return torch.tensor(parts, dtype=torch.float64)
 
-    monkeypatch.setattr(verify, "predicted_maxima", printed)
+    monkeypatch.setattr(independent, "predicted_maxima", printed)
     code, out, _ = run(capsys, "--quick", "--theorem", "2", "--group", "S3")
     assert code == 1
     assert "FAILED" in out
 
 
 @pytest.mark.parametrize(
-    ("theorem", "name", "wrong"),
+    ("theorem", "checks", "name", "wrong"),
     [
-        ("P1", "lazy_limit", lambda F, Y, ridge: (Y - Y.mean(dim=0)) @ (Y.mT @ F) / ridge),
-        ("5", "spreading_maximizer", lambda p, partners, activation: torch.ones(12, dtype=torch.float64) / 12**0.5),
-        ("8", "shrink_factor", lambda new, held, nodes: 0.5),
-        ("8", "muon_collection_time", lambda p, shrink: shrink * verify.independent_collection_time(p)),
+        ("P1", lazy, "lazy_limit", lambda F, Y, ridge: (Y - Y.mean(dim=0)) @ (Y.mT @ F) / ridge),
+        (
+            "5",
+            interactive,
+            "spreading_maximizer",
+            lambda p, partners, activation: torch.ones(12, dtype=torch.float64) / 12**0.5,
+        ),
+        ("8", interactive, "shrink_factor", lambda new, held, nodes: 0.5),
+        (
+            "8",
+            interactive,
+            "muon_collection_time",
+            lambda p, shrink: shrink * interactive.independent_collection_time(p),
+        ),
     ],
 )
 def test_wrong_formulas_fail(
-    theorem: str, name: str, wrong: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    theorem: str,
+    checks: ModuleType,
+    name: str,
+    wrong: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(verify, name, wrong)
+    monkeypatch.setattr(checks, name, wrong)
     assert run(capsys, "--quick", "--theorem", theorem)[0] == 1
 
 

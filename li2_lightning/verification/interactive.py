@@ -1,0 +1,159 @@
+"""Checks of stage III: memorization, repulsion, missing features, and Muon (Theorems 5 to 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from li2_lightning import groups
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import isotypic_blocks
+from li2_lightning.networks.activations import ACTIVATIONS, find_activation
+from li2_lightning.theory.energy import (
+    ascend,
+    block_shares,
+    energy_gradient,
+    predicted_maxima,
+)
+from li2_lightning.theory.interaction import new_node_gradient, node_interaction, repulsion_entry, top_down_energy
+from li2_lightning.theory.lazy import center, ridge_readout
+from li2_lightning.theory.memorization import (
+    focused_maximizer,
+    memorization_energy,
+    memorization_gradient,
+    spreading_maximizer,
+)
+from li2_lightning.theory.muon import (
+    collection_probabilities,
+    independent_collection_time,
+    muon_collection_time,
+    polar_factor,
+    shrink_factor,
+    simulate_collection,
+)
+from li2_lightning.theory.reconstruction import (
+    pair_features,
+)
+from li2_lightning.verification.findings import (
+    Finding,
+    all_pairs,
+    distance,
+    draw,
+    within,
+)
+from li2_lightning.verification.groups import GROUPS
+
+
+def theorem_5(quick: bool) -> Iterator[Finding]:
+    group = groups.symmetric(3)
+    partners = torch.tensor(group.table[group.inverses, 4])
+    p = torch.tensor([0.1, 0.25, 0.05, 0.3, 0.18, 0.12], dtype=torch.float64)
+    for name in ("square", "relu", "silu", "tanh", "sigmoid"):
+        activation = ACTIVATIONS[name]
+
+        def climb(w: Tensor, name: str = name) -> tuple[Tensor, Tensor]:
+            sigma = ACTIVATIONS[name]
+            return memorization_energy(w, p, partners, sigma), memorization_gradient(w, p, partners, sigma)
+
+        ascent = ascend(draw(12, 20).abs(), climb, max_steps=5000)
+        focus = name == "square"
+        expected = focused_maximizer(p, partners) if focus else spreading_maximizer(p, partners, activation)
+        error = (ascent.weights - expected[:, None]).norm(dim=0).max()
+        kind = "focused" if focus else "spreading"
+        yield within(f"{name}: {kind} memorization", "20 ascents from positive starts", error, 1e-6)
+
+
+def theorem_6(quick: bool) -> Iterator[Finding]:
+    for n, K in ((12, 30), (30, 12)):
+        F, Y, ridge = draw(n, K), draw(n, 4, seed=1), 0.3
+        B = node_interaction(F, ridge)
+        pairs = list(combinations(range(6), 2))
+        error = max(float((repulsion_entry(F, ridge, *pair) - B[pair]).abs() / B.abs().max()) for pair in pairs)
+        yield within(
+            f"b_jl = −c/(ab−c²), n = {n}, K = {K}", "entries of the inverse against leaving j, l out", error, 1e-10
+        )
+        V = ridge_readout(center(F), center(Y), ridge)
+        moved = F.clone().requires_grad_()
+        J = 0.5 * center(Y - moved @ V).square().sum()
+        G = -torch.autograd.grad(J, moved)[0]
+        P = ridge * torch.linalg.inv(center(F) @ center(F).mT + ridge * torch.eye(n, dtype=F.dtype))
+        form = P @ center(Y) @ center(Y).mT @ center(F) @ B
+        yield within(f"G_F = P_η ỸỸᵀF̃B, n = {n}, K = {K}", "autograd at the ridge readout", distance(G, form), 1e-10)
+
+
+def theorem_7(quick: bool) -> Iterator[Finding]:
+    F, Y, ridge = draw(20, 8), draw(20, 4, seed=1), 0.4
+    f = draw(20, 1, seed=2).requires_grad_()
+    everything, targets = center(torch.cat([F, f], dim=1)), center(Y)
+    kernel = everything @ everything.mT + ridge * torch.eye(20, dtype=F.dtype)
+    J = ridge / 2 * (targets * torch.linalg.solve(kernel, targets)).sum()
+    (gradient,) = torch.autograd.grad(J, f)
+    g = new_node_gradient(f.detach(), F, Y, ridge)
+    yield within("gradient of a new node", "autograd of min_V J", distance(-g, gradient), 1e-9)
+    R = targets - center(F) @ ridge_readout(center(F), targets, ridge)
+    for size, low, high in ((1e-4, 0.0, 1e-4), (1.0, 0.5, 10.0)):
+        small = size * f.detach()
+        top_down = R @ (R.mT @ center(small)) / ridge
+        error = distance(new_node_gradient(small, F, Y, ridge), top_down)
+        yield Finding("correction: it is that of E_S only for ‖f‖² ≪ η", f"distance at ‖f‖ = {small.norm():.1g}",
+                      f"{low:g} to {high:g}", f"{error:.1e}", low <= error <= high)  # fmt: skip
+    for name in ("Z7", "S3") if quick else ("Z7", "S3", "S4"):
+        yield _top_down(name, GROUPS[name]())
+
+
+def _top_down(name: str, group: FiniteGroup) -> Finding:
+    """Span half of the blocks and see where the ascent of E_S ends."""
+    blocks = isotypic_blocks(group)[1:]
+    spanned = range((len(blocks) + 1) // 2)
+    units = []
+    for number in spanned:
+        projector, many = torch.tensor(blocks[number].projector), blocks[number].rank ** 2
+        u, v = projector @ draw(group.order, many), projector @ draw(group.order, many, seed=1)
+        units.append(torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1))
+    X, Y = all_pairs(group)
+    F = center(pair_features(torch.cat(units, dim=1), group))
+    R = Y - F @ torch.linalg.lstsq(F, Y, driver="gelsd").solution
+    square = find_activation("square")
+
+    def climb(w: Tensor) -> tuple[Tensor, Tensor]:
+        return top_down_energy(w, X, R, square), energy_gradient(w, X, R, square)
+
+    ascent = ascend(draw(2 * group.order, 40, seed=3), climb, tolerance=1e-9)
+    purity, block = block_shares(ascent.weights, group).max(dim=0)
+    missing = set(range(len(blocks))) - set(spanned)
+    error = (ascent.energies / predicted_maxima(group)[block] - 1).abs().max()
+    wanted, found = (" ".join(blocks[i].label for i in sorted(which)) for which in (missing, set(block.tolist())))
+    passed = wanted == found and float(error) < 1e-8 and bool((purity > 1 - 1e-8).all())
+    statement = f"{name}: E_S has maxima in the missing irreps alone"
+    return Finding(statement, "40 ascents: blocks, E*", wanted, found, passed)
+
+
+def theorem_8(quick: bool) -> Iterator[Finding]:
+    p, trials = collection_probabilities(torch.linspace(1, 2, 8, dtype=torch.float64), 1), 4000 if quick else 40000
+    sums = [(-1) ** (size + 1) / float(p[list(subset)].sum()) for size in range(1, 9)
+            for subset in combinations(range(8), size)]  # fmt: skip
+    T = float(independent_collection_time(p))
+    yield Finding("T₀ by quadrature", "inclusion and exclusion, L = 8", f"{sum(sums):.8f}", f"{T:.8f}",
+                  abs(T - sum(sums)) < 1e-7)  # fmt: skip
+    for shrink in (1.0, 0.5, 0.1):
+        times = simulate_collection(p, shrink, trials, torch.Generator().manual_seed(0)).double()
+        T, error = float(muon_collection_time(p, shrink)), float(times.std()) / trials**0.5
+        yield Finding(f"T = κT₀ + (1−κ)L, κ = {shrink:g}", f"{trials} collections node by node, ± 4 standard errors",
+                      f"{T:.4f}", f"{float(times.mean()):.4f} ± {4 * error:.4f}",
+                      abs(float(times.mean()) - T) < 4 * error)  # fmt: skip
+    frame = torch.linalg.qr(draw(12, 2)).Q
+    for new, held, nodes in ((1.0, 1.0, 1), (0.3, 2.0, 4)):
+        gradient = torch.cat([held * frame[:, :1].expand(-1, nodes), 0.7 * frame[:, :1] + new * frame[:, 1:]], dim=1)
+        U, _, Vh = torch.linalg.svd(gradient, full_matrices=False)
+        column = (U[:, :2] @ Vh[:2])[:, -1]
+        kappa = float((frame[:, 0] @ column) / (frame[:, 1] @ column)) * new / 0.7
+        expected = shrink_factor(new, held, nodes)
+        yield Finding(f"correction: κ = β/(β+c√m), m = {nodes}, c/β = {held / new:.2g}",
+                      "singular value decomposition; the paper has ½", f"{expected:.6f}", f"{kappa:.6f}",
+                      abs(kappa - expected) < 1e-9)  # fmt: skip
+    G = draw(50, 9, 5)
+    error = ((polar_factor(G) * G).sum(dim=(-2, -1)) / torch.linalg.matrix_norm(G, "nuc") - 1).abs().max()
+    yield within("Lemma 2: ⟨UVᵀ, G⟩ = tr D ≥ 0", "50 matrices against the nuclear norm", error, 1e-12)
