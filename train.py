@@ -65,7 +65,8 @@ from li2_lightning.runs.terminal import print_summary
 from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
 from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.sweeps.lead import run_in_sweep
-from li2_lightning.tasks.tasks import TASKS, build_task, split_rows
+from li2_lightning.tasks.splits import split_rows
+from li2_lightning.tasks.tasks import TASKS, build_task
 from li2_lightning.trainer import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
 from optimizers import (
     ROLES,

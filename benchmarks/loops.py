@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.networks.kernel import blocked_outputs
-from li2_lightning.tasks.tasks import build_task, split_rows
+from li2_lightning.tasks.splits import split_rows
+from li2_lightning.tasks.tasks import build_task
 
 
 @dataclass

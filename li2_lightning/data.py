@@ -16,7 +16,8 @@ from torch import Tensor
 
 from li2_lightning.distributed.collectives import share, world_size
 from li2_lightning.seeds import generator
-from li2_lightning.tasks.tasks import Split, Task
+from li2_lightning.tasks.splits import Split
+from li2_lightning.tasks.tasks import Task
 
 
 @dataclass

@@ -42,8 +42,9 @@ from li2_lightning.distributed.collectives import from_first, gather_rows, sum_o
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.losses import Loss, one_hot
+from li2_lightning.measurement.feature_sums import FeatureSums
 from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
-from li2_lightning.measurement.step_state import FeatureSums, StepState
+from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.two_layer import Activity, Network
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 

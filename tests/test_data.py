@@ -14,7 +14,8 @@ from torch import Tensor
 from li2_lightning import groups
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.seeds import generator, stream
-from li2_lightning.tasks.tasks import Split, group_task
+from li2_lightning.tasks.splits import Split
+from li2_lightning.tasks.tasks import group_task
 
 TASK = group_task(groups.cyclic(5))
 SPLIT = Split(np.arange(0, 22, 2), np.arange(1, 25, 2))  # 11 training rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -11,107 +11,10 @@ from torch import Tensor
 from li2_lightning.data import Rows
 from li2_lightning.distributed.collectives import gather_rows, share, sum_over_ranks
 from li2_lightning.losses import Loss, one_hot
+from li2_lightning.measurement.feature_sums import FeatureSums, at_least_single
 from li2_lightning.networks.two_layer import Activity, Features, Network, TwoLayerNetwork
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
-
-
-class FeatureSums:
-    """What two passes over this rank's rows of F add up, a block at a time (`li2_lightning.networks.kernel.Observer`).
-
-    The second pass needs the mean over the rows of all ranks, so it has to be expected; one that is not adds nothing.
-
-    Args:
-        targets: labels of the rows (n,).
-        num_classes: C.
-    """
-
-    def __init__(self, targets: Tensor, num_classes: int) -> None:
-        self.targets, self.num_classes = targets, num_classes
-        self._rows = 0
-        self._classes = self._squares = torch.empty(0)
-        self._mean: Tensor | None = None
-        self._unseen: Tensor | None = None
-        self._projections: list[Tensor] = []
-        self._along = torch.empty(0)
-        self._rows_again = 0
-
-    @torch.no_grad()
-    def look(self, features: Tensor) -> None:
-        """The next rows of the first pass, b × K."""
-        F = _at_least_single(features)
-        if self._rows == 0:
-            self._classes = F.new_zeros(self.num_classes, F.shape[1])
-            # Summed over rows at the end: adding blocks up is a third of the work of summing each.
-            self._squares = torch.zeros_like(F.real)
-        self._classes.index_add_(0, self.targets[self._rows : self._rows + len(F)], F)
-        for part in (F.real, F.imag) if F.is_complex() else (F,):
-            self._squares[: len(F)].addcmul_(part, part)
-        self._rows += len(F)
-
-    def expect(self, mean: Tensor, unseen: Tensor | None) -> None:
-        """A second pass over the same rows follows.
-
-        Args:
-            mean: μ̄ (K,), over the rows of all ranks.
-            unseen: δ of these rows (n,), or None.
-        """
-        self._mean, self._unseen = mean, unseen
-        self._projections, self._along, self._rows_again = [], torch.zeros_like(mean), 0
-
-    def weights(self) -> Tensor | None:
-        """δ as a column, n × 1."""
-        return None if self._unseen is None else self._unseen[:, None]
-
-    @torch.no_grad()
-    def look_again(self, features: Tensor) -> None:
-        """The next rows of the second pass, b × K."""
-        if self._mean is None:
-            return
-        F = _at_least_single(features)
-        self._projections.append(F @ self._mean)
-        self._rows_again += len(F)
-
-    def add(self, products: Tensor) -> None:
-        """δᵀF of rows of the second pass, 1 × K."""
-        self._along.add_(products[0])
-
-    @torch.no_grad()
-    def pass_again(self, blocks: Iterable[Tensor]) -> None:
-        """The whole second pass, where no backward pass was one."""
-        weights = self.weights()
-        for F in blocks:
-            if weights is not None:
-                rows = weights[self._rows_again : self._rows_again + len(F)]
-                # As the backward pass has it: a complex product rounds otherwise than two real ones.
-                real = torch.view_as_real(F).flatten(1) if F.is_complex() else F
-                along = rows.to(real.dtype).mT @ real
-                self.add(torch.view_as_complex(along.view(1, -1, 2)) if F.is_complex() else along)
-            self.look_again(F)
-
-    @property
-    def classes(self) -> Tensor:
-        """YᵀF, C × K."""
-        return self._classes
-
-    def squares(self, dtype: torch.dtype) -> Tensor:
-        """Σ_i |f_ij|², (K,)."""
-        return self._squares.sum(dim=0, dtype=dtype)
-
-    @property
-    def passed_twice(self) -> bool:
-        """Whether the second pass has been over all rows."""
-        return self._mean is not None and self._rows_again == len(self.targets)
-
-    @property
-    def projections(self) -> Tensor:
-        """Fμ̄, (n,)."""
-        return torch.cat(self._projections)
-
-    @property
-    def along(self) -> Tensor:
-        """Fᵀδ, (K,)."""
-        return self._along
 
 
 class StepState:
@@ -194,11 +97,11 @@ class StepState:
         if self._kept is None:
             self._check_weights()
             # Kept by every network but the blocked one, which has a single hidden layer.
-            features = _at_least_single(torch.cat(list(self.network.feature_blocks(self._rows.tokens))))
+            features = at_least_single(torch.cat(list(self.network.feature_blocks(self._rows.tokens))))
             return Features(features, features)
-        last = gather_rows(_at_least_single(self._kept.last))
+        last = gather_rows(at_least_single(self._kept.last))
         is_first = self._kept.first is self._kept.last
-        return Features(last, last if is_first else gather_rows(_at_least_single(self._kept.first)))
+        return Features(last, last if is_first else gather_rows(at_least_single(self._kept.first)))
 
     @property
     def features(self) -> Tensor:
@@ -214,7 +117,7 @@ class StepState:
     def _share_at_hand(self) -> Tensor | None:
         """F of this rank's rows where it stands in memory: kept by the forward pass, or asked for before."""
         if self._kept is not None:
-            return _at_least_single(self._kept.last)
+            return at_least_single(self._kept.last)
         return self._share_of(self.features) if "_features" in self.__dict__ else None
 
     @torch.no_grad()
@@ -352,7 +255,7 @@ class StepState:
         """ỸᵀF of the first hidden layer, C × K; `target_features` itself without extra layers."""
         if self._kept is None or self._kept.first is self._kept.last:
             return self.target_features
-        first = _at_least_single(self._kept.first)
+        first = at_least_single(self._kept.first)
         (sums,) = sum_over_ranks(_class_sums(first, self._share_of(self.targets), self.outputs.shape[1]))
         return _center_sums(sums, self.class_counts)
 
@@ -419,8 +322,3 @@ def _center_sums(class_sums: Tensor, counts: Tensor) -> Tensor:
     """ỸᵀF from YᵀF: row c loses its share n_c/n of the sum over all rows."""
     shares = (counts / counts.sum()).to(class_sums.dtype)
     return class_sums - shares[:, None] * class_sums.sum(dim=0)
-
-
-def _at_least_single(features: Tensor) -> Tensor:
-    """Detached, and in float32 where mixed precision left half of that; sums over samples need it."""
-    return features.detach().to(torch.promote_types(features.dtype, torch.float32))

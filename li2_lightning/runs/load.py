@@ -24,7 +24,8 @@ from li2_lightning.errors import InputError, unknown
 from li2_lightning.networks.two_layer import network_weights, read_checkpoint
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import read_metrics
-from li2_lightning.tasks.tasks import Task, build_task, split_rows
+from li2_lightning.tasks.splits import split_rows
+from li2_lightning.tasks.tasks import Task, build_task
 
 # They tell where a run is kept and what is measured or shown, not what it is.
 _HOUSEKEEPING = tuple(key for key in NOT_HASHED if key != "name")

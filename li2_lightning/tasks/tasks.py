@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from li2_lightning import groups
-from li2_lightning.config.schema import TRAIN_FRACTION, register_identity
+from li2_lightning.config.schema import register_identity
 from li2_lightning.errors import InputError
-from li2_lightning.files import read_npz
-from li2_lightning.groups.finite_group import MAX_ORDER, FiniteGroup, check_integer, reason
+from li2_lightning.groups.finite_group import MAX_ORDER, FiniteGroup, check_integer
 from li2_lightning.groups.representations import max_irrep_dimension
 from li2_lightning.groups.small_groups import small_group
 from li2_lightning.plugins import Registry, beyond_defaults
@@ -76,14 +72,6 @@ class Task:
     def num_operands(self) -> int:
         """k."""
         return int(self.operands.shape[1])
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Row indices into a task, each sorted and without duplicates; the two are disjoint."""
-
-    train: IntArray
-    test: IntArray
 
 
 TASKS: Registry[Callable[..., Task]] = Registry("task", "li2_lightning.tasks")
@@ -202,63 +190,6 @@ def group_task(group: FiniteGroup, num_operands: int = 2) -> Task:
     return Task(group.name, operands, labels, group.order, group.order, group, predicted)
 
 
-def split_rows(
-    task: Task,
-    *,
-    seed: int,
-    train_fraction: float | None = None,
-    train_size: int | None = None,
-    critical_ratio: float | None = None,
-    split_file: str | Path | None = None,
-) -> Split:
-    """Divide a task's rows into training and test rows.
-
-    At most one of the four may be given; with none the fraction is .4. The random split depends on ``seed``
-    and N alone, on every machine and rank, and with one seed a larger training set contains a smaller one.
-
-    Args:
-        train_fraction: floor(fraction·N + 1e-9) training rows.
-        train_size: that many training rows.
-        critical_ratio: the fraction as a multiple of ``task.predicted_fraction``.
-        split_file: an ``.npz`` with integer arrays ``train`` and ``test`` of rows; it need not use every row.
-
-    Raises:
-        InputError: two of the four, a value out of range, no row left on one side, or a broken split file.
-    """
-    given = {
-        "data.train_fraction": train_fraction,
-        "data.train_size": train_size,
-        "data.critical_ratio": critical_ratio,
-        "data.split_file": split_file,
-    }
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise InputError(f"{' and '.join(names)} are set; set at most one of them.")
-    if split_file is not None:
-        return _read_split(task, Path(split_file))
-    rows = len(task.labels)
-    if rows < 2:
-        raise InputError(f"The task {task.name} has a single row; a split needs at least two.")
-    if train_size is not None:
-        size = check_integer(train_size, "data.train_size", 1, rows - 1)
-    else:
-        if critical_ratio is not None:
-            fraction, origin = _critical(task, critical_ratio)
-        else:
-            fraction = _check_real(TRAIN_FRACTION if train_fraction is None else train_fraction, "data.train_fraction")
-            origin = f"data.train_fraction = {fraction}"
-        if not 0 < fraction < 1:
-            raise InputError(f"{origin} is no fraction of the rows to train on; it must lie between 0 and 1.")
-        size = math.floor(fraction * rows + 1e-9)
-        if not 0 < size < rows:
-            side = "training" if size == 0 else "test"
-            raise InputError(f"{origin} leaves no {side} row of the {rows} of the task {task.name}.")
-    # NumPy promises the raw stream of PCG64 for good, but not what permutation() makes of it.
-    bits = np.random.PCG64(check_integer(seed, "seed", 0, 2**64 - 1)).random_raw(rows)
-    order = np.argsort(bits, kind="stable")
-    return Split(np.sort(order[:size]), np.sort(order[size:]))
-
-
 def _all_operands(num_tokens: int, num_operands: int) -> IntArray:
     """(M^k, k) every tuple of tokens, row-major."""
     num_operands = check_integer(num_operands, "num_operands", 1, 22)
@@ -269,55 +200,3 @@ def _all_operands(num_tokens: int, num_operands: int) -> IntArray:
         )
     place_values = num_tokens ** np.arange(num_operands)[::-1]
     return (np.arange(rows)[:, None] // place_values % num_tokens).astype(np.int64)
-
-
-def _critical(task: Task, ratio: float) -> tuple[float, str]:
-    """The fraction that a critical ratio stands for, and how to say so."""
-    ratio = _check_real(ratio, "data.critical_ratio")
-    if task.predicted_fraction is None:
-        if task.group is None:
-            why = "it is no group"
-        elif task.num_operands != 2:
-            why = f"it has {task.num_operands} operands, not 2"
-        else:
-            why = f"its group has fewer than 3 elements, {task.num_tokens}"
-        raise InputError(
-            f"data.critical_ratio needs a predicted fraction and the task {task.name} has none: {why}; "
-            "set data.train_fraction instead."
-        )
-    fraction = ratio * task.predicted_fraction
-    return fraction, f"data.critical_ratio = {ratio}, the fraction {fraction:.4g},"
-
-
-def _check_real(value: Any, name: str) -> float:
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise InputError(f"{name} is {value!r}; it must be a number.")
-
-
-def _read_split(task: Task, path: Path) -> Split:
-    try:
-        arrays = read_npz(path, ("train", "test"))
-    # Whatever a broken file makes the reader raise is one and the same fact for the user.
-    except Exception as error:
-        raise InputError(f"The split file {path} cannot be read: {reason(error)}.") from error
-    rows = len(task.labels)
-    for name, array in arrays.items():
-        if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
-            raise InputError(
-                f"In the split file {path} the array {name!r} must be a list of at least one integer; it is "
-                f"{array.dtype} of shape {array.shape}."
-            )
-        outside = array[(array < 0) | (array >= rows)]
-        if len(outside):
-            lowest = min(other.min() for other in arrays.values() if other.size and other.dtype.kind in "iu")
-            from_one = "; does it count from 1?" if lowest == 1 and set(outside) == {rows} else "."
-            raise InputError(
-                f"In the split file {path} the array {name!r} holds the row {outside[0]}; the task "
-                f"{task.name} has the rows 0 to {rows - 1}{from_one}"
-            )
-    both = np.concatenate([arrays["train"], arrays["test"]]).astype(np.int64)
-    found, counts = np.unique(both, return_counts=True)
-    if len(found) < len(both):
-        raise InputError(f"The split file {path} lists the row {found[counts > 1][0]} twice; rows may occur once.")
-    return Split(*(np.sort(arrays[name].astype(np.int64)) for name in ("train", "test")))

@@ -16,7 +16,8 @@ from li2_lightning.losses import build_loss
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.two_layer import build_network
 from li2_lightning.seeds import generator
-from li2_lightning.tasks.tasks import build_task, split_rows
+from li2_lightning.tasks.splits import split_rows
+from li2_lightning.tasks.tasks import build_task
 
 GRAM, KERNEL = "features/gram_offdiagonal", "features/kernel_distance"
 

@@ -29,7 +29,8 @@ from li2_lightning.config.schema import Config, config_hash, keys, load_config, 
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.groups.finite_group import cyclic, from_table, symmetric
 from li2_lightning.networks.two_layer import read_checkpoint
-from li2_lightning.tasks.tasks import build_task, split_rows
+from li2_lightning.tasks.splits import split_rows
+from li2_lightning.tasks.tasks import build_task
 from optimizers.errors import OptimizerError
 from tests.cli.conftest import CommandLine
 

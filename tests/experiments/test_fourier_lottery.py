@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from li2_lightning.runs.load import Run
-from li2_lightning.tasks.tasks import split_rows
+from li2_lightning.tasks.splits import split_rows
 from tests.experiments.conftest import Sweep
 
 pytestmark = pytest.mark.slow

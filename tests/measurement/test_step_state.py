@@ -16,7 +16,8 @@ from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.data import Rows
 from li2_lightning.losses import build_loss
 from li2_lightning.measurement import step_state as state_module
-from li2_lightning.measurement.step_state import FeatureSums, StepState
+from li2_lightning.measurement.feature_sums import FeatureSums
+from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks import kernel
 from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.networks.two_layer import Activity, Features, Network, TwoLayerNetwork, build_network

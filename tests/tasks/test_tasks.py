@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from li2_lightning import groups
 from li2_lightning.errors import InputError
-from li2_lightning.tasks.tasks import TASKS, Split, Task, build_task, group_task, split_rows
+from li2_lightning.tasks.splits import Split, split_rows
+from li2_lightning.tasks.tasks import TASKS, Task, build_task, group_task
 from li2_lightning.theory.sampling import critical_fraction
 
 CONFIGS: dict[str, dict[str, Any]] = {

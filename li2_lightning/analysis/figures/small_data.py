@@ -18,7 +18,7 @@ from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_basis, block_slices
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.runs.load import Run, groups_of_seeds
-from li2_lightning.tasks.tasks import split_rows
+from li2_lightning.tasks.splits import split_rows
 from li2_lightning.theory.features import feature_shares
 from li2_lightning.theory.sampling import sampled_energy_gradient
 

@@ -13,7 +13,7 @@ from li2_lightning.analysis.figures.small_data import Nodes, weighed_nodes
 from li2_lightning.errors import InputError
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.runs.load import Run, find_runs
-from li2_lightning.tasks.tasks import split_rows
+from li2_lightning.tasks.splits import split_rows
 from li2_lightning.theory.energy import energy_of_weights
 
 
