@@ -488,7 +488,7 @@ def fit(tmp_path: Path) -> Fit:
         ({"max_steps": -1, "max_epochs": 3}, "give the Trainer max_steps"),
         ({"precision": "bf16-true"}, "precision='bf16-true'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_a_trainer_that_would_make_the_rows_wrong_is_refused_with_the_reason(
     fit: Fit, arguments: dict[str, Any], words: str
@@ -543,7 +543,7 @@ class Scaling(lightning.Callback):
         {"limit_train_batches": 1, "max_epochs": 3, "max_steps": -1},
         {"fast_dev_run": 3},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_a_row_describes_the_gradient_of_the_loss_whatever_is_done_to_it_later(
     fit: Fit, arguments: dict[str, Any]
