@@ -56,6 +56,15 @@ def test_no_arrow_points_back(part: str, forbidden: set[str]) -> None:
         assert not imports(path) & forbidden, path
 
 
+def test_ranks_stand_below_the_network_and_the_trainer() -> None:
+    """What they need of these is handed in; networks, losses and the trainer import them."""
+    below = ("config", "distributed", "errors")
+    for path in files("li2_lightning/distributed"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("li2_lightning."):
+                assert str(node.module).split(".")[1] in below, (path, node.module)
+
+
 def test_optimizers_stand_on_torch_alone() -> None:
     for path in files("optimizers"):
         assert imports(path) <= {"torch", "optimizers", *sys.stdlib_module_names}, path
