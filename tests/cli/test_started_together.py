@@ -17,7 +17,7 @@ from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.files import is_locked, write_json
 from li2_lightning.runs import directory as run_directory
 from li2_lightning.runs.directory import RunDirectory
-from li2_lightning.sweeps.lead import run_in_sweep
+from li2_lightning.sweeps.worker import run_in_sweep
 from tests.cli.test_run_directory import stamps
 
 BUSY = "is being written by another process"
