@@ -1,10 +1,11 @@
 """Train one network and watch its features emerge.
 
-    python train.py                                       modular addition groks, about a minute on two cores
-    python train.py experiment=fig03_no_weight_decay seed=3
-    python train.py task=symmetric task.degree=4 network.width=512 optimizer=muon optimizer.hidden.lr=0.02
-    python train.py -m seed=0,1,2                         a sweep
+    li2 train                                       modular addition groks, about a minute on two cores
+    li2 train experiment=fig03_no_weight_decay seed=3
+    li2 train task=symmetric task.degree=4 network.width=512 optimizer=muon optimizer.hidden.lr=0.02
+    li2 train -m seed=0,1,2                         a sweep
 
+``python train.py`` is the same command, for a checkout that is not installed.
 From Python: ``train.run({"task": {"order": 31}, "max_steps": 100})``.
 """
 
@@ -43,6 +44,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS, build_callbacks, with_defaults
 from li2_lightning.cli.hydra_errors import explain_keys, prepare, show_error
+from li2_lightning.config import CONFIGS
 from li2_lightning.config.schema import (
     Config,
     OptimizerConfig,
@@ -249,7 +251,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def train(config: DictConfig) -> None:
     """One run from the command line, or one of a sweep in whatever process its launcher starts."""
     shell = HydraConfig.get()
@@ -296,5 +298,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     # A plug-in named by import path may lie in the folder that train.py is called from.
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd())
     sys.exit(main())

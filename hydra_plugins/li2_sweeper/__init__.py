@@ -66,6 +66,8 @@ class Sweeper(BasicSweeper):
         if not launching.in_this_process:
             # Processes find what this one finds: train.py's folder, and the current one.
             os.environ["PYTHONPATH"] = search_path()
+            # Without this `python -m`, as submitit starts its jobs, would put the current folder first again.
+            os.environ["PYTHONSAFEPATH"] = "1"
         with Sweep(plan(overrides, compose, read_config), self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             self._end_workers()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
+import li2_lightning
 from li2_lightning.config.schema import Config
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
@@ -19,9 +21,14 @@ def usable_cores() -> int:
 
 
 def search_path() -> str:
-    """PYTHONPATH for another process, so that it finds the modules that this one finds."""
-    ours = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
-    return os.pathsep.join(ours)
+    """PYTHONPATH for another process, so that it finds the modules that this one finds.
+
+    Our own folder comes first, before a current folder that may hold a train.py of its own; folders that are part of
+    Python are left out.
+    """
+    home = str(Path(li2_lightning.__file__).parents[1])
+    more = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
+    return os.pathsep.join(dict.fromkeys([home, *more]))
 
 
 def check_room(config: Config) -> None:

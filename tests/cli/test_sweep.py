@@ -213,7 +213,7 @@ def test_a_launcher_that_is_not_installed(
     outcome = command_line("-m", *FAST, "seed=0,1", "hydra/launcher=joblib")
     assert outcome.code == 2
     assert outcome.err == (
-        "error: hydra/launcher=joblib is not installed; say pip install -c constraints.txt -e '.[sweep]'.\n"
+        "error: hydra/launcher=joblib is not installed; install it with pip install 'li2-lightning[sweep]'.\n"
     )
     assert list(workplace.iterdir()) == []
 
