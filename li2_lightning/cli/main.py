@@ -50,7 +50,7 @@ COMMANDS = {
         "li2 collect outputs -o results.csv",
     ),
     "figures": Command(
-        "li2_lightning.analysis.figures.command:main",
+        "li2_lightning.analysis.draw:main",
         "draw an experiment, or columns over the step (.png, .pdf, .svg)",
         "li2 figures fig03_weight_decay outputs/fig03_weight_decay -o fig03.pdf",
     ),

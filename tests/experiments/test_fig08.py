@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from li2_lightning.analysis.figures.muon import best_by_width, coverage, final
+from li2_lightning.analysis.figures.optimizers import best_by_width, coverage, final
 from li2_lightning.runs.load import Run
 from li2_lightning.theory.muon import expected_coverage
 from tests.experiments.conftest import Sweep

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from li2_lightning.analysis.figures.muon import best_by_width, coverage, draw_muon
-from li2_lightning.analysis.figures.race import draw_race
+from li2_lightning.analysis.figures.optimizers import best_by_width, coverage, draw_muon, draw_race
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, find_runs
 from li2_lightning.theory.muon import expected_coverage
