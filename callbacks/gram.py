@@ -56,7 +56,7 @@ class Gram(Diagnostic):
             lengths, squares = off_diagonal_sum(gram), off_diagonal_sum(gram.square())
         else:
             lengths, squares = self._estimate(state, norms)
-        mean = state.feature_means.abs().to(state.precise)
+        mean = state.feature_means.abs().to(state.accumulation_dtype)
         return {
             "features/gram_offdiagonal": gram_deviation(lengths, norms),
             "features/kernel_distance": kernel_deviation(squares, norms, mean, state.mean_spread, len(state.targets)),

@@ -56,7 +56,7 @@ class Interaction(Diagnostic):
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         F = state.features
-        F = center(F.to(state.precise.to_complex() if F.is_complex() else state.precise))
+        F = center(F.to(state.accumulation_dtype.to_complex() if F.is_complex() else state.accumulation_dtype))
         share, strength = repulsion(F, ridge(module, state), most_similar_pairs(F, self.num_pairs))
         return {"interaction/repelled_share": share, "interaction/repulsion": strength}
 

@@ -110,11 +110,11 @@ class Updates(Diagnostic):
     def _eigengap(self, change: Tensor, state: StepState) -> Tensor:
         """Put the newest update in the place of the oldest, and renew the row that belongs to it in the Gram matrix."""
         self._window = [update.to(change.device) for update in self._window]
-        self._gram = self._gram.to(change.device, state.precise)
+        self._gram = self._gram.to(change.device, state.accumulation_dtype)
         slot = self._count % WINDOW
         self._window[slot : slot + 1] = [change]
         # One by one: an update that stands in a tensor of its own can be kept by whoever saves this row.
-        products = torch.stack([update @ change for update in self._window]).to(state.precise)
+        products = torch.stack([update @ change for update in self._window]).to(state.accumulation_dtype)
         self._gram[slot, : len(products)], self._gram[: len(products), slot] = products, products
         self._count += 1
         return eigengap(self._gram) if self._count >= WINDOW else change.new_tensor(torch.nan)

@@ -203,9 +203,9 @@ def test_sums_taken_on_the_way_are_those_of_passes_of_their_own(
     sums = FeatureSums(LABELS, M)
     activity = network(TOKENS, observe=sums)
     state = StepState(0, activity, ROWS, network, build_loss("mse"), sums)
-    state.expect_second_pass()
+    state.start_second_pass()
     build_loss("mse")(activity.outputs, LABELS).backward()  # type: ignore[no-untyped-call]
-    assert sums.passed_twice == (network.why_plain() is None)
+    assert sums.second_pass_done == (network.why_plain() is None)
     alone = state_of(network)
     state.readout_gradient = alone.readout_gradient = network.V.grad
     for name in ("class_sums", "feature_means", "feature_norms", "mean_spread", "residual_features"):
