@@ -1,7 +1,7 @@
-"""Plug-in callbacks, one a file: what is measured each step, what is kept, and what is shown.
+"""Plug-in callbacks, one a file: columns of the rows, checkpoints, pictures, and the terminal.
 
-A callback of your own is a ``lightning.Callback`` registered by name; drop the file into this folder, announce it as
-an entry point in the group ``li2_lightning.callbacks``, or name it by import path under a label of your choice
+A callback of your own is a ``lightning.Callback`` registered by name. Put its file into this folder, declare an entry
+point in the group ``li2_lightning.callbacks``, or give its import path under a label of your choice
 (``callbacks.mine.name=my_module:DeadNodes``)::
 
     from callbacks.diagnostic import Diagnostic
@@ -12,7 +12,8 @@ an entry point in the group ``li2_lightning.callbacks``, or name it by import pa
         def measure(self, module, state):
             return {"features/dead": (state.features == 0).all(dim=0).float().mean()}
 
-and switch it on with ``callbacks.dead_nodes.enabled=true`` (``callbacks.dead_nodes.every_n_steps=10`` does so, too).
+Switch it on with ``callbacks.dead_nodes.enabled=true``, or by setting an option of it
+(``callbacks.dead_nodes.every_n_steps=10``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a step costs: time and the optimizer's memory."""
+"""The cost of a step: its time and the optimizer's memory."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from li2_lightning.files import write_json
 from li2_lightning.module import Li2Module
 
 SCHEMA_VERSION = 1
-# The first steps allocate what later ones reuse.
+# The first steps are slower: they allocate memory that later steps reuse.
 WARM_UP = 5
 
 
 @CALLBACKS.register("cost")
 class Cost(lightning.Callback):
-    """Writes ``cost.json`` at the last row; on only where it is named, as with ``callbacks.cost.enabled=true``.
+    """Writes ``cost.json`` at the last row. It is off by default; ``callbacks.cost.enabled=true`` switches it on.
 
     =======================  =======================================================================================
-    seconds_per_step         median time from one update to the next, with all that is measured and logged
+    seconds_per_step         median time from one update to the next, measurements and logging included
     seconds_per_update       median time of the optimizer's update alone
-    steps                    how many were timed: those of the last process that ran, but for the first five
+    steps                    number of timed steps: those of the last process of the run, without its first five
     parameter_bytes          trained parameters
     optimizer_state_bytes    every tensor of the optimizer's state dict, at the end
     =======================  =======================================================================================
 
-    Times are those of this machine in that hour: compare them between runs that were made side by side. On an
-    accelerator each reading of the clock waits for the device.
+    Times depend on the machine and its load: compare them between runs that were made side by side. On an accelerator
+    each reading of the clock waits for the device.
     """
 
     def __init__(self) -> None:

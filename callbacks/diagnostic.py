@@ -1,4 +1,4 @@
-"""The base of everything that measures a row."""
+"""The base class of callbacks that add columns to the rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from li2_lightning.module import Li2Module
 
 
 class Cadence:
-    """Due at row 0, at the first row at or after each multiple of ``every_n_steps``, and at the last row.
+    """Says which rows are due: row 0, the first row at or after each multiple of ``every_n_steps``, and the last row.
 
     Args:
-        option: the config key, for the error.
+        option: the config key below ``callbacks``, for the error message.
         every_n_steps: a positive integer.
     """
 
@@ -25,7 +25,7 @@ class Cadence:
         self.last_row = -1
 
     def due(self, step: int, is_last: bool = False) -> bool:
-        """Whether row ``step`` is due; call it once a row, with ``is_last`` of its state."""
+        """Whether row ``step`` is due. Call it exactly once a row, with ``is_last`` of the row's `StepState`."""
         due = is_last or self.last_row < 0 or step // self.every_n_steps > self.last_row // self.every_n_steps
         self.last_row = step
         return due
@@ -35,14 +35,14 @@ class Diagnostic(lightning.Callback):
     """Adds columns to the rows that are due.
 
     Args:
-        every_n_steps: the cadence; every row where 1.
+        every_n_steps: the cadence of the columns; 1 means every row.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
         self.cadence = Cadence(f"{type(self).__name__.lower()}.every_n_steps", every_n_steps)
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
-        """The columns of this row, as scalars on the device; NaN where undefined."""
+        """The columns of this row, name → scalar on the device; NaN where a value is undefined."""
         raise NotImplementedError
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
@@ -58,7 +58,7 @@ class Diagnostic(lightning.Callback):
 
 
 def positive_integer(option: str, value: Any) -> int:
-    """``value`` if it is an integer ≥ 1; else an `InputError` naming ``callbacks.<option>``."""
+    """``value`` if it is an integer ≥ 1; else an `InputError` that names ``callbacks.<option>``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"callbacks.{option}={value!r} does not fit; it is an integer of at least 1.")
     return value

@@ -1,4 +1,4 @@
-"""The energy E that every node climbs in stage II."""
+"""The energy E whose gradient every node follows in stage II (Theorem 1 of arXiv:2509.21519)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from li2_lightning.theory.energy import column_norms, energy, unit_energy
 
 @CALLBACKS.register("energy")
 class Energy(Diagnostic):
-    """E(w) = ½‖Ỹᵀσ(Xw)‖² on the training rows, of the first hidden layer's nodes scaled to unit norm (Theorem 1).
+    """E(w) = ½‖Ỹᵀσ(Xw)‖² on the training rows, for the nodes of the first hidden layer scaled to ‖w‖ = 1 (Theorem 1).
 
     Columns:
 
     ================  =================================================================================
     energy/mean       mean over nodes
     energy/max        maximum over nodes
-    energy/relative   the maximum over (best E*)·(n/N)², with E* = M/(2d_R) the maxima of Theorem 2
-                      (corrected); only σ = x², two operands of a group, real weights
+    energy/relative   the maximum divided by (best E*)·(n/N)², where E* = M/(2d_R) are the maxima of
+                      Theorem 2 (corrected); only for σ = x², two operands of a group, real weights
     ================  =================================================================================
 
-    The nodes' weights are those from the one-hots: with a trainable embedding, E times W. A homogeneous σ needs no
-    further pass; any other, and batch norm, is evaluated once more at unit norm.
+    w are the weights from the one-hots to a node; with a trainable embedding they are a column of E·W. For a
+    homogeneous σ without batch norm E is scaled to unit norm; otherwise σ is evaluated once more at unit norm.
 
     Args:
         every_n_steps: cadence.

@@ -1,4 +1,4 @@
-"""Which irreps the nodes have turned to."""
+"""Which irreducible representations (irreps) of the group the nodes have learned."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from li2_lightning.theory.features import feature_shares
 
 @CALLBACKS.register("features")
 class Features(Diagnostic):
-    """How pure the nodes are, in the isotypic blocks of the group (conjugate pairs are one block).
+    """How much of each node lies in one isotypic block of the group (a conjugate pair of irreps is one block).
 
-    With Π_k the projector on block k, applied to each operand's part of w, and the trivial part removed:
+    Π_k is the projector on block k, applied to each operand's part of w after the trivial part is removed:
 
     ==================  ===================================================================
     features/purity     mean over nodes of max_k ‖Π_k w_j‖²/‖w_j‖²
-    features/coverage   number of blocks in which some node's share exceeds .5
+    features/coverage   number of blocks k in which some node has ‖Π_k w_j‖²/‖w_j‖² > .5
     ==================  ===================================================================
 
-    A task that is no group leaves both out.
+    A task without a group has neither column.
 
     Args:
         every_n_steps: cadence.

@@ -1,4 +1,4 @@
-"""G_F: how large it is, and whether it drives every node alone or all of them together."""
+"""The backpropagated gradient G_F: its norm, and whether it drives each node alone or all nodes together."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Gradient(Diagnostic):
     With an output scale β the readout is βV throughout, and η̂ is that of V itself, so that nλ/2 stays its limit.
 
     Args:
-        every_n_steps: cadence of all but node_coupling.
-        pairs: how many pairs node_coupling looks at; the pairs are drawn once, from a fixed seed.
-        pairs_every_n_steps: its cadence.
+        every_n_steps: cadence of all columns but node_coupling.
+        pairs: number of pairs in node_coupling; the pairs are drawn once, from a fixed seed.
+        pairs_every_n_steps: cadence of node_coupling.
     """
 
     def __init__(self, every_n_steps: int = 1, pairs: int = 500, pairs_every_n_steps: int = 10) -> None:
@@ -68,7 +68,7 @@ class Gradient(Diagnostic):
         self.pairs_cadence.last_row = state_dict["pairs_last_row"]
 
     def _pairs(self, readout: Tensor) -> Tensor:
-        """Pairs of different nodes, the same in every row and run of this width."""
+        """Pairs of different nodes, P×2, the same in every row and in every run of this width."""
         K = readout.shape[0]
         draw = torch.Generator().manual_seed(0)
         left = torch.randint(K, (self.num_pairs,), generator=draw)

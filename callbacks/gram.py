@@ -1,4 +1,4 @@
-"""How far the features still are from random ones (Lemma 1; Fig. 3 of arXiv:2509.21519)."""
+"""How far the features are from random features (Lemma 1 and Fig. 3 of arXiv:2509.21519)."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ class Gram(Diagnostic):
     features/kernel_distance    min over a, b of ‖FFᵀ − aI − b11ᵀ‖/‖FFᵀ‖
     ==========================  ==========================================================================
 
-    Both need the K×K matrix F̃ᵀF̃, which costs more than the training step. By default they are **estimated** from two
-    of its blocks, of ``sampled_columns`` columns of F̃ each, drawn in proportion to their length (for gram_offdiagonal)
-    and to its square (for kernel_distance): `theory.lazy.estimated_off_diagonal_sum`. Error with 96 of 2048 against
-    the whole matrix in the default run (12 draws, root mean square): 1.6 % of gram_offdiagonal up to row 140, 4 % at
-    rows 300 and 400, where few nodes are long; 1.1 % of kernel_distance throughout.
-    ``exact=true`` takes the whole matrix.
+    Both need the K×K matrix F̃ᵀF̃, which costs more than the training step. By default they are **estimated** from
+    two blocks of the matrix, each of ``sampled_columns`` columns f̃_j of F̃, drawn in proportion to ‖f̃_j‖ (for
+    gram_offdiagonal) and to ‖f̃_j‖² (for kernel_distance): `theory.lazy.estimated_off_diagonal_sum`. Error of 96 columns
+    out of 2048 in the default run (root mean square of 12 draws against the whole matrix): gram_offdiagonal 1.6 % up to
+    row 140 and 4 % at rows 300 and 400, where few nodes are large; kernel_distance 1.1 % in all rows.
 
     Args:
         every_n_steps: cadence.
-        sampled_columns: S, how many nodes; a run whose width is at most S is exact anyway.
-        exact: take the whole matrix.
+        sampled_columns: S, the number of columns in a block; with a width of at most S the whole matrix is used.
+        exact: use the whole matrix.
     """
 
     def __init__(self, every_n_steps: int = 1, sampled_columns: int = 96, exact: bool = False) -> None:
@@ -56,16 +55,16 @@ class Gram(Diagnostic):
             lengths, squares = off_diagonal_sum(gram), off_diagonal_sum(gram.square())
         else:
             lengths, squares = self._estimate(state, norms)
-        mean = state.feature_means.abs().to(state.precise)
+        mean = state.feature_means.abs().to(state.accumulation_dtype)
         return {
             "features/gram_offdiagonal": gram_deviation(lengths, norms),
             "features/kernel_distance": kernel_deviation(squares, norms, mean, state.mean_spread, len(state.targets)),
         }
 
     def _estimate(self, state: StepState, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_{j≠l} of |f̃_jᴴf̃_l| and of its square, each from a block of the Gram matrix of its own."""
+        """Estimates of Σ_{j≠l} |f̃_jᴴf̃_l| and of Σ_{j≠l} |f̃_jᴴf̃_l|², each from its own block of the Gram matrix."""
         if len(self._order) != len(norms):
-            # The same in every run of this width.
+            # A fixed seed, so that every run of this width uses the same order.
             self._order = torch.randperm(len(norms), generator=torch.Generator().manual_seed(0))
         self._order = self._order.to(norms.device)
         weights = torch.stack([norms.sqrt(), norms])

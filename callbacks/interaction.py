@@ -1,4 +1,4 @@
-"""Whether the nodes that are most alike push each other away (Theorem 6)."""
+"""Whether the most similar nodes repel each other (Theorem 6 of arXiv:2509.21519)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class Interaction(Diagnostic):
     """Columns (dimensionless), over the ``pairs`` pairs with the largest positive cos(f̃_j, f̃_l):
 
     ==========================  ==========================================================================
-    interaction/repelled_share  share with b_jl < 0, where B = (F̃ᵀF̃+ηI)⁻¹: the two repel each other
-    interaction/repulsion       −mean of b_jl/√(b_jj b_ll): how strongly
+    interaction/repelled_share  share of pairs with b_jl < 0, which repel each other; B = (F̃ᵀF̃+ηI)⁻¹
+    interaction/repulsion       −mean of b_jl/√(b_jj b_ll), the strength of the repulsion
     ==========================  ==========================================================================
 
-    η is the strength of the ridge readout where V is solved; nλ/2 where its equilibrium is a ridge readout, with a
-    squared loss and coupled decay λ of V; else the η̂ of this row (``gradient/effective_ridge``).
+    η is the ridge where V is a ridge readout; nλ/2 with a squared loss and coupled weight decay λ of V, whose
+    equilibrium is a ridge readout; else the η̂ of this row (``gradient/effective_ridge``).
 
-    Both need a Cholesky factor of the smaller of n and K, in float64, so they cost many training steps: they stand in
-    row 0, at the cadence, in the last row, and in the first row after a transition of the stages was declared, which is
-    by one step later than the row that declared it (on an accelerator by a few).
+    The columns need a Cholesky factor of size min(n, K) in float64, which takes as long as many training steps. They
+    are in row 0, at the cadence, in the last row, and in the first row after a stage transition was declared (one step
+    after the row that declared it; on an accelerator a few steps).
 
     Args:
         every_n_steps: cadence.
-        pairs: how many pairs.
+        pairs: number of pairs.
     """
 
     needs_float64 = True
@@ -56,7 +56,7 @@ class Interaction(Diagnostic):
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         F = state.features
-        F = center(F.to(state.precise.to_complex() if F.is_complex() else state.precise))
+        F = center(F.to(state.accumulation_dtype.to_complex() if F.is_complex() else state.accumulation_dtype))
         share, strength = repulsion(F, ridge(module, state), most_similar_pairs(F, self.num_pairs))
         return {"interaction/repelled_share": share, "interaction/repulsion": strength}
 
@@ -69,7 +69,7 @@ class Interaction(Diagnostic):
 
 
 def ridge(module: Li2Module, state: StepState) -> Tensor | float:
-    """η of the ridge equilibrium of the readout βV, as a function of F̃: that of V itself over β²."""
+    """η of the ridge equilibrium of the readout βV on F̃, which is the η of V divided by β²."""
     beta = module.network_config.output_scale
     if module.ridge is not None:
         return module.ridge / beta**2
@@ -80,6 +80,6 @@ def ridge(module: Li2Module, state: StepState) -> Tensor | float:
 
 
 def output_decay(module: Li2Module) -> float:
-    """λ of V; 0 where its optimizer takes no weight decay."""
+    """Weight decay λ of V; 0 where the optimizer of V takes none."""
     groups = [group for group in module.optimizer.param_groups if group["role"] == "output"]
     return float(groups[0].get("weight_decay", 0.0)) if groups else 0.0

@@ -1,4 +1,4 @@
-"""The learned features as pictures, while they grow."""
+"""Pictures of the learned features during training."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from li2_lightning.theory.stages import Transition
 class Pictures(lightning.Callback):
     """Draws ``features/row-NNNNNN.png`` and keeps the newest weights in ``features/last.npz``, which report.png shows.
 
-    At row 0, at the cadence, in the first row after a stage transition was declared, and at the last row; W&B gets each
-    as the image ``features``. A task that is no group, and a network without nodes on the one-hots, has none.
+    A picture is drawn at row 0, at the cadence, in the first row after a stage transition was declared, and at the last
+    row; W&B gets each one as the image ``features``. A task without a group, and a network without weights from the
+    one-hots to nodes, has no pictures.
 
     Args:
         every_n_steps: cadence.
@@ -34,7 +35,7 @@ class Pictures(lightning.Callback):
         self._transition = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # Those of a part of the run that a kill, or another mode, has kept from W&B.
+        # W&B may lack the pictures of an earlier part of the run, which was killed or had another logger mode.
         for logger in run_loggers(trainer):
             for picture in sorted(_folder(trainer).glob("row-*.png")):
                 if (number := picture.stem.removeprefix("row-")).isdecimal() and int(number) <= trainer.global_step:
@@ -64,7 +65,7 @@ class Pictures(lightning.Callback):
             or not weights.isfinite().all()
         ):
             return
-        # Not before the first picture: what draws takes longer to import than many a small run lasts.
+        # Imported with the first picture: the import takes longer than many small runs.
         from li2_lightning.analysis.figures.features import draw_features
 
         folder = _folder(trainer)
@@ -73,7 +74,7 @@ class Pictures(lightning.Callback):
         with replacing(folder / "last.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, W=W, table=group.table, step=step)
         picture = draw_features(folder / f"row-{step:06d}.png", W, group, step)
-        # A figure's parts refer to each other in circles, and its pixels would wait until the collector looks that far.
+        # The objects of a figure refer to each other in cycles, so its pixels stay in memory until a full collection.
         gc.collect()
         for logger in run_loggers(trainer):
             logger.draw(step, "features", picture)

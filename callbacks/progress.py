@@ -1,4 +1,4 @@
-"""What a run shows in the terminal while it trains."""
+"""The progress of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHORT_STAGES = {1: "I", 2: "II", 3: "III"}
 
 @CALLBACKS.register("progress")
 class ProgressBar(lightning.Callback):
-    """A live bar on a terminal, a line now and then where stdout is none; each stage transition as it is declared.
+    """Shows a live bar on a terminal, or prints lines where stdout is no terminal; prints each stage transition.
 
     Args:
-        lines: how many lines a run of ``max_steps`` prints without a terminal.
+        lines: number of lines that a run of ``max_steps`` prints where stdout is no terminal.
     """
 
     def __init__(self, lines: int = 10) -> None:
@@ -79,7 +79,7 @@ class ProgressBar(lightning.Callback):
             print(line, flush=True)
 
     def _print_line(self) -> None:
-        """Print the line of the newest row, unless it has been printed."""
+        """Print the line of the newest row, unless it was printed before."""
         if self._line is not None:
             print(self._line, flush=True)
             self._line = None
@@ -91,7 +91,7 @@ class ProgressBar(lightning.Callback):
 
 
 def _total(trainer: lightning.Trainer) -> int | None:
-    """How many steps the run has; None where a Trainer of the user's own counts epochs instead."""
+    """Number of steps of the run; None where a user's own Trainer counts epochs instead."""
     return trainer.max_steps if trainer.max_steps >= 0 else None
 
 

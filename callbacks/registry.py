@@ -1,4 +1,4 @@
-"""Which callbacks a run has, and in which order they are called."""
+"""The registry of callbacks, and the order in which a run calls them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from li2_lightning.plugins import Registry, beyond_defaults, check_options
 
 CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry("callback", "li2_lightning.callbacks")
 
-# On unless they are switched off. Measurements come first; the stages read their columns; plug-ins see the stage; the
-# terminal shows it all; a checkpoint holds the state of everything before it; the report reads the finished files.
+# These callbacks are on by default. The order matters: the stages read the columns of the callbacks before them, and
+# plug-ins (between the two lists) read the stage. The terminal shows columns and stage, a checkpoint holds the state of
+# every callback, and the report reads the finished files.
 MEASURING = ("gradient", "gram", "energy", "features", "interaction", "updates", "stages")
 KEEPING = ("progress", "pictures", "checkpoint", "report")
 
@@ -24,8 +25,8 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
     """The callbacks of a run, in order.
 
     Args:
-        sections: ``callbacks`` of the config: a label and its options. ``name`` says which callback it is, the label
-            where there is none; ``enabled: false`` switches one off.
+        sections: ``callbacks`` of the config: label → options. The option ``name`` chooses the callback (default: the
+            label), and ``enabled: false`` switches it off.
 
     Raises:
         InputError: an unknown callback or option, or a plug-in that is no callback.
@@ -33,7 +34,7 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
     callbacks = []
     for label in _labels(sections):
         name, enabled, options = _read(label, sections.get(label, {}))
-        # The options of one that is off are checked, too: a typo there is a typo.
+        # The options of a callback that is off are checked, too, so that a typo does not go unnoticed.
         check_options(CALLBACKS.find(name), options, f"callback {name!r}", f"callbacks.{label}")
         if enabled:
             callback = CALLBACKS.build(name, f"callbacks.{label}", options)
@@ -44,9 +45,9 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
 
 
 def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same callbacks with every option spelled out, so that equal settings look equal however they were given.
+    """``sections`` with all callbacks and options written out, so that equal settings are equal dictionaries.
 
-    One that is off has no options left.
+    A callback that is off has no option but ``enabled``.
 
     Raises:
         InputError: as for `build_callbacks`.
@@ -64,7 +65,7 @@ def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 
 
 def callbacks_identity(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each callback what is not as it is by default (`config_hash`): ours are on, those of others are off.
+    """The settings that differ from the defaults, for `config_hash`; built-in callbacks are on by default, others off.
 
     Raises:
         InputError: as for `build_callbacks`.
@@ -83,12 +84,12 @@ register_identity("callbacks", callbacks_identity)
 
 
 def _labels(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Every label in the order of the calls."""
+    """All labels, in the order in which the callbacks are called."""
     return [*MEASURING, *(label for label in sections if label not in MEASURING + KEEPING), *KEEPING]
 
 
 def _read(label: str, section: Mapping[str, Any]) -> tuple[str, bool, dict[str, Any]]:
-    """The callback that a section names, whether it is on, and its options."""
+    """The name of a section's callback, whether it is on, and its options."""
     options = dict(section)
     enabled, name = options.pop("enabled", True), options.pop("name", label)
     if not isinstance(enabled, bool):

@@ -1,4 +1,4 @@
-"""The picture of a run, drawn when it ends."""
+"""The overview picture of a run, drawn when the run ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Report(lightning.Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        # Drawn once, at the end: until then nothing that draws needs to be imported.
+        # Imported here, since the import of the drawing library takes longer than many small runs.
         from li2_lightning.analysis.overview import draw_overview
 
         picture = draw_overview(Path(trainer.default_root_dir))

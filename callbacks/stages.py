@@ -1,4 +1,4 @@
-"""The stage transitions, named as they happen."""
+"""Declares the stage transitions of a run while it trains."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from li2_lightning.runs.wandb import run_loggers
 from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
 
 SCHEMA_VERSION = 1
-# Optimizers that decouple weight decay without a flag in their parameter groups that says so.
+# Optimizers with decoupled weight decay whose parameter groups have no flag for it.
 DECOUPLED = ("Adafactor", "Lion", "Muon", "SOAP")
-# What parameter groups call such a flag: torch, ours, pytorch-optimizer.
+# The names of that flag in the parameter groups of torch, of this project, and of pytorch-optimizer.
 FLAGS = ("decoupled_weight_decay", "decoupled", "weight_decouple")
 
 
 @CALLBACKS.register("stages")
 class Stages(lightning.Callback):
-    """Follows the rows with the rule of `li2_lightning.theory.stages` and records each transition.
+    """Applies the rule of `li2_lightning.theory.stages` to every row and records each transition.
 
     Column ``stage/index``: 1 lazy, 2 independent, 3 interactive; a stalled run keeps 2. Each transition goes to
-    ``stages.json``, to every callback with ``on_stage_transition``, and to W&B: its summary, and a point on the charts,
-    ``stage/transition``. The rule needs the columns of the gradient callback; without them the stage stays
-    1 and no transition is declared.
+    ``stages.json``, to every callback with ``on_stage_transition``, and to W&B (its summary, and the chart
+    ``stage/transition``). The rule needs the columns of the gradient callback; without them the stage stays 1 and no
+    transition is declared.
 
     Args:
-        thresholds: those of `li2_lightning.theory.stages.Thresholds`, by name.
+        thresholds: fields of `li2_lightning.theory.stages.Thresholds`, by name.
     """
 
-    # The options are the thresholds', with their defaults, named once.
+    # The registry reads the options and their defaults from here; Thresholds is the one place that lists them.
     __signature__ = inspect.signature(Thresholds)
 
     def __init__(self, **thresholds: Any) -> None:
@@ -49,16 +49,16 @@ class Stages(lightning.Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Li2Module)
-        # Every rank follows the rows, so that all know of a transition; the first writes.
+        # Every rank applies the rule, so that callbacks on all ranks learn of a transition; the first rank writes.
         self._path = Path(trainer.default_root_dir) / "stages.json" if trainer.is_global_zero else None
         self.tracker.equilibrium_caveat = no_equilibrium(pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # Those of a part of the run that this W&B run may not know.
+        # W&B may lack the transitions of an earlier part of the run.
         for logger in run_loggers(trainer):
             for transition in self.tracker.transitions:
                 logger.mark_transition(transition.to_dict())
-        # A resumed run comes to its later transitions anew.
+        # Transitions after the row that a resumed run continues from are removed; the run declares them again.
         if self._path is not None and self._path.exists():
             self._write()
 
@@ -98,14 +98,15 @@ def stages_document(transitions: list[Transition], stalled: bool) -> Mapping[str
 
 
 def no_equilibrium(module: Li2Module) -> str | None:
-    """Why the theory predicts no ridge equilibrium for this run; None where it does, or where there is no decay.
+    """Why the theory predicts no ridge equilibrium for this run; None where it predicts one, or V has no weight decay.
 
-    The equilibrium F̃ᵀR = ηV is that of a squared loss with coupled decay of V. A ridge readout is at it by definition.
+    The equilibrium F̃ᵀR = ηV belongs to a squared loss with coupled weight decay of V. A ridge readout satisfies it by
+    definition.
     """
     if isinstance(module.loss, CrossEntropy):
         return "cross-entropy has no ridge equilibrium"
     readout_optimizer = getattr(module.optimizer, "children", {}).get("output")
-    while hasattr(readout_optimizer, "inner"):  # a filter before it
+    while hasattr(readout_optimizer, "inner"):  # a gradient filter around the optimizer
         readout_optimizer = readout_optimizer.inner
     by_name = type(readout_optimizer).__name__ in DECOUPLED
     for group in module.optimizer.param_groups:

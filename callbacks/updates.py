@@ -1,4 +1,4 @@
-"""How the weights move."""
+"""Norms of the weights, and the size and direction of their updates."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from li2_lightning.theory.updates import WINDOW, eigengap
 
 @CALLBACKS.register("updates")
 class Updates(Diagnostic):
-    """Norms, and the last single update (X_{t−1} → X_t); row 0 has none.
+    """Norms of the weights, and the last single update X_{t−1} → X_t; row 0 has no update.
 
     ==================================  ==============================================================
     weights/hidden_norm, output_norm    ‖W‖, ‖V‖ (Frobenius, over every matrix of the role)
-    optimizer/<role>_lr                 learning rate that the next update will use, if there is one; where the
-                                        optimizer of a role has several parameter groups, that of the first
-    optimizer/<role>_lr/<i>             of its further groups, i = 1, 2, … in their order
+    optimizer/<role>_lr                 learning rate of the next update; where the optimizer of a role has several
+                                        parameter groups, of the first group
+    optimizer/<role>_lr/<i>             learning rate of its further groups, i = 1, 2, …
     update/hidden, update/output        ‖X_t − X_{t−1}‖/‖X_{t−1}‖
     update/…_cosine_distance            1 − cos(X_t, X_{t−1})
     update/eigengap                     2nd over 3rd eigenvalue of the Gram matrix of the last 20 updates
                                         of the hidden role; empty before row 20
     ==================================  ==============================================================
 
-    X is W for ``hidden`` and V for ``output``; with several hidden matrices it is all of them as one vector. With rows
-    further apart than one step, the window holds the single updates before the last 20 rows.
+    X is W for ``hidden`` and V for ``output``; several hidden matrices count as one vector. With rows further apart
+    than one step, the window has the single updates that led to the last 20 rows.
 
     Args:
-        every_n_steps: cadence of the columns; updates are followed at every row.
+        every_n_steps: cadence of the columns; updates are recorded at every row.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
-        self._before: dict[str, tuple[Tensor, Tensor]] = {}  # of each role: the vector and its norm
-        # A ring; an update is put in its place and never written to.
+        self._before: dict[str, tuple[Tensor, Tensor]] = {}  # role → the vector and its norm
+        # A ring buffer; an update is never written to, so a saved row may share its memory.
         self._window: list[Tensor] = []
         self._gram = torch.zeros(WINDOW, WINDOW, dtype=torch.float64)
         self._count = 0
@@ -52,8 +52,8 @@ class Updates(Diagnostic):
         self._changes: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Li2Module, optimizer: Any) -> None:
-        # With rows further apart than one step, the weights one update before a row are seen only here: V included,
-        # which a ridge readout has just solved.
+        # With rows further apart than one step only this hook sees the weights one update before a row, including a V
+        # that was just solved as a ridge readout.
         next_row = trainer.global_step + 1
         spacing = pl_module.evaluate_every_n_steps
         if spacing > 1 and (next_row % spacing == 0 or pl_module.is_last_update):
@@ -81,10 +81,10 @@ class Updates(Diagnostic):
         self._window, self._gram, self._count = list(state_dict["window"]), state_dict["gram"], state_dict["count"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Li2Module) -> None:
-        # A resumed run has measured this row; its weights are where the next update starts.
+        # A resumed run has measured this row before; the next update starts at its weights.
         if pl_module.last_row == trainer.global_step:
             self._remember(_with_norms(pl_module), trainer.global_step)
-            # A longer run has a schedule of its own, so its next update may use another rate than the row said.
+            # A run with a longer max_steps has another schedule, so the next learning rate may differ from the row's.
             correct_row(trainer, pl_module.last_row, _learning_rates(pl_module.optimizer))
 
     def _remember(self, vectors: dict[str, tuple[Tensor, Tensor]], step: int) -> None:
@@ -108,20 +108,20 @@ class Updates(Diagnostic):
         return columns
 
     def _eigengap(self, change: Tensor, state: StepState) -> Tensor:
-        """Put the newest update in the place of the oldest, and renew the row that belongs to it in the Gram matrix."""
+        """Replace the oldest update by the newest, in the window and in the Gram matrix, and return the eigengap."""
         self._window = [update.to(change.device) for update in self._window]
-        self._gram = self._gram.to(change.device, state.precise)
+        self._gram = self._gram.to(change.device, state.accumulation_dtype)
         slot = self._count % WINDOW
         self._window[slot : slot + 1] = [change]
-        # One by one: an update that stands in a tensor of its own can be kept by whoever saves this row.
-        products = torch.stack([update @ change for update in self._window]).to(state.precise)
+        # Each update is its own tensor, not a row of a matrix, so that a checkpoint can keep it without a copy.
+        products = torch.stack([update @ change for update in self._window]).to(state.accumulation_dtype)
         self._gram[slot, : len(products)], self._gram[: len(products), slot] = products, products
         self._count += 1
         return eigengap(self._gram) if self._count >= WINDOW else change.new_tensor(torch.nan)
 
 
 def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """A column for each parameter group that has a learning rate."""
+    """One column for each parameter group with a learning rate."""
     columns: dict[str, float] = {}
     seen: Counter[str] = Counter()
     for group in optimizer.param_groups:
@@ -133,7 +133,7 @@ def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def _with_norms(module: Li2Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of the hidden and the output role: every matrix as one flat real vector, and its norm."""
+    """Role (hidden, output) → all its matrices as one flat real vector, and the norm of that vector."""
     vectors = {}
     roles = module.network.roles()
     for role in ("hidden", "output"):
@@ -149,5 +149,5 @@ def _flat(parameter: Tensor) -> Tensor:
 
 
 def _cosine_distance(before: Tensor, after: Tensor, change: Tensor) -> Tensor:
-    """1 − cos from norms, as (‖a−b‖² − (‖a‖−‖b‖)²)/(2‖a‖‖b‖): 1 minus a rounded cosine would be noise below 1e-7."""
+    """1 − cos as (‖a−b‖² − (‖a‖−‖b‖)²)/(2‖a‖‖b‖), from norms: 1 minus a float32 cosine is rounding noise below 1e-7."""
     return (change.square() - (before - after).square()).clamp_min(0) / (2 * before * after)

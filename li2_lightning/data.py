@@ -1,6 +1,6 @@
-"""The rows in memory: the whole table on the device once, served as one full batch or in mini-batches.
+"""The rows of a task in memory: the whole table is on the device once, as one full batch or in mini-batches.
 
-Every rank holds all rows (a few integers each) and trains and evaluates on its share of them.
+Every rank keeps all rows (a few integers each) and trains and evaluates on its share of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rows:
     Attributes:
         tokens: operands, n × k, int64.
         labels: (n,), int64.
-        total: rows in the shares of all ranks together; n where nothing is said.
+        total: rows in the shares of all ranks together; n by default.
     """
 
     tokens: Tensor
@@ -42,7 +42,7 @@ class Rows:
         return self.labels.numel()
 
     def take(self, index: Tensor | slice) -> Rows:
-        """Some of the rows."""
+        """The rows at ``index``."""
         return Rows(self.tokens[index], self.labels[index])
 
     def to(self, device: torch.device) -> Rows:
@@ -50,32 +50,32 @@ class Rows:
         return Rows(self.tokens.to(device), self.labels.to(device), self.total)
 
     def share(self) -> Rows:
-        """This rank's rows, a view; the very same object in a single process."""
+        """This rank's rows, a view; the same object in a single process."""
         return self if world_size() == 1 else replace(self.take(share(len(self))), total=len(self))
 
     def blocks(self, size: int) -> Iterator[Rows]:
-        """The rows in order, ``size`` at a time; views, not copies. No rows are one empty block."""
+        """The rows in order, ``size`` at a time, as views; without rows, one empty block."""
         for start in range(0, max(len(self), 1), size):
             yield self.take(slice(start, start + size))
 
 
 class TableDataModule(lightning.LightningDataModule):
-    """Training and test rows of a task, without workers and without copies.
+    """Training and test rows of a task, without loader workers and without copies.
 
-    One Lightning epoch is the whole run: the loader never ends, and the trainer stops it by ``max_steps``. The batch
-    of a step depends on the seed and the step alone, so a resumed run meets the batches it would have met, and several
-    ranks divide the very batch that a single process would take.
+    One Lightning epoch is the whole run: the loader never ends, and the trainer stops at ``max_steps``. The batch of a
+    step depends on the seed and the step alone. So a resumed run gets the batches of an uninterrupted run, and several
+    ranks divide the batch that a single process would take.
 
     Attributes:
         train, test: all rows, on every rank.
-        train_share, test_share: this rank's; uneven where the ranks do not divide the rows, each row on one rank.
+        train_share, test_share: this rank's rows. Each row is on one rank; shares differ in size by at most one row.
 
     Args:
         task: the table.
         split: which of its rows train and which test.
-        batch_size: rows a step; None or at least n: all of them.
-        seed: of the order of the mini-batches; each pass over the rows has an order of its own, and its last batch
-            holds what is left.
+        batch_size: rows a step; None, or a number of at least n, takes all rows.
+        seed: seed of the order of the mini-batches. Each pass over the rows has its own order, and the last batch of a
+            pass has the rows that are left.
     """
 
     def __init__(self, task: Task, split: Split, batch_size: int | None, seed: int) -> None:
@@ -88,7 +88,7 @@ class TableDataModule(lightning.LightningDataModule):
 
     @property
     def is_full_batch(self) -> bool:
-        """Whether every batch is `train_share`, all of it. (Lightning may hand a copy of the object to the step.)"""
+        """Whether every batch is the whole `train_share` (the step may get a copy of that object from Lightning)."""
         return self.batch_size is None
 
     @property
@@ -107,7 +107,7 @@ class TableDataModule(lightning.LightningDataModule):
         return self._batches(self.trainer)
 
     def transfer_batch_to_device(self, batch: Rows, device: torch.device, dataloader_idx: int) -> Rows:
-        """Nothing to move: `setup` did, once."""
+        """Return the batch: `setup` has moved all rows once."""
         return batch
 
     def _batches(self, trainer: lightning.Trainer) -> Iterator[Rows]:

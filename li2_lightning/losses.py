@@ -1,4 +1,4 @@
-"""The training losses. Each is a mean over rows of something per row, so that any split of the rows can be summed."""
+"""The training losses. Each is the mean of a value per row, so the sums of any split of the rows can be added."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from li2_lightning.theory.lazy import center
 class Loss:
     """A loss that is a mean over rows.
 
-    Outputs Ŷ are n × C and real, labels (n,). A subclass gives `rows`; one that is blind to an offset per class also
-    gives `offset`, which is then added to the outputs before losses and accuracies are taken.
+    Outputs Ŷ are n × C and real, labels (n,). A subclass defines `rows`. A subclass whose value does not change with an
+    offset per class also defines `offset`, which is added to the outputs before losses and accuracies are computed.
     """
 
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -30,35 +30,35 @@ class Loss:
     def offset(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
         """The offset per class, (C,), fitted on the training rows of every rank; None where there is none.
 
-        It has no gradient: the best offset is where the loss does not change with it.
+        The offset needs no gradient: it is a stationary point of the loss.
         """
         return None
 
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
-        """D with ∂L/∂Ŷ = −(2/n)D, n × C, of a squared loss over training rows; None for any other.
+        """D with ∂L/∂Ŷ = −(2/n)D, n × C, of a squared loss over training rows; None for any other loss.
 
-        It differs from the residual R = P₁⊥(Y − Ŷ) by what the loss does not see: R = P₁⊥(D + δ1ᵀ), δ as `unseen`.
+        The residual is R = P₁⊥(Y − Ŷ) = P₁⊥(D + δ1ᵀ), with δ from `ignored_class_mean` (0 where that is None).
         """
         return None
 
-    def unseen(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
-        """δ (n,), the part of each row of Y − Ŷ that is the same for all classes; None where the loss sees it."""
+    def ignored_class_mean(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        """δ (n,), the mean of each row of Y − Ŷ over the classes, where the loss does not depend on it; else None."""
         return None
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """F and Y as the ridge readout that minimizes this loss sees them; `InputError` where it has none."""
+        """F and Y, centred so that their ridge readout minimizes this loss; an `InputError` where there is none."""
         raise InputError(f"The loss {type(self).__name__} has no ridge readout; use network.readout=gradient.")
 
     def __call__(self, outputs: Tensor, labels: Tensor, total: int | None = None) -> Tensor:
-        """The mean loss over training rows, a scalar; on several ranks, what this rank's rows add to it.
+        """The mean loss over training rows, a scalar; on several ranks, the part of the mean that this rank's rows add.
 
         Args:
-            total: rows of all ranks; those given where None.
+            total: number of rows of all ranks; None: the number of labels.
         """
         return self.fitted_rows(outputs, labels).sum() / (total or len(labels))
 
     def fitted_rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each training row, (n,), with the offset that fits them."""
+        """The loss of each training row, (n,), with `offset` added to the outputs."""
         offset = self.offset(outputs, labels)
         return self.rows(outputs if offset is None else outputs + offset, labels)
 
@@ -66,18 +66,18 @@ class Loss:
 LOSSES: Registry[type[Loss]] = Registry("loss", "li2_lightning.losses")
 
 
-# Training and test labels are the same tensors in every step; their one-hots go when they do.
+# Training and test labels are the same tensors in every step, so their one-hots are kept as long as the labels.
 _ONE_HOTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Y, n × C; shared between calls, so not to be written to."""
-    if labels.is_inference():  # it may be written to without a trace
+    """Y, n × C. Calls with the same labels share one tensor, which must not be written to."""
+    if labels.is_inference():  # has no version counter, so a change would go unnoticed
         return functional.one_hot(labels, num_classes).to(dtype)
     made_for = num_classes, dtype, labels._version
     known = _ONE_HOTS.get(labels)  # type: ignore[no-untyped-call]
     if known is None or known[0] != made_for:
-        # Whoever asks next may want to differentiate, which tensors made in inference mode do not allow.
+        # A later caller may differentiate, which a tensor made in inference mode does not allow.
         with torch.inference_mode(False):
             known = made_for, functional.one_hot(labels, num_classes).to(dtype)
         _ONE_HOTS[labels] = known
@@ -86,7 +86,7 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
 
 
 class _SquaredNorms(torch.autograd.Function):
-    """‖D_i‖² of each row, whose gradient is −2D: one pass, where autograd goes back through every step to D."""
+    """‖D_i‖² of each row with the gradient −2D in one pass; autograd would go through every operation that made D."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, differences: Tensor) -> Tensor:
@@ -101,10 +101,10 @@ class _SquaredNorms(torch.autograd.Function):
 
 
 class SquaredLoss(Loss):
-    """A loss of ‖D_i‖² a row, with D such that ∂‖D_i‖²/∂o_i = −2D_i: Y − Ŷ but for what the loss does not see."""
+    """A loss of ‖D_i‖² a row, where D is Y − Ŷ projected on what the loss depends on, so that ∂‖D_i‖²/∂o_i = −2D_i."""
 
     def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """D of outputs that have their offset, n × C."""
+        """D, n × C, from outputs that include the offset."""
         raise NotImplementedError
 
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class ClassCentredMSE(SquaredLoss):
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return self.differences(outputs, labels)
 
-    def unseen(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def ignored_class_mean(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return 1 / outputs.shape[1] - outputs.mean(dim=1)
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ class ClassCentredMSE(SquaredLoss):
 class ProjectedMSE(SquaredLoss):
     """L = (1/n) ‖P₁⊥(Y − Ŷ)‖², centred over samples: Eq. 1 of arXiv:2509.21519 times 2/n.
 
-    It is blind to one offset per class, so losses and accuracies use Ŷ + mean over the training rows of (Y − Ŷ).
+    It does not depend on an offset per class, so losses and accuracies use Ŷ + mean over the training rows of (Y − Ŷ).
     """
 
     def offset(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class CrossEntropy(Loss):
 
 
 def build_loss(name: str) -> Loss:
-    """The loss called ``name``; an unknown one is an `InputError` that lists them."""
+    """The loss called ``name``; an unknown name is an `InputError` that lists all names."""
     loss = LOSSES.build(name, "loss", {})
     assert isinstance(loss, Loss)
     return loss

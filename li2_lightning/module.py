@@ -1,21 +1,22 @@
-"""The LightningModule: one forward pass a step serves training, evaluation and every diagnostic.
+"""The LightningModule: training, evaluation and all diagnostics share one forward pass a step.
 
-Row t describes the weights after t updates. It is taken inside step t, after the backward pass and before the
-optimizer moves the weights: the forward pass that trains is the one that is measured. The last row costs one forward
-pass more. Values stay on the device until the rows are handed over, several at a time.
+Row t describes the weights after t updates. It is measured inside step t, after the backward pass and before the
+update, from the forward pass of the training step. The last row has no training step, so it takes a forward pass of its
+own. On an accelerator the values of several rows are moved to the host together.
 
-An optimizer with ``train()`` and ``eval()`` has two points. Gradients are computed and updates made at the train point.
-From the backward pass to the update the weights stand at the eval point: rows are measured there, by a forward pass of
-their own, and checkpoints hold these weights.
+An optimizer with ``train()`` and ``eval()`` has two sets of weights. At the train point gradients are computed and
+updates are made. From the backward pass to the update the weights are at the eval point: rows are measured there, by a
+forward pass of their own, and checkpoints hold these weights.
 
-Callbacks may define, besides Lightning's hooks:
+Besides Lightning's hooks a callback may define:
 
-* ``on_step_state(trainer, module, state)``: once for each row, to add columns to it (`StepState.log`);
-* ``on_row(trainer, module, row)``: the finished row on the host, in order, an undefined value as None; what it adds to
-  the dictionary goes into the row;
-* ``on_stage_transition(trainer, module, transition)``: a `li2_lightning.theory.stages.Transition` was declared;
-* ``on_last_row(trainer, module)``: every row has been handed over, that of ``state.is_last`` the last;
-* ``on_interrupt(trainer, module)``: a signal stops the run at these weights.
+* ``on_step_state(trainer, module, state)``: called once for each row, to add columns (`StepState.log`);
+* ``on_row(trainer, module, row)``: called with each finished row on the host, in order; an undefined value is None, and
+  values that the callback adds to the dictionary become part of the row;
+* ``on_stage_transition(trainer, module, transition)``: called when a `li2_lightning.theory.stages.Transition` is
+  declared;
+* ``on_last_row(trainer, module)``: called once, after the ``on_row`` of the last row;
+* ``on_interrupt(trainer, module)``: called when a signal stops the run at the weights of the newest row.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ from li2_lightning.networks.two_layer import Activity, Network
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 Row = dict[str, float | None]
-# Rows that wait on an accelerator before they are moved to the host together.
-ROWS_IN_FLIGHT = 16
+# Rows that collect on an accelerator before one transfer moves them to the host.
+ROWS_PER_TRANSFER = 16
 
 
 def call_hook(trainer: lightning.Trainer, name: str, *args: Any) -> None:
-    """Call one of our hooks on every callback that has it, in their order."""
+    """Call the hook ``name`` of this project on every callback that has it, in the order of the callbacks."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         hook: Callable[..., None] | None = getattr(callback, name, None)
         if hook is not None:
@@ -62,19 +63,20 @@ def call_hook(trainer: lightning.Trainer, name: str, *args: Any) -> None:
 
 
 class Li2Module(lightning.LightningModule):
-    """Trains a network on a `TableDataModule` and publishes a row at a time.
+    """Trains a network on a `TableDataModule` and publishes one row after the other.
 
     Args:
         network: `li2_lightning.networks.two_layer.Network`.
         loss: the training loss.
         optimizer: over the network's parameters.
-        scheduler: stepped once an update, or None.
+        scheduler: stepped once after each update, or None.
         ridge: η of the ridge readout; None where V is trained.
-        evaluate_every_n_steps: rows are 0, every multiple of this, and the last.
-        stop_at_test_accuracy: end with the update after the first row that reaches it; None: go on to the end.
+        evaluate_every_n_steps: there are rows 0, every multiple of this number, and the last.
+        stop_at_test_accuracy: the run ends with the update after the first row that reaches this accuracy; None: it
+            never ends early.
         compile_network: run the network through ``torch.compile``.
         config: the plain config, kept in every checkpoint.
-        inputs: of `li2_lightning.config.schema.input_digests`, kept there, too.
+        inputs: digests of the input files (`li2_lightning.config.schema.input_digests`), kept in every checkpoint.
     """
 
     def __init__(
@@ -100,11 +102,11 @@ class Li2Module(lightning.LightningModule):
         self.config, self.inputs = dict(config or {}), dict(inputs or {})
         self.last_row = -1
         self._finite_row: int | None = None
-        # Whether the last row is out, and whether something had stopped the run before it.
+        # Whether the last row is published, and whether the run was asked to stop before that row.
         self._ended = self._stopped = False
-        # Whether the checkpoint that the run continues from was made one update before a stop.
+        # Whether the run continues from a checkpoint that was made one update before a stop.
         self._stops_next = False
-        # Set by whoever catches signals; the run stops where its state is whole.
+        # The handler of a signal sets this number; the run stops after a backward pass, when its state is consistent.
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
         self.train_statistics, self.test_statistics = RowStatistics(), RowStatistics()
@@ -115,9 +117,9 @@ class Li2Module(lightning.LightningModule):
                 "network.normalize_weights=true acts on the weights that are trained; this optimizer is evaluated at "
                 "others, which are not normalized; choose another optimizer or leave it false."
             )
-        # At the eval point: the weights of the train point, since the optimizer's own way back rounds.
+        # While the weights are at the eval point: a copy of the train point, since optimizer.train() rounds.
         self._train_point: dict[str, Tensor] = {}
-        # In a tuple, since an attribute that is a module would put its weights into every checkpoint a second time.
+        # In a tuple: a module as an attribute would put its weights into every checkpoint a second time.
         self._callable: tuple[Callable[..., Activity]] = (torch.compile(network) if compile_network else network,)
         self._state: StepState | None = None
         self._waiting: list[dict[str, Tensor | float]] = []
@@ -147,10 +149,10 @@ class Li2Module(lightning.LightningModule):
             losses = self.loss.fitted_rows(activity.outputs, batch.labels)
             if due:
                 self._state = self._measure(step, data, activity, losses.detach(), sums)
-                self._state.expect_second_pass()
+                self._state.start_second_pass()
         else:
             if due:
-                self._state = self._measure_anew(step, data)
+                self._state = self._measure_by_own_pass(step, data)
             elif self.ridge is not None:
                 self._solve_readout(data.train_share)
             losses = self.loss.fitted_rows(self._forward(batch.tokens).outputs, batch.labels)
@@ -169,18 +171,18 @@ class Li2Module(lightning.LightningModule):
                 print("rows: by a forward pass of their own, at the optimizer's eval point")
 
     def on_train_start(self) -> None:
-        # Lightning has just put its own in front of ours, which ends the run after this step, with nothing saved.
+        # Lightning has just installed its own handlers, which would end the run after this step without a checkpoint.
         for signum, handler in self.signal_handlers.items():
             signal.signal(signum, handler)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """The backward pass, and the row of this step, before any callback may change the gradients."""
+        """Make the backward pass and publish the row of this step, before a callback may change the gradients."""
         super().backward(loss, *args, **kwargs)
-        asked = self._add_ranks() if world_size() > 1 else None
+        agreed_signal = self._add_ranks() if world_size() > 1 else None
         if self._has_eval_point:
             self._to_eval_point()
             if self._is_due():
-                self._state = self._measure_anew(self.global_step, self.data)
+                self._state = self._measure_by_own_pass(self.global_step, self.data)
             elif self.ridge is not None:
                 with self.trainer.precision_plugin.train_step_context():
                     self._solve_readout(self.data.train_share)
@@ -189,19 +191,20 @@ class Li2Module(lightning.LightningModule):
             state.readout_gradient = self._readout_gradient
             self._publish(state)
         self.trainer.should_stop |= self._stops_next
-        # Alone, a signal counts that came while the row was measured; several ranks stop when all know of it.
-        signum = asked if world_size() > 1 else self.stop_signal
+        # A single process also obeys a signal that came while the row was measured. Several ranks stop only at a signal
+        # that all of them know of.
+        signum = agreed_signal if world_size() > 1 else self.stop_signal
         if signum is not None:
             self.hand_over()
             call_hook(self.trainer, "on_interrupt", self)
             raise Interrupted(signum, f"Stopped by {signal.Signals(signum).name}.")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # After the callbacks' hooks of this name.
+        # Lightning calls this after the hooks of the callbacks, which therefore see the eval point.
         self._to_train_point()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        # What torch's own does, without its guard against the compiler, which costs more than a small step's backward.
+        # torch's zero_grad guards itself against the compiler, and the guard takes longer than a small backward pass.
         for parameter in self.network.parameters():
             parameter.grad = None
 
@@ -209,14 +212,14 @@ class Li2Module(lightning.LightningModule):
         try:
             super().optimizer_step(*args, **kwargs)
         except RuntimeError as error:
-            # What torch says of a step size that the weights' type cannot hold.
+            # torch's message for a step size that the dtype of the weights cannot represent.
             if "without overflow" not in str(error):
                 raise
             raise DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.") from error
         self.network.normalize()
 
     def _check_trainer(self) -> None:
-        """Refuse what a Trainer that is not `runtime.build_trainer`'s may ask for and would make the rows wrong."""
+        """Refuse settings of a user's own Trainer that would make the rows wrong (`build_trainer` makes none)."""
         trainer = self.trainer
         if not isinstance(getattr(trainer, "datamodule", None), TableDataModule):
             raise InputError("Li2Module trains on a TableDataModule only; call trainer.fit(module, data) with one.")
@@ -243,9 +246,9 @@ class Li2Module(lightning.LightningModule):
 
     @property
     def is_last_update(self) -> bool:
-        """Before an update: whether the run is known to end with it, at ``max_steps`` or since it was asked to stop.
+        """Before an update: whether it is the last, because of ``max_steps`` or a request to stop.
 
-        What is decided after the update (a time limit) is not known here.
+        A decision that follows the update (a time limit) is not known here.
         """
         return self.trainer.should_stop or self.global_step + 1 == self.trainer.max_steps
 
@@ -255,18 +258,18 @@ class Li2Module(lightning.LightningModule):
             self._end()
 
     def on_fit_end(self) -> None:
-        # Where no epoch's end was the end of the run: it was stopped after that, or before its first update.
+        # For a run that was stopped between epochs or before its first update.
         self._end()
 
     @torch.no_grad()
     def _end(self) -> None:
-        """Publish the last row, that of the present weights; once, whatever ended the run."""
+        """Publish the last row, which describes the present weights; once, whatever ended the run."""
         if self._ended:
             return
         self._ended, self._stopped = True, self.trainer.should_stop
         self._to_eval_point()
         if self.global_step > self.last_row:
-            state = self._measure_anew(self.global_step, self.data)
+            state = self._measure_by_own_pass(self.global_step, self.data)
             state.is_last = True
             self._publish(state)
         self.hand_over()
@@ -274,14 +277,14 @@ class Li2Module(lightning.LightningModule):
 
     @torch.no_grad()
     def _to_eval_point(self) -> None:
-        """Move the weights to where the optimizer has them evaluated; before the first update they are there."""
+        """Move the weights to the eval point; before the first update both points are the same."""
         if self._has_eval_point and not self._train_point and self.global_step > 0:
             self._train_point = {name: p.detach().clone() for name, p in self.network.named_parameters()}
             self.optimizer.eval()  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _to_train_point(self) -> None:
-        """Move the weights back to where they are trained, to the same bits."""
+        """Move the weights back to the train point, to the same bits."""
         if self._has_eval_point:
             self.optimizer.train()  # type: ignore[attr-defined]
             for name, weight in self._train_point.items():
@@ -289,46 +292,46 @@ class Li2Module(lightning.LightningModule):
             self._train_point = {}
 
     def _add_ranks(self) -> int | None:
-        """Sum the gradients of every rank's rows, in place; the signal at which all ranks stop now, if any has one."""
+        """Sum the gradients of all ranks, in place; return the signal at which all ranks stop now, or None."""
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        asked = torch.zeros(signal.NSIG)
+        caught = torch.zeros(signal.NSIG)
         if self.stop_signal is not None:
-            asked[self.stop_signal] = 1
-        *sums, signals = sum_over_ranks(*gradients, asked.to(self.device))
+            caught[self.stop_signal] = 1
+        *sums, signals = sum_over_ranks(*gradients, caught.to(self.device))
         for gradient, total in zip(gradients, sums, strict=True):
             gradient.copy_(total)
-        # Reading it waits for the device, so an accelerator is asked less often.
-        if self.device.type != "cpu" and self.global_step % ROWS_IN_FLIGHT:
+        # Reading the sum makes the host wait for the device, so on an accelerator it is read less often.
+        if self.device.type != "cpu" and self.global_step % ROWS_PER_TRANSFER:
             return None
         return int(signals.argmax()) or None
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
     def _is_due(self) -> bool:
-        """Whether the weights of this step are a row that has not been measured."""
+        """Whether this step has a row that has not been measured."""
         return self.global_step > self.last_row and self.global_step % self.evaluate_every_n_steps == 0
 
     @property
     def data(self) -> TableDataModule:
-        """The rows that this run trains and is measured on."""
+        """The training and test rows of this run."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TableDataModule)
         return data
 
     @property
     def _readout_gradient(self) -> Tensor | None:
-        """∂L/∂V over all training rows at the weights of the row, if that is what the backward pass has left in V.
+        """∂L/∂V over all training rows at the weights of the row, if ``V.grad`` is that; else None.
 
-        Mixed precision rounds it to half precision, and may have scaled the loss; hooks on V may do anything.
+        Mixed precision rounds it to half precision and may scale the loss. A hook on V may change it in any way.
         """
         V = self.network.V
-        is_there = self.data.is_full_batch and not self._has_eval_point
+        of_row = self.data.is_full_batch and not self._has_eval_point
         hooked = V._backward_hooks or V._post_accumulate_grad_hooks
         mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        return V.grad if is_there and not hooked and not mixed else None
+        return V.grad if of_row and not hooked and not mixed else None
 
     def hand_over(self) -> None:
-        """Move the waiting rows to the host in one transfer; callbacks and loggers get them in order.
+        """Move the waiting rows to the host in one transfer and give them to callbacks and loggers in order.
 
         Raises:
             DivergenceError: a training loss that is not finite.
@@ -347,9 +350,9 @@ class Li2Module(lightning.LightningModule):
                 self.trainer.should_stop = True
 
     def _where(self, step: int) -> str:
-        """Where the first value that is not finite came from, for the message."""
+        """For the message: the last finite row, and which weights are not finite."""
         since = f"; row {self._finite_row} was finite" if self._finite_row is not None else ""
-        # On an accelerator a row is read when the weights may have moved on.
+        # On an accelerator later updates may have changed the weights before a row is read.
         if self.last_row != step:
             return since
         broken = [name for name, p in self.network.named_parameters() if not p.isfinite().all()]
@@ -367,28 +370,28 @@ class Li2Module(lightning.LightningModule):
             checkpoint["li2_lightning"]["train_point"] = dict(self._train_point)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        held = checkpoint["li2_lightning"]
-        self.last_row, self._stops_next = held["row"], updates_left(held, self.config) == 1
-        self._train_point = held.get("train_point", {})
+        saved = checkpoint["li2_lightning"]
+        self.last_row, self._stops_next = saved["row"], updates_left(saved, self.config) == 1
+        self._train_point = saved.get("train_point", {})
 
     def _publish(self, state: StepState) -> None:
-        """Let the callbacks measure, and queue the row."""
+        """Let the callbacks add their columns, and queue the row."""
         call_hook(self.trainer, "on_step_state", self, state)
         self._waiting.append({"step": float(state.step), **state.columns})
         self.last_row = state.step
         at_once = self.device.type == "cpu" or self.stop_at_test_accuracy is not None
-        if at_once or len(self._waiting) >= ROWS_IN_FLIGHT:
+        if at_once or len(self._waiting) >= ROWS_PER_TRANSFER:
             self.hand_over()
 
     def _sums(self) -> FeatureSums | None:
-        """What adds up the features of a forward pass; None where the network is compiled, and no Python looks on."""
+        """An accumulator for the features of a forward pass; None where the network is compiled and cannot call it."""
         if self._callable[0] is not self.network:
             return None
         return FeatureSums(self.data.train_share.labels, self.network.V.shape[1])
 
     @torch.no_grad()
-    def _measure_anew(self, step: int, data: TableDataModule) -> StepState:
-        """A row with a forward pass of its own, in the precision of a training step."""
+    def _measure_by_own_pass(self, step: int, data: TableDataModule) -> StepState:
+        """Measure row ``step`` by a forward pass of its own, in the precision of a training step."""
         with self.trainer.precision_plugin.train_step_context():
             sums = self._sums()
             activity = self._forward_training_rows(data.train_share, sums)
@@ -399,7 +402,7 @@ class Li2Module(lightning.LightningModule):
     def _measure(
         self, step: int, data: TableDataModule, activity: Activity, losses: Tensor, sums: FeatureSums | None
     ) -> StepState:
-        """Losses and accuracies of both splits at the weights of ``activity``, which has these training losses."""
+        """Measure losses and accuracies of both splits; ``activity`` and ``losses`` are those of the training rows."""
         state = StepState(step, activity, data.train, self.network, self.loss, sums)
         train, test = data.train_share, data.test_share
         outputs, test_outputs = activity.outputs.detach(), self.network.evaluate(test.tokens, activity.moments)
@@ -419,7 +422,7 @@ class Li2Module(lightning.LightningModule):
         return self._callable[0](tokens) if sums is None else self.network(tokens, observe=sums)
 
     def _forward_training_rows(self, rows: Rows, sums: FeatureSums | None = None) -> Activity:
-        """A forward pass over all training rows; solves V first where the readout is ridge."""
+        """A forward pass over all training rows; a ridge readout V is solved first."""
         if self.ridge is not None:
             self._solve_readout(rows)
         return self._forward(rows.tokens, sums)
@@ -429,32 +432,32 @@ class Li2Module(lightning.LightningModule):
         """Set V to the ridge readout of these rows at the present hidden weights."""
         assert self.ridge is not None
         F = self.network_config.output_scale * self.network.compute_features(rows.tokens).last
-        # The loss sees Re(FV) = Re F·Re V − Im F·Im V, a real problem of twice the width.
+        # The outputs are Re(FV) = Re F·Re V − Im F·Im V, a real problem of twice the width.
         real = torch.cat([F.real, -F.imag], dim=1) if F.is_complex() else F
         Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
         V = _ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge, rows.total)
         self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
 
 
-def updates_left(held: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
-    """How many updates a run makes from a checkpoint, 1 or 0, since it was asked to stop; None where it was not.
+def updates_left(saved: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    """How many updates (1 or 0) a run makes from a checkpoint that was written after a request to stop, else None.
 
-    A stop counts for the run that continues, too, unless the accuracy to stop at is another one or, where none is
-    given, ``max_steps`` is.
+    The request counts for the run that continues, too, unless its ``stop_at_test_accuracy`` differs or, where none is
+    given, its ``max_steps``.
 
     Args:
-        held: ``li2_lightning`` of the checkpoint.
-        config: the plain config of the run that continues from it.
+        saved: ``li2_lightning`` of the checkpoint.
+        config: the plain config of the run that continues from the checkpoint.
     """
-    left: int | None = held.get("updates_left")
-    before, key = held["config"], "stop_at_test_accuracy"
+    left: int | None = saved.get("updates_left")
+    before, key = saved["config"], "stop_at_test_accuracy"
     if before.get(key) is None:
         key = "max_steps" if config.get(key) is None else key
     return left if before.get(key) == config.get(key) else None
 
 
 def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:
-    """`ridge_readout` of the rows of every rank, ``total`` of them, on the smaller side as there."""
+    """`ridge_readout` on the rows of all ranks, ``total`` rows; it also solves the smaller of the two systems."""
     if world_size() == 1:
         return ridge_readout(features, targets, ridge)
     if total < features.shape[1]:

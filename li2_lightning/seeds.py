@@ -1,6 +1,6 @@
-"""Random streams that depend on the seed and a purpose, never on the order in which code happens to draw.
+"""Random streams that depend on the seed and a purpose, never on the order in which code draws.
 
-Plug-ins may draw from the global sources all the same, so checkpoints hold the state of each of them.
+A plug-in may draw from the global random sources, so checkpoints hold the state of each source.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 def stream(seed: int, purpose: str) -> int:
-    """A 63-bit seed of its own for ``purpose`` ("split", "initial weights", ...)."""
+    """A 63-bit seed for one ``purpose`` ("split", "initial weights", ...), different for each purpose."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -30,11 +30,11 @@ def random_state() -> dict[str, Any]:
     """The state of every global source of random numbers: Python, NumPy, torch, and torch's accelerators in use."""
     state: dict[str, Any] = {
         "python": random.getstate(),
-        # The global generator is whose state is asked for.
+        # Only the legacy function reads the global generator.
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
         "torch": torch.get_rng_state(),
     }
-    # Asking a device that is not in use would start it.
+    # Reading the state of a device that is not in use would initialize it.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
@@ -43,12 +43,12 @@ def random_state() -> dict[str, Any]:
 
 
 def plain_random_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in the containers and tensors that ``torch.load(..., weights_only=True)`` reads."""
+    """The state of `random_state` in containers and tensors that ``torch.load(..., weights_only=True)`` reads."""
     if not state:
         return {}
     numpy = dict(state["numpy"])
     if numpy["bit_generator"] != "MT19937":
-        raise ValueError(f"NumPy's global generator is a {numpy['bit_generator']}, whose state is not known here.")
+        raise ValueError(f"NumPy's global generator is a {numpy['bit_generator']}; only an MT19937 can be saved.")
     key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
     numpy["state"] = {"key": key, "pos": int(numpy["state"]["pos"])}
     version, words, gauss = state["python"]
@@ -56,7 +56,7 @@ def plain_random_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def set_random_state(plain: Mapping[str, Any]) -> None:
-    """Put every source that exists here back to a state of `plain_random_state`."""
+    """Set every random source that exists on this machine to a state of `plain_random_state`."""
     if not plain:
         return
     version, words, gauss = plain["python"]
@@ -74,7 +74,7 @@ def set_random_state(plain: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def keeping_random_state() -> Iterator[None]:
-    """Around what may draw from the global sources and is no part of the run: afterwards they are as before."""
+    """Restore the state of the global random sources afterwards; for code that is no part of the run."""
     before = plain_random_state(random_state())
     try:
         yield

@@ -173,6 +173,17 @@ def test_li2_is_the_one_way_to_call_a_command() -> None:
             assert not old.search(path.read_text(encoding="utf-8")), path
 
 
+def test_every_file_that_design_md_names_is_there() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = {
+        name for name in re.findall(r"`([\w./]+)`", text) if name.endswith(("/", ".py", ".yaml")) and "NAME" not in name
+    }
+    written = {"output_dir/.sweep/"}  # by a sweep
+    assert len(named) > 30
+    missing = [n for n in named - written if not any((ROOT / base / n).exists() for base in ("", "li2_lightning"))]
+    assert not missing
+
+
 def test_the_project_stands_alone() -> None:
     """No file refers to a folder outside the repository."""
     outside = "/".join(("..", "shared")).encode()

@@ -172,7 +172,7 @@ class Passes(lightning.Callback):
         self.forward: list[int] = []
         self.evaluated = 0
         self.gradients: list[Tensor | None] = []
-        self.passed_twice: list[bool] = []
+        self.second_pass_done: list[bool] = []
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         forward, evaluate = pl_module.network.forward, pl_module.network.evaluate
@@ -191,7 +191,7 @@ class Passes(lightning.Callback):
 
     def on_step_state(self, trainer: Any, module: Any, state: Any) -> None:
         self.gradients.append(state.readout_gradient)
-        self.passed_twice.append(state._sums.passed_twice)
+        self.second_pass_done.append(state._sums.second_pass_done)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
@@ -229,7 +229,7 @@ def test_what_a_step_sums_up_is_what_the_features_whole_give(
         def on_step_state(self, trainer: Any, module: Any, state: Any) -> None:
             if state.step < 3:
                 assert state.readout_gradient is not None
-                assert state._sums.passed_twice
+                assert state._sums.second_pass_done
             R, F = state.residual, torch.cat(list(state.share_blocks()))
             F = F - F.mean(dim=0)
             found.append((state.residual_features.clone(), F.mH @ R.to(F.dtype)))

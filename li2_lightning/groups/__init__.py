@@ -1,4 +1,4 @@
-"""Finite groups: their tables, every group up to order 127, and their representations."""
+"""Finite groups: Cayley tables, every group of order up to 127, and representations."""
 
 from li2_lightning.groups.finite_group import (
     FiniteGroup,

@@ -34,13 +34,13 @@ class FiniteGroup:
     """A finite group given by its Cayley table; two groups are equal when their tables are.
 
     Args:
-        name: what reports call it.
+        name: the name in reports.
         table: (M, M) integers, ``table[a, b]`` = index of ab. Kept as a read-only int64 copy.
-        elements: M labels, for messages and pictures; without them an element is called by its index.
+        elements: M labels, for messages and pictures; None: the label of an element is its index.
 
     Raises:
         InputError: the table is not square, larger than `MAX_ORDER`, or violates an axiom (closure, identity,
-            inverses, associativity); the sentence names the first elements that do.
+            inverses, associativity); the message names the first elements that do.
     """
 
     name: str
@@ -101,7 +101,7 @@ class FiniteGroup:
 
     @cached_property
     def class_of(self) -> IntArray:
-        """(M,) number of the conjugacy class that holds each element, in the order of `conjugacy_classes`."""
+        """(M,) number of the conjugacy class of each element, in the order of `conjugacy_classes`."""
         conjugates = self.table[self.table, self.inverses[:, None]]  # row g, column x: g x g⁻¹
         return _frozen(np.unique(conjugates.min(axis=0), return_inverse=True)[1])
 
@@ -111,7 +111,7 @@ class FiniteGroup:
         return tuple(_frozen(np.flatnonzero(self.class_of == k)) for k in range(self.class_of.max() + 1))
 
     def label(self, element: int) -> str:
-        """What the element is called."""
+        """The label of an element, for messages and pictures."""
         return str(element) if self.elements is None else self.elements[element]
 
 
@@ -207,7 +207,7 @@ def from_table(path: str | Path) -> FiniteGroup:
         raise InputError(f"The Cayley table {path} has none of the known endings {', '.join(readers)}.")
     try:
         cells = readers[path.suffix.lower()](path)
-    # Whatever a broken file makes the parsers raise is one and the same fact for the user.
+    # Parsers raise many kinds of exceptions over a broken file; for the user they all mean that it cannot be read.
     except Exception as error:
         raise InputError(f"The Cayley table {path} cannot be read: {reason(error)}.") from error
     try:
@@ -218,14 +218,14 @@ def from_table(path: str | Path) -> FiniteGroup:
 
 
 def check_integer(value: Any, name: str, low: int, high: int) -> int:
-    """``value`` as an int, or an `InputError` that says what ``name`` may be (True and 3.0 are none)."""
+    """``value`` as an int, or an `InputError` that states the range of ``name``; True and 3.0 are no integers."""
     if isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high:
         return int(value)
     raise InputError(f"{name} is {value!r}; allowed is an integer from {low} to {high}.")
 
 
 def reason(error: Exception) -> str:
-    """What an exception of a foreign reader says, on one line."""
+    """The message of an exception on one line, or the name of its type if it has no message."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
@@ -314,7 +314,7 @@ def _read_npz(path: Path) -> npt.NDArray[Any]:
 
 
 def _indices_and_labels(rows: list[list[str]]) -> tuple[npt.NDArray[Any], tuple[str, ...] | None]:
-    """The table that text cells spell: indices if every cell is an integer, else labels."""
+    """The table and the labels of text cells; cells are indices if every cell is an integer, else labels."""
     for number, row in enumerate(rows):
         if len(row) != len(rows):
             raise InputError(f"Row {number} of the Cayley table has {len(row)} cells, but there are {len(rows)} rows.")

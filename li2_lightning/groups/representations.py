@@ -27,11 +27,11 @@ _KINDS: dict[int, Kind] = {1: "R", 0: "C", -1: "H"}  # by Frobenius–Schur indi
 
 @dataclass(frozen=True, eq=False)
 class Irrep:
-    """One complex irreducible representation, known by its character.
+    """One complex irreducible representation, given by its character.
 
     Attributes:
-        index: its place in `character_table`.
-        conjugate: the place of its complex conjugate, which is its own unless the kind is C.
+        index: its position in `character_table`.
+        conjugate: the position of its complex conjugate, equal to ``index`` unless the kind is C.
         dimension: d = χ(e).
         kind: R, C or H, for Frobenius–Schur indicator 1, 0, −1.
         character: (M,) χ(g) of every element; read-only.
@@ -54,8 +54,8 @@ class Block:
     """One real isotypic block of the functions on a group.
 
     Attributes:
-        label: kind and dimension, numbered where several agree: ``R1``, ``H2``, ``C1.3``; or ``trivial``.
-        irreps: its complex irreps, a conjugate pair for kind C and else one.
+        label: kind and dimension, with a number if several blocks share them: ``R1``, ``H2``, ``C1.3``; or ``trivial``.
+        irreps: its complex irreps: a conjugate pair for kind C, else one.
         kernel: (M,) k with Π[x, y] = k(xy⁻¹); read-only.
     """
 
@@ -66,17 +66,17 @@ class Block:
 
     @property
     def kind(self) -> Kind:
-        """R, C or H."""
+        """Kind of the irreps: R, C or H."""
         return self.irreps[0].kind
 
     @property
     def dimension(self) -> int:
-        """d, of one of its complex irreps."""
+        """d, the dimension of each of its complex irreps."""
         return self.irreps[0].dimension
 
     @property
     def real_dimension(self) -> int:
-        """d_R, of its real irreducible representation."""
+        """d_R, the dimension of its real irreducible representation."""
         return self.irreps[0].real_dimension
 
     @property
@@ -99,10 +99,10 @@ class Block:
 def character_table(group: FiniteGroup) -> tuple[Irrep, ...]:
     """The complex irreducible characters, one a conjugacy class.
 
-    A random Hermitian central element acts on the class functions by a Hermitian matrix, which has the
-    characters as eigenvectors. Ordered by dimension, then R, C, H, then real part over the classes, largest
-    first: the trivial one is number 0, and a cyclic group's pairs come by frequency. Deterministic; the error
-    is near 1e-12 at order 128.
+    The characters are the eigenvectors of the Hermitian matrix by which a random Hermitian central element acts on the
+    class functions. They are ordered by dimension, then R, C, H, then real part over the classes, largest first. So the
+    trivial character is number 0, and the pairs of a cyclic group are in order of frequency. The result is
+    deterministic; its error is near 1e-12 at order 128.
     """
     classes = group.class_of
     sizes = np.bincount(classes)
@@ -115,7 +115,7 @@ def character_table(group: FiniteGroup) -> tuple[Irrep, ...]:
     found: list[tuple[int, Kind, ComplexArray]] = []
     for row, indicator in zip(rows, indicators.tolist(), strict=True):
         kind = _KINDS[indicator]
-        # Of a pair the member with positive imaginary part stands for both: they are exact conjugates then.
+        # Of a conjugate pair only the member with positive imaginary part is kept; the other is its exact conjugate.
         if kind == "C" and row.imag[np.argmax(np.abs(row.imag) > 1e-6)] < 0:
             continue
         found.append((round(np.abs(row[classes[group.identity]])), kind, row if kind == "C" else row.real + 0j))
@@ -156,11 +156,11 @@ def max_irrep_dimension(group: FiniteGroup) -> int:
 
 @lru_cache(maxsize=16)
 def block_basis(group: FiniteGroup) -> RealArray:
-    """(M, M−1) orthonormal columns, block after block without the trivial one; `block_slices` says whose.
+    """(M, M−1) orthonormal columns that span the non-trivial blocks one after the other, as in `block_slices`.
 
-    With a the part of ``basis.T @ w`` in the slice of block k, ‖Π_k w‖² = ‖a‖². Read-only.
+    If a is the part of ``basis.T @ w`` in the slice of block k, ‖Π_k w‖² = ‖a‖². Read-only.
     """
-    # One eigendecomposition does for all blocks: Σ k·Π_k has the eigenvalue k on block k.
+    # One eigendecomposition gives all blocks: Σ k·Π_k has the eigenvalue k on block k.
     kernel = sum(position * block.kernel for position, block in enumerate(isotypic_blocks(group)))
     _, vectors = np.linalg.eigh(np.asarray(kernel)[group.table[:, group.inverses]])
     return _frozen(np.ascontiguousarray(vectors[:, 1:]))
@@ -174,14 +174,14 @@ def block_slices(group: FiniteGroup) -> tuple[slice, ...]:
 
 @lru_cache(maxsize=16)
 def irreducible_subspaces(group: FiniteGroup) -> tuple[RealArray, ...]:
-    """Each real isotypic block cut into irreducible subspaces that all left translations keep.
+    """Each real isotypic block as an orthogonal sum of irreducible left-invariant subspaces.
 
-    For block k of `isotypic_blocks` an array (rank/d_R, M, d_R): entry i has orthonormal columns, spans an
-    irreducible subspace of (L_g f)(x) = f(g⁻¹x), and is orthogonal to the others. A maximum of the energy lies in
-    one of them, or in one between them (Theorem 2 of arXiv:2509.21519, as corrected). Read-only; errors as for
-    `character_table`.
+    For block k of `isotypic_blocks` there is an array (rank/d_R, M, d_R). The orthonormal columns of entry i span a
+    subspace that is irreducible under (L_g f)(x) = f(g⁻¹x), and the subspaces are orthogonal to each other. Every
+    maximum of the energy lies in one irreducible subspace of a block (Theorem 2 of arXiv:2509.21519, as corrected),
+    which need not be one of these. Read-only; errors as for `character_table`.
     """
-    # What commutes with every L_g is a convolution from the right, R[x, y] = b(y⁻¹x), symmetric where
+    # A matrix that commutes with every L_g is a convolution from the right, R[x, y] = b(y⁻¹x), symmetric where
     # b(g) = b(g⁻¹). On a block of multiplicity m it has m eigenvalues, each on an irreducible subspace.
     blocks, basis, slices = isotypic_blocks(group), block_basis(group), block_slices(group)
     generator = np.random.default_rng(0)
@@ -208,8 +208,8 @@ def irreducible_subspaces(group: FiniteGroup) -> tuple[RealArray, ...]:
 def matrix_irreps(group: FiniteGroup) -> tuple[ComplexArray, ...]:
     """The unitary matrices ρ(g) of every complex irrep, (M, d, d) each, in the order of `character_table`.
 
-    ρ(g)ρ(h) = ρ(gh), tr ρ(g) = χ(g), and the two of a conjugate pair are exact conjugates. For every j the columns of
-    B = √(d/M)·conj ρ(·)[:, :, j] (M×d) are an orthonormal basis of an irreducible left-invariant subspace of the
+    ρ(g)ρ(h) = ρ(gh), tr ρ(g) = χ(g), and the matrices of a conjugate pair are exact conjugates. For every j the columns
+    of B = √(d/M)·conj ρ(·)[:, :, j] (M×d) are an orthonormal basis of an irreducible left-invariant subspace of the
     complex functions on the group. Read-only; errors as for `character_table`.
     """
     irreps, found = character_table(group), dict[int, ComplexArray]()
@@ -220,7 +220,7 @@ def matrix_irreps(group: FiniteGroup) -> tuple[ComplexArray, ...]:
             B = B @ _complex_half(group, subspaces[0])
         rho = B.conj().T @ B[quotients]
         if irrep.kind == "C":
-            # The half may be that of the conjugate; a character tells which by its mean product with χ, 1 or 0.
+            # The half may belong to the conjugate irrep; the mean product of tr ρ with χ̄ is then 0 instead of 1.
             if abs((np.trace(rho, axis1=1, axis2=2) * irrep.character.conj()).mean()) < 0.5:
                 rho = rho.conj()
             found[irrep.conjugate] = _frozen(rho.conj())
@@ -231,8 +231,8 @@ def matrix_irreps(group: FiniteGroup) -> tuple[ComplexArray, ...]:
 def _complex_half(group: FiniteGroup, subspace: RealArray) -> ComplexArray:
     """(2d, d) coordinates of a complex invariant half of a real irreducible subspace of kind C or H.
 
-    What commutes with the group on it is ℂ or ℍ; an antisymmetric element J has J² = −c², so that iJ has the
-    eigenvalues ±c on two invariant halves.
+    The matrices that commute with the group on the subspace form ℂ or ℍ. An antisymmetric one, J, has J² = −c², so iJ
+    has the eigenvalues ±c on two invariant halves.
     """
     generator = np.random.default_rng(1)
     for _ in range(1000):
@@ -240,7 +240,7 @@ def _complex_half(group: FiniteGroup, subspace: RealArray) -> ComplexArray:
         J = subspace.T @ S @ subspace
         J = J - J.T
         values, vectors = np.linalg.eigh(1j * J)
-        if values[-1] > 0.1:  # its typical size is 1
+        if values[-1] > 0.1:  # c is about 1; a small c would split inaccurately
             return np.asarray(vectors[:, len(values) // 2 :])
     raise RuntimeError(f"A subspace of {group.name} did not split over ℂ; this is a defect of li2_lightning.")
 

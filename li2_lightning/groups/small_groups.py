@@ -1,7 +1,8 @@
-"""Every group of order 1 to 127, in the numbering of GAP, whose SmallGroup(order, index) has the same two numbers.
+"""Every group of order 1 to 127, numbered as GAP's SmallGroup(order, index).
 
 Source: the Small Groups library of GAP (H. U. Besche, B. Eick, E. O'Brien, Artistic License 2.0), exported by
-``tools/export_small_groups.g``. The data hold generators; a Cayley table is made when it is asked for.
+``tools/export_small_groups.g``. The data file has generators of each group; a Cayley table is computed when it is
+needed.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ MAX_SMALL_ORDER = 127
 
 @dataclass(frozen=True)
 class SmallGroup:
-    """What is known of a group before its table is made.
+    """An entry of the catalogue: the properties of a group and its generators, without its Cayley table.
 
     Attributes:
         order: M.
         index: its number among the groups of that order, from 1.
-        structure: GAP's StructureDescription, as ``C7 : C3``; not unique, and D10 is the dihedral group of *order* 10.
+        structure: GAP's StructureDescription, such as ``C7 : C3``. It is not unique; D10 is the dihedral group of
+            *order* 10.
         is_abelian: whether ab = ba for all a, b.
         num_classes: number of conjugacy classes.
-        degrees: dimension d of the complex irreps -> how many have it.
-        irreps: kind (R, C, H) and dimension of the complex irreps, as ``C3`` -> how many; a conjugate pair is two.
-        generators: for each of a few generators g the row x ↦ gx of the Cayley table.
+        degrees: dimension d → number of complex irreps of that dimension.
+        irreps: kind (R, C, H) and dimension, such as ``C3`` → number of such complex irreps; a conjugate pair counts 2.
+        generators: the row x ↦ gx of the Cayley table for each of a few generators g.
     """
 
     order: int
@@ -71,7 +73,7 @@ class SmallGroup:
 
 @lru_cache(maxsize=1)
 def catalogue() -> dict[int, tuple[SmallGroup, ...]]:
-    """Order -> its groups; the one with index i stands at place i−1."""
+    """Order → the groups of that order; the group with index i is at position i−1."""
     text = gzip.decompress((files("li2_lightning") / "resources" / "small_groups.json.gz").read_bytes())
     groups: dict[int, list[SmallGroup]] = {}
     for entry in json.loads(text)["groups"]:
@@ -94,7 +96,7 @@ def small_group(order: int, index: int) -> FiniteGroup:
     """GAP's SmallGroup(order, index), for orders up to `MAX_SMALL_ORDER`.
 
     Raises:
-        InputError: no such order, or no such index; the sentence says how many groups the order has.
+        InputError: no such order, or no such index; the message says how many groups the order has.
     """
     order = check_integer(order, "order", 1, MAX_SMALL_ORDER)
     members = catalogue()[order]

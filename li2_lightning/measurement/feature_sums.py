@@ -1,4 +1,4 @@
-"""Sums over the features of a row, taken while blocks of them pass."""
+"""Sums over the features of a row, accumulated block by block, so that the features are never stored whole."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 class FeatureSums:
-    """What two passes over this rank's rows of F add up, a block at a time (`li2_lightning.networks.kernel.Observer`).
+    """Sums of two passes over this rank's rows of F (a `li2_lightning.networks.kernel.Observer`).
 
-    The second pass needs the mean over the rows of all ranks, so it has to be expected; one that is not adds nothing.
+    The first pass gives YᵀF and Σ_i |f_ij|²; the second pass gives Fμ̄ and Fᵀδ. The second pass needs μ̄, the mean over
+    the rows of all ranks, so `start_second_pass` comes first; a second pass that was not started adds nothing.
 
     Args:
         targets: labels of the rows (n,).
@@ -20,80 +21,82 @@ class FeatureSums:
 
     def __init__(self, targets: Tensor, num_classes: int) -> None:
         self.targets, self.num_classes = targets, num_classes
-        self._rows = 0
-        self._classes = self._squares = torch.empty(0)
+        self._first_pass_rows = self._second_pass_rows = 0
+        self._class_sums = self._squares = self._weighted_sums = torch.empty(0)
         self._mean: Tensor | None = None
-        self._unseen: Tensor | None = None
+        self._row_weights: Tensor | None = None
         self._projections: list[Tensor] = []
-        self._along = torch.empty(0)
-        self._rows_again = 0
 
     @torch.no_grad()
-    def look(self, features: Tensor) -> None:
-        """The next rows of the first pass, b × K."""
+    def add_first_pass(self, features: Tensor) -> None:
+        """Add the next rows of the first pass, b × K."""
         F = at_least_single(features)
-        if self._rows == 0:
-            self._classes = F.new_zeros(self.num_classes, F.shape[1])
-            # Summed over rows at the end: adding blocks up is a third of the work of summing each.
+        if self._first_pass_rows == 0:
+            self._class_sums = F.new_zeros(self.num_classes, F.shape[1])
+            # Blocks are added up and summed over rows at the end, a third of the work of summing each block.
             self._squares = torch.zeros_like(F.real)
-        self._classes.index_add_(0, self.targets[self._rows : self._rows + len(F)], F)
+        self._class_sums.index_add_(0, self.targets[self._first_pass_rows : self._first_pass_rows + len(F)], F)
         for part in (F.real, F.imag) if F.is_complex() else (F,):
             self._squares[: len(F)].addcmul_(part, part)
-        self._rows += len(F)
+        self._first_pass_rows += len(F)
 
-    def expect(self, mean: Tensor, unseen: Tensor | None) -> None:
-        """A second pass over the same rows follows.
+    def start_second_pass(self, mean: Tensor, row_weights: Tensor | None) -> None:
+        """Prepare for a second pass over the same rows.
 
         Args:
             mean: μ̄ (K,), over the rows of all ranks.
-            unseen: δ of these rows (n,), or None.
+            row_weights: δ of this rank's rows (n,); None where Fᵀδ is not needed.
         """
-        self._mean, self._unseen = mean, unseen
-        self._projections, self._along, self._rows_again = [], torch.zeros_like(mean), 0
+        self._mean, self._row_weights = mean, row_weights
+        self._projections, self._weighted_sums, self._second_pass_rows = [], torch.zeros_like(mean), 0
 
-    def weights(self) -> Tensor | None:
+    def row_weights(self) -> Tensor | None:
         """δ as a column, n × 1."""
-        return None if self._unseen is None else self._unseen[:, None]
+        return None if self._row_weights is None else self._row_weights[:, None]
 
     @torch.no_grad()
-    def look_again(self, features: Tensor) -> None:
-        """The next rows of the second pass, b × K."""
+    def add_second_pass(self, features: Tensor) -> None:
+        """Add the next rows of the second pass, b × K."""
         if self._mean is None:
             return
         F = at_least_single(features)
         self._projections.append(F @ self._mean)
-        self._rows_again += len(F)
+        self._second_pass_rows += len(F)
 
-    def add(self, products: Tensor) -> None:
-        """δᵀF of rows of the second pass, 1 × K."""
-        self._along.add_(products[0])
+    def add_weighted_sums(self, sums: Tensor) -> None:
+        """Add δᵀF of rows of the second pass, 1 × K."""
+        self._weighted_sums.add_(sums[0])
 
     @torch.no_grad()
-    def pass_again(self, blocks: Iterable[Tensor]) -> None:
-        """The whole second pass, where no backward pass was one."""
-        weights = self.weights()
+    def run_second_pass(self, blocks: Iterable[Tensor]) -> None:
+        """Make the whole second pass here, where no backward pass made it.
+
+        Args:
+            blocks: F of this rank's rows in order, some rows at a time.
+        """
+        weights = self.row_weights()
         for F in blocks:
             if weights is not None:
-                rows = weights[self._rows_again : self._rows_again + len(F)]
-                # As the backward pass has it: a complex product rounds otherwise than two real ones.
+                rows = weights[self._second_pass_rows : self._second_pass_rows + len(F)]
+                # Real products as in the backward pass: a complex product rounds differently.
                 real = torch.view_as_real(F).flatten(1) if F.is_complex() else F
-                along = rows.to(real.dtype).mT @ real
-                self.add(torch.view_as_complex(along.view(1, -1, 2)) if F.is_complex() else along)
-            self.look_again(F)
+                sums = rows.to(real.dtype).mT @ real
+                self.add_weighted_sums(torch.view_as_complex(sums.view(1, -1, 2)) if F.is_complex() else sums)
+            self.add_second_pass(F)
 
     @property
-    def classes(self) -> Tensor:
+    def class_sums(self) -> Tensor:
         """YᵀF, C × K."""
-        return self._classes
+        return self._class_sums
 
-    def squares(self, dtype: torch.dtype) -> Tensor:
-        """Σ_i |f_ij|², (K,)."""
+    def squared_norms(self, dtype: torch.dtype) -> Tensor:
+        """Σ_i |f_ij|² of every node, (K,), summed in ``dtype``."""
         return self._squares.sum(dim=0, dtype=dtype)
 
     @property
-    def passed_twice(self) -> bool:
-        """Whether the second pass has been over all rows."""
-        return self._mean is not None and self._rows_again == len(self.targets)
+    def second_pass_done(self) -> bool:
+        """Whether the second pass has covered all rows."""
+        return self._mean is not None and self._second_pass_rows == len(self.targets)
 
     @property
     def projections(self) -> Tensor:
@@ -101,11 +104,11 @@ class FeatureSums:
         return torch.cat(self._projections)
 
     @property
-    def along(self) -> Tensor:
+    def weighted_sums(self) -> Tensor:
         """Fᵀδ, (K,)."""
-        return self._along
+        return self._weighted_sums
 
 
 def at_least_single(features: Tensor) -> Tensor:
-    """Detached, and in float32 where mixed precision left half of that; sums over samples need it."""
+    """Detached features in at least float32; half precision is too coarse for sums over samples."""
     return features.detach().to(torch.promote_types(features.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Statistics over rows as torchmetrics: sums that any split of the rows, over batches or ranks, adds up exactly."""
+"""Mean loss and accuracy of a split as a torchmetrics metric; its sums over rows add up over batches and ranks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from li2_lightning.distributed.collectives import sum_over_ranks
 class RowStatistics(Metric):
     """Mean loss and accuracy over rows.
 
-    States are plain sums over rows (loss, hits, rows), reduced by addition, so the result does not depend on how the
-    rows were divided. ``compute`` returns ``{"loss": ..., "accuracy": ...}``; NaN before the first row.
+    The states are sums over rows (loss, hits, rows), so the result does not depend on how the rows were
+    divided. ``compute`` returns ``{"loss": ..., "accuracy": ...}``; NaN before the first row.
     """
 
     is_differentiable = False
@@ -27,7 +27,7 @@ class RowStatistics(Metric):
     STATES = ("loss_sum", "hits", "rows")
 
     def __init__(self) -> None:
-        # Several metrics are summed in one reduction by `add_ranks`; torchmetrics would take nine for each.
+        # `add_ranks` sums several metrics in one reduction; torchmetrics would make nine reductions for each metric.
         super().__init__(sync_on_compute=False)
         self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("hits", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -46,7 +46,7 @@ class RowStatistics(Metric):
         self.rows = self.rows + labels.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        # In float32 9/10 would lie below .9, and a threshold of .9 would be missed.
+        # In float32 9/10 is below .9, and a run with 9 hits in 10 would miss a threshold of .9.
         exact = torch.float32 if self.hits.device.type == "mps" else torch.float64
         return {"loss": self.loss_sum / self.rows, "accuracy": self.hits.to(exact) / self.rows}
 

@@ -1,4 +1,4 @@
-"""One row: everything that is known about the weights after ``step`` updates."""
+"""One row: what is measured of the weights after ``step`` updates."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
 
 
 class StepState:
-    """The weights, features and outputs of row ``step``, and what is derived from them, each at most once.
+    """The weights, features and outputs of row ``step``, and quantities derived from them, each computed at most once.
 
-    All of it is about the training rows, in the order of the data module; on several ranks about those of all ranks,
-    which each adds up over its own, so ask on every rank. Ratios and small matrices are in float64 (float32 where the
-    device has none). For complex features every transpose is a conjugate transpose.
+    Every quantity is about the training rows of all ranks, in the order of the data module. Each rank sums over its own
+    rows and the sums are added, so a quantity must be read on every rank. Ratios and small matrices are in float64
+    (float32 on a device without float64). For complex features every transpose is a conjugate transpose.
 
-    The blocked kernel keeps no features. What callbacks need of them mostly comes from sums taken while they passed
-    (`class_sums`, `feature_norms`, `mean_spread`, `residual_features`) and from a few nodes (`gram`); `features`
-    computes them whole, on every rank. All of them belong to the weights of this row: ask during ``on_step_state``, not
-    after the update.
+    The blocked kernel stores no features. Most callbacks need only sums over them, which are taken while the training
+    step computes them (`class_sums`, `feature_norms`, `mean_spread`, `residual_features`), or a few nodes (`gram`).
+    `features` computes them whole, on every rank. All quantities belong to the weights of this row: read them in
+    ``on_step_state``, before the update.
 
     Attributes:
         step: t; the weights are those after t updates.
-        is_last: whether the run ends with this row, whatever ended it.
+        is_last: whether this is the last row of the run, whatever ends the run.
         outputs: Ŷ, n × C, real.
         targets: labels, (n,).
         network: with the weights of this row.
-        readout_gradient: ∂L/∂V over all training rows where the training step has just computed it, else None.
-        columns: what goes into the row; callbacks add theirs with `log`.
+        readout_gradient: ∂L/∂V over all training rows where the training step has computed it for this row, else None.
+        columns: name → value of every column of the row; a callback adds its columns with `log`.
 
     Args:
-        activity: of the forward pass over this rank's share of ``rows``.
+        activity: result of the forward pass over this rank's share of ``rows``.
         rows: the training rows of all ranks.
         loss: the training loss.
-        sums: taken in that forward pass; None: taken in a pass of their own where somebody asks.
+        sums: the sums of that forward pass; None: they take a pass of their own when a callback needs them.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class StepState:
         self.readout_gradient: Tensor | None = None
         self.columns: dict[str, Tensor | float] = {}
         self._rows, self._loss, self._sums = rows, loss, sums
-        self._kept = activity.features
+        self._kept_features = activity.features
         self._versions = self._weight_versions()
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Add a column to this row. NaN means undefined and becomes an empty cell.
 
         Raises:
-            ValueError: the column is taken.
+            ValueError: the row has a column of this name.
         """
         if name in self.columns:
             raise ValueError(f"Column {name!r} is logged twice in row {self.step}; give one of them another name.")
@@ -81,27 +81,27 @@ class StepState:
         return self.network.readout
 
     @property
-    def precise(self) -> torch.dtype:
-        """The real dtype of ratios and small matrices."""
+    def accumulation_dtype(self) -> torch.dtype:
+        """The real dtype of ratios, of small matrices and of the sums behind them: float64, or float32 on mps."""
         return torch.float32 if self.outputs.device.type == "mps" else torch.float64
 
-    def expect_second_pass(self) -> None:
-        """Let the sums, where some were taken, look on as the features are gone over again: next, a backward pass."""
+    def start_second_pass(self) -> None:
+        """Prepare the sums, where there are any, for a second pass over the features, such as a backward pass."""
         if self._sums is not None:
-            unseen = self._unseen
-            self._sums.expect(self.feature_means.conj(), None if unseen is None else self._share_of(unseen))
+            delta = self._ignored_class_mean
+            self._sums.start_second_pass(self.feature_means.conj(), None if delta is None else self._share_of(delta))
 
     @cached_property
     @torch.no_grad()
     def _features(self) -> Features:
-        if self._kept is None:
+        if self._kept_features is None:
             self._check_weights()
-            # Kept by every network but the blocked one, which has a single hidden layer.
+            # Only the blocked kernel stores no features, and its network has a single hidden layer.
             features = at_least_single(torch.cat(list(self.network.feature_blocks(self._rows.tokens))))
             return Features(features, features)
-        last = gather_rows(at_least_single(self._kept.last))
-        is_first = self._kept.first is self._kept.last
-        return Features(last, last if is_first else gather_rows(at_least_single(self._kept.first)))
+        last = gather_rows(at_least_single(self._kept_features.last))
+        is_first = self._kept_features.first is self._kept_features.last
+        return Features(last, last if is_first else gather_rows(at_least_single(self._kept_features.first)))
 
     @property
     def features(self) -> Tensor:
@@ -114,16 +114,16 @@ class StepState:
         return self._features.first
 
     @property
-    def _share_at_hand(self) -> Tensor | None:
-        """F of this rank's rows where it stands in memory: kept by the forward pass, or asked for before."""
-        if self._kept is not None:
-            return at_least_single(self._kept.last)
+    def _share_in_memory(self) -> Tensor | None:
+        """F of this rank's rows if it is in memory, from the forward pass or from `features`; else None."""
+        if self._kept_features is not None:
+            return at_least_single(self._kept_features.last)
         return self._share_of(self.features) if "_features" in self.__dict__ else None
 
     @torch.no_grad()
     def share_blocks(self) -> Iterator[Tensor]:
-        """F of this rank's rows, some at a time in their order: cheaper than `features`, since it stays in cache."""
-        features = self._share_at_hand
+        """F of this rank's rows in order, a block at a time; cheaper than `features`, since a block stays in cache."""
+        features = self._share_in_memory
         if features is not None:
             yield features
         else:
@@ -132,24 +132,27 @@ class StepState:
 
     @torch.no_grad()
     def gram(self, nodes: Tensor | None = None) -> Tensor:
-        """F̃ᴴF̃ of some nodes, …×S×S, in `precise` (or its complex counterpart).
+        """F̃ᴴF̃ of some nodes, …×S×S, in `accumulation_dtype` (or its complex counterpart).
 
         Args:
-            nodes: their indices, …×S, a matrix for each row; None: all of them, which costs more than a training step.
+            nodes: indices of the nodes, …×S, one matrix for each list of S; None: all nodes (K×K), which costs more
+                than a training step.
         """
         if nodes is None:
             centered = torch.cat(list(self.share_blocks())) - self.feature_means
         else:
             drawn = nodes.flatten()
-            columns = self._share_of_nodes(drawn) - self.feature_means[drawn]
+            columns = self._share_of_columns(drawn) - self.feature_means[drawn]
             centered = columns.unflatten(1, nodes.shape).movedim(0, -2)  # type: ignore[no-untyped-call]
         products = centered.mH @ centered
-        (total,) = sum_over_ranks(products.to(self.precise.to_complex() if products.is_complex() else self.precise))
+        (total,) = sum_over_ranks(
+            products.to(self.accumulation_dtype.to_complex() if products.is_complex() else self.accumulation_dtype)
+        )
         return total
 
-    def _share_of_nodes(self, nodes: Tensor) -> Tensor:
-        """Some columns of F, of this rank's rows."""
-        if self._share_at_hand is not None or not isinstance(self.network, TwoLayerNetwork):
+    def _share_of_columns(self, nodes: Tensor) -> Tensor:
+        """The columns of F that belong to ``nodes``, for this rank's rows."""
+        if self._share_in_memory is not None or not isinstance(self.network, TwoLayerNetwork):
             return torch.cat([block[:, nodes] for block in self.share_blocks()])
         self._check_weights()
         return self.network.node_features(
@@ -157,7 +160,7 @@ class StepState:
         )
 
     def _share_of(self, rows: Tensor) -> Tensor:
-        """Of rows of all ranks those of this one."""
+        """This rank's rows out of the rows of all ranks."""
         return rows[share(len(rows))]
 
     @cached_property
@@ -177,18 +180,18 @@ class StepState:
 
     @cached_property
     def centered_features(self) -> Tensor:
-        """F̃ = P₁⊥F, n × K. Costs a copy of the features; prefer the products below."""
+        """F̃ = P₁⊥F, n × K. It costs a copy of the features; prefer the products below."""
         return center(self.features)
 
     @cached_property
     def feature_gradient(self) -> Tensor:
-        """G_F = RVᴴ, n × K. Costs a product of that size; its norms and cosines are in `structure` without it."""
+        """G_F = RVᴴ, n × K. It costs a product of that size; `structure` has its norm and cosines without it."""
         return backpropagated_gradient(self.residual, self.readout)
 
     @cached_property
     def class_counts(self) -> Tensor:
         """Training rows of each class, (C,)."""
-        # torch.bincount would wait for an accelerator, to learn how long its result is.
+        # torch.bincount makes the host wait for an accelerator, since the size of its result depends on the data.
         ones = self.outputs.new_ones(len(self.targets))
         return self.outputs.new_zeros(self.outputs.shape[1]).index_add_(0, self.targets, ones)
 
@@ -198,41 +201,43 @@ class StepState:
         if self._sums is None:
             self._sums = FeatureSums(self._share_of(self.targets), self.outputs.shape[1])
             for F in self.share_blocks():
-                self._sums.look(F)
+                self._sums.add_first_pass(F)
         return self._sums
 
     @cached_property
-    def _first_sums(self) -> tuple[Tensor, Tensor]:
-        """YᵀF (C × K), and Σ_i |f_ij|² in `precise` (K,)."""
-        classes, squares = sum_over_ranks(self._local_sums.classes, self._local_sums.squares(self.precise))
+    def _first_pass_sums(self) -> tuple[Tensor, Tensor]:
+        """YᵀF (C × K), and Σ_i |f_ij|² in `accumulation_dtype` (K,)."""
+        classes, squares = sum_over_ranks(
+            self._local_sums.class_sums, self._local_sums.squared_norms(self.accumulation_dtype)
+        )
         return classes, squares
 
     @cached_property
-    def _unseen(self) -> Tensor | None:
-        """δ (n,), see `Loss.unseen`."""
-        return self._loss.unseen(self.outputs, self.targets)
+    def _ignored_class_mean(self) -> Tensor | None:
+        """δ (n,), see `Loss.ignored_class_mean`."""
+        return self._loss.ignored_class_mean(self.outputs, self.targets)
 
     @cached_property
-    def _second_sums(self) -> tuple[Tensor, Tensor]:
-        """‖F̃μ̄‖² in `precise`, and Fᴴδ (K,): zeros where the loss leaves no δ of the residual unseen."""
+    def _second_pass_sums(self) -> tuple[Tensor, Tensor]:
+        """‖F̃μ̄‖² in `accumulation_dtype`, and Fᴴδ (K,), zeros where `Loss.ignored_class_mean` is None."""
         sums = self._local_sums
-        if not sums.passed_twice:
-            self.expect_second_pass()
-            sums.pass_again(self.share_blocks())
+        if not sums.second_pass_done:
+            self.start_second_pass()
+            sums.run_second_pass(self.share_blocks())
         centered = sums.projections - self.feature_means.abs().square().sum()
-        spread = torch.linalg.vector_norm(centered).to(self.precise).square()
-        spread, along = sum_over_ranks(spread, sums.along)
-        return spread, along.conj()
+        spread = torch.linalg.vector_norm(centered).to(self.accumulation_dtype).square()
+        spread, weighted = sum_over_ranks(spread, sums.weighted_sums)
+        return spread, weighted.conj()
 
     @property
     def mean_spread(self) -> Tensor:
-        """‖F̃μ̄‖², a scalar in `precise`."""
-        return self._second_sums[0]
+        """‖F̃μ̄‖² with μ = `feature_means`, a scalar in `accumulation_dtype`."""
+        return self._second_pass_sums[0]
 
     @property
     def class_sums(self) -> Tensor:
-        """YᵀF, C × K: a segment sum over labels, not a product with zeros."""
-        return self._first_sums[0]
+        """YᵀF, C × K: the sum of the features of each class."""
+        return self._first_pass_sums[0]
 
     @cached_property
     def feature_means(self) -> Tensor:
@@ -241,9 +246,9 @@ class StepState:
 
     @cached_property
     def feature_norms(self) -> Tensor:
-        """‖f̃_j‖² of every centred feature, (K,), in `precise`."""
-        of_means = self.feature_means.abs().to(self.precise).square()
-        return (self._first_sums[1] - len(self.targets) * of_means).clamp_min(0)
+        """‖f̃_j‖² of every centred feature, (K,), in `accumulation_dtype`."""
+        of_means = self.feature_means.abs().to(self.accumulation_dtype).square()
+        return (self._first_pass_sums[1] - len(self.targets) * of_means).clamp_min(0)
 
     @cached_property
     def target_features(self) -> Tensor:
@@ -253,9 +258,9 @@ class StepState:
     @cached_property
     def target_input_features(self) -> Tensor:
         """ỸᵀF of the first hidden layer, C × K; `target_features` itself without extra layers."""
-        if self._kept is None or self._kept.first is self._kept.last:
+        if self._kept_features is None or self._kept_features.first is self._kept_features.last:
             return self.target_features
-        first = at_least_single(self._kept.first)
+        first = at_least_single(self._kept_features.first)
         (sums,) = sum_over_ranks(_class_sums(first, self._share_of(self.targets), self.outputs.shape[1]))
         return _center_sums(sums, self.class_counts)
 
@@ -263,34 +268,35 @@ class StepState:
     def residual_features(self) -> Tensor:
         """Q = F̃ᴴR, K × C (= FᴴR, since R is centred).
 
-        Where the step has just computed ∂L/∂V, it is that but for terms of rank one: with ∂L/∂Ŷ = −(2/n)D
-        (`Loss.error`), FᴴD = −(n/2β)·∂L/∂V, and R = P₁⊥(D + δ1ᵀ) (`Loss.unseen`).
+        Where the training step has computed ∂L/∂V, Q is a multiple of it plus terms of rank one, and no product with F
+        is needed: ∂L/∂Ŷ = −(2/n)D (`Loss.error`) gives FᴴD = −(n/2β)·∂L/∂V, and R = P₁⊥(D + δ1ᵀ)
+        (`Loss.ignored_class_mean`).
         """
         error = self._loss.error(self.outputs, self.targets)
         if error is None or self.readout_gradient is None:
             products = torch.zeros_like(self.class_sums)
             rows, start = self._share_of(self.residual), 0
             for F in self.share_blocks():
-                # In this order the long dimension is read along the rows of F.
+                # RᵀF, not FᴴR: the product then reads F along its rows.
                 products += rows[start : (start := start + len(F))].to(F.dtype).mT @ F
             (total,) = sum_over_ranks(products)
             return total.mH
         n, beta = len(self.targets), self.network.config.output_scale
         mean = self.feature_means.conj()
         left, right = [mean], [-error.sum(dim=0).to(mean.dtype)]
-        if self._unseen is not None:
-            left.append(self._second_sums[1] - self._unseen.sum() * mean)
+        if self._ignored_class_mean is not None:
+            left.append(self._second_pass_sums[1] - self._ignored_class_mean.sum() * mean)
             right.append(torch.ones_like(right[0]))
         return torch.addmm(self.readout_gradient, torch.stack(left, 1), torch.stack(right), beta=-n / (2 * beta))
 
     @cached_property
     def residual_gram(self) -> Tensor:
         """RᵀR, C × C."""
-        return (self.residual.mT @ self.residual).to(self.precise)
+        return (self.residual.mT @ self.residual).to(self.accumulation_dtype)
 
     @cached_property
     def structure(self) -> GradientStructure:
-        """Norm and cosines of G_F."""
+        """Norm and cosines of G_F (`li2_lightning.theory.interaction.gradient_structure`)."""
         sums = _class_sums(self.residual, self.targets, self.outputs.shape[1])
         return gradient_structure(
             self.target_features,
@@ -298,8 +304,8 @@ class StepState:
             self.readout.to(self.target_features.dtype),
             GradientGrams(
                 residual=self.residual_gram,
-                counts=self.class_counts.to(self.precise),
-                residual_target=sums.mT.to(self.precise),
+                counts=self.class_counts.to(self.accumulation_dtype),
+                residual_target=sums.mT.to(self.accumulation_dtype),
             ),
         )
 
@@ -319,6 +325,6 @@ def _class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _center_sums(class_sums: Tensor, counts: Tensor) -> Tensor:
-    """ỸᵀF from YᵀF: row c loses its share n_c/n of the sum over all rows."""
+    """ỸᵀF from YᵀF: subtract n_c/n times the sum over all rows from row c."""
     shares = (counts / counts.sum()).to(class_sums.dtype)
     return class_sums - shares[:, None] * class_sums.sum(dim=0)

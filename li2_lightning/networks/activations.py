@@ -22,11 +22,11 @@ class Activation:
     Attributes:
         name: the value of ``network.activation``.
         function: σ for real arguments.
-        derivative: σ' for real arguments (at a kink the value that torch's autograd takes).
+        derivative: σ' for real arguments (at a kink the value of torch's autograd).
         degree: k where σ(cz) = cᵏσ(z) for every c > 0, else None.
-        polynomial: polynomials act on complex numbers as they stand; every other σ acts on the real and the
-            imaginary part separately, σ(a + ib) = σ(a) + iσ(b).
-        fused: σ'(z)·g from (g, z) in one pass over memory, where torch has it.
+        polynomial: whether σ is one; a polynomial acts on complex numbers directly, every other σ acts on the real and
+            the imaginary part separately, σ(a + ib) = σ(a) + iσ(b).
+        fused: σ'(z)·g from (g, z) in one pass over memory; None where torch has no such function.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Activation:
         return self.function(z)
 
     def backward(self, z: Tensor, gradient: Tensor) -> Tensor:
-        """∂L/∂z = σ'(z)·∂L/∂F for real z; ``gradient`` may be overwritten."""
+        """∂L/∂z = σ'(z)·∂L/∂F for real z, with ``gradient`` = ∂L/∂F, which may be overwritten."""
         if self.fused is not None:
             return self.fused(gradient, z)
         return gradient.mul_(self.derivative(z))
@@ -88,7 +88,7 @@ ACTIVATIONS = {
 
 
 def find_activation(name: str) -> Activation:
-    """The activation called ``name``; an unknown one is an `InputError` that lists them."""
+    """The activation called ``name``; an unknown name is an `InputError` that lists all names."""
     if name not in ACTIVATIONS:
         raise unknown("activation (network.activation)", name, ACTIVATIONS)
     return ACTIVATIONS[name]

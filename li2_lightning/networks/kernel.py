@@ -1,11 +1,11 @@
 """Ŷ = σ(XW)V forward and backward in blocks of rows that stay in cache.
 
 Plain autograd writes z, F and their gradients (n × K each) to memory and reads them back. Here a block of rows goes
-through every operation while it is in cache, and the backward pass gathers z again instead of having kept it: the only
-n × anything left is Ŷ. The products are those of the plain formula, summed block by block, so that results differ by
-rounding alone.
+through every operation while it is in cache. The backward pass computes z again instead of storing it, so Ŷ is the only
+array with a row for each sample. Products are those of the plain formula, summed block by block; results differ from it
+by rounding alone.
 
-Complex numbers are pairs of real ones throughout: Re(FV) = [Re F, Im F]·[Re V; −Im V] is one real product of twice the
+Complex numbers are stored as pairs of real ones: Re(FV) = [Re F, Im F]·[Re V; −Im V] is one real product of twice the
 width, half the work of a complex one.
 """
 
@@ -22,28 +22,29 @@ from torch.nn import functional
 from li2_lightning.networks.activations import Activation
 from li2_lightning.networks.matmul import product
 
-# Bytes of one block of features: a block, its gradient and the readout fit a core's share of the cache. Measured at
-# K=2048 from half of this to twice, a step takes the same time; above that, more.
+# Bytes of one block of features: a block, its gradient and the readout fit a core's share of the cache. At K=2048 a
+# step takes the same time from half to twice this size, and longer above it.
 BLOCK_BYTES = 2**21
 
 
 class Observer(Protocol):
-    """Is given every block of features (b × K) in order, while it is in cache; must not change it.
+    """Receives every block of features (b × K) in order, while the block is in cache; it must not change a block.
 
-    The backward pass needs the features for V, and shows them a second time; not where V has no gradient.
+    The forward pass is the first pass over the features. The backward pass is the second one, since the gradient of V
+    needs the features again; where V has no gradient there is no second pass.
     """
 
-    def look(self, features: Tensor) -> None:
-        """The next rows, in the forward pass."""
+    def add_first_pass(self, features: Tensor) -> None:
+        """Receive the next rows in the forward pass."""
 
-    def weights(self) -> Tensor | None:
-        """Real numbers, n × m, whose products with F are wanted of the second pass: it has them almost for nothing."""
+    def row_weights(self) -> Tensor | None:
+        """Real weights of the rows, n × m, or None; the backward pass computes their products with F at little cost."""
 
-    def look_again(self, features: Tensor) -> None:
-        """The next rows, in the backward pass."""
+    def add_second_pass(self, features: Tensor) -> None:
+        """Receive the next rows in the backward pass."""
 
-    def add(self, products: Tensor) -> None:
-        """weightsᵀF over all rows, m × K."""
+    def add_weighted_sums(self, sums: Tensor) -> None:
+        """Receive row_weightsᵀF over all rows, m × K."""
 
 
 def blocked_outputs(
@@ -56,7 +57,7 @@ def blocked_outputs(
         readout: V, K × C, of the same dtype.
         index: the rows of W that make up each row of XW, n × k.
         activation: σ.
-        observe: looks at the features as they pass.
+        observe: receives the features block by block.
     """
     is_complex = table.is_complex()
     if is_complex:
@@ -67,7 +68,7 @@ def blocked_outputs(
 
 
 def feature_blocks(table: Tensor, index: Tensor, activation: Activation) -> Iterator[Tensor]:
-    """σ(XW) block by block, the same numbers that `blocked_outputs` reads out; each b × K."""
+    """σ(XW) block by block, each b × K, bit for bit the features inside `blocked_outputs`; arguments as there."""
     real = torch.view_as_real(table).flatten(1) if table.is_complex() else table
     for rows in _blocks(real, index):
         features = _activate(activation, _gather(real, rows), table.is_complex())
@@ -102,7 +103,7 @@ class _BlockedOutputs(torch.autograd.Function):
             features = _activate(activation, _gather(table, rows), is_complex)
             outputs.append(product(transposed, features.mT).mT)
             if observe is not None:
-                observe.look(_pairs(features) if is_complex else features)
+                observe.add_first_pass(_pairs(features) if is_complex else features)
         return torch.cat(outputs)
 
     @staticmethod
@@ -110,12 +111,13 @@ class _BlockedOutputs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         table, readout, index = ctx.saved_tensors
         classes, observe = gradient.shape[1], ctx.observe if ctx.needs_input_grad[1] else None
-        weights = None if observe is None else observe.weights()
+        weights = None if observe is None else observe.row_weights()
         by_row = gradient if weights is None else torch.cat([gradient, weights.to(gradient.dtype)], dim=1)
         for_table = torch.zeros_like(table) if ctx.needs_input_grad[0] else None
         products = table.new_zeros(by_row.shape[1], table.shape[1])
         size = block_rows(table.shape[1], table.element_size())
-        # Not the first columns of those beside them: MKL's last bit then depends on where in memory they lie.
+        # ``gradient`` is split by itself, not taken as the first columns of ``by_row``: with a stride the last bit of
+        # MKL's product depends on the memory address.
         shares = zip(torch.split(gradient, size), torch.split(by_row, size), strict=True)
         for rows, (by_output, columns) in zip(_blocks(table, index), shares, strict=True):
             z = _gather(table, rows)
@@ -123,13 +125,13 @@ class _BlockedOutputs(torch.autograd.Function):
                 features = _activate(ctx.activation, z, ctx.is_complex)
                 products.add_(product(columns.mT, features))
                 if observe is not None:
-                    observe.look_again(_pairs(features) if ctx.is_complex else features)
+                    observe.add_second_pass(_pairs(features) if ctx.is_complex else features)
             if for_table is not None:
                 by_feature = _differentiate(ctx.activation, z, product(by_output, readout.mT), ctx.is_complex)
                 for operand in rows.unbind(dim=1):
                     for_table.index_add_(0, operand, by_feature)
         if observe is not None and weights is not None:
-            observe.add(_pairs(products[classes:]) if ctx.is_complex else products[classes:])
+            observe.add_weighted_sums(_pairs(products[classes:]) if ctx.is_complex else products[classes:])
         return for_table, products[:classes].mT if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
@@ -138,7 +140,7 @@ def _blocks(table: Tensor, index: Tensor) -> tuple[Tensor, ...]:
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:
-    """XW of some rows: for each the sum of k rows of the table, in one pass."""
+    """XW of some rows, b × K: each row is the sum of k rows of the table."""
     return functional.embedding_bag(rows, table, mode="sum")
 
 
@@ -150,7 +152,7 @@ def _activate(activation: Activation, z: Tensor, is_complex: bool) -> Tensor:
 
 
 def _differentiate(activation: Activation, z: Tensor, by_feature: Tensor, is_complex: bool) -> Tensor:
-    """∂L/∂z from ∂L/∂F, which is overwritten; for complex z it is ∂L/∂Re z + i∂L/∂Im z."""
+    """∂L/∂z from ∂L/∂F (``by_feature``, overwritten); for complex z it is ∂L/∂Re z + i∂L/∂Im z."""
     if is_complex and activation.polynomial:
         pairs = _pairs(by_feature)
         pairs.mul_(activation.derivative(_pairs(z)).conj())

@@ -1,4 +1,4 @@
-"""Products and squares by the way that costs least."""
+"""Matrix products and squared magnitudes, each by its fastest implementation."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Multiplications below which MKL is done sooner: its calls cost less.
+# Below this many multiplications MKL is faster, since a call of it costs less.
 SMALL = 2**21
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """AB, m × n, for matrices A (m × k) and B (k × n) of one type.
 
-    On a CPU torch multiplies float32 matrices with MKL, which leaves AVX-512 unused on processors of other makers than
-    Intel. torch carries oneDNN, too, which does not: on two cores of an AMD EPYC it takes 35–50 % of MKL's time for the
-    products of the blocked kernel (256 rows, K=2048, C=71). Fastest where A is contiguous.
+    On a CPU torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel's processors only. torch also
+    contains oneDNN, which uses AVX-512 on every processor: on two cores of an AMD EPYC it takes 35–50 % of MKL's time
+    for the products of the blocked kernel (256 rows, K=2048, C=71). It is fastest where A is contiguous.
     """
     wants_gradient = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
     is_single = left.dtype == torch.float32 and left.device.type == "cpu"
     if _ONEDNN is None or not is_single or wants_gradient or len(left) * right.numel() < SMALL:
         return left @ right
-    # For columns cut out of a wider matrix oneDNN takes a way that is a thousand times slower.
+    # On a slice of columns of a wider matrix oneDNN is a thousand times slower.
     plain = right if right.is_contiguous() or right.mT.is_contiguous() else right.contiguous()
     return _ONEDNN(left, plain.mT, None, "none", [], "")
 
@@ -33,10 +33,10 @@ def squared_magnitudes(values: Tensor) -> Tensor:
 
 
 def _find_onednn() -> Callable[..., Tensor] | None:
-    """oneDNN's xWᵀ on plain tensors, which torch has for its compiler; None where it is missing or gains nothing."""
+    """oneDNN's operator xWᵀ, which torch has for its compiler; None where it is missing or saves no time."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
-    # Absent where torch was built without it.
+    # torch may have been built without oneDNN.
     operators = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     operator: Callable[..., Tensor] | None = getattr(operators, "default", None)
     return operator

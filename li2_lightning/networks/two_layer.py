@@ -129,7 +129,7 @@ class Network(nn.Module):
             return Activity(self._blocked(tokens, observe))
         features = self.compute_features(tokens, moments)
         if observe is not None:
-            observe.look(features.last.detach())
+            observe.add_first_pass(features.last.detach())
         return Activity(self.read(features.last), features)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Arithmetic expressions modulo m, such as ``x^2 + x*y``, read by a whitelist and never executed as code."""
+"""Arithmetic expressions modulo m, such as ``x^2 + x*y``, parsed by a whitelist and never executed as code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _QUOTING = """on a command line it needs quotes inside quotes: task.expression="
 class Expression:
     """An expression that `parse` has accepted.
 
-    Every operation is reduced modulo m at once, so int64 is exact. ``a/b`` is a·b⁻¹ and is undefined where b
+    The result of every operation is reduced modulo m, so int64 is exact. ``a/b`` is a·b⁻¹ and is undefined where b
     has no inverse modulo m; an expression is undefined wherever a part of it is. 0⁰ = 1.
     """
 
@@ -55,10 +55,10 @@ class Expression:
         return tuple(name for name in self.variables if name in names)
 
     def evaluate(self, operands: Sequence[npt.NDArray[np.integer]]) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-        """Values for one array of integers a variable, all of one shape (or shapes that broadcast).
+        """The values at ``operands``, one array of integers for each variable, of shapes that broadcast.
 
         Returns:
-            int64 values in 0 … m−1, and where they are defined; an undefined value is 0.
+            int64 values in 0 … m−1, and a mask of the defined ones; an undefined value is 0.
         """
         values = {
             name: np.asarray(operand, dtype=np.int64) % self.modulus
@@ -113,7 +113,7 @@ def parse(text: str, variables: tuple[str, ...], modulus: int) -> Expression:
     if strange := next((c for c in text if not c.isascii() or c == "#"), None):
         _refuse(text, f"the character {strange!r}", variables)
     try:
-        with warnings.catch_warnings():  # "1or x" is a SyntaxWarning to Python; here it is refused anyway
+        with warnings.catch_warnings():  # "1or x" is a SyntaxWarning in Python; the whitelist refuses it anyway
             warnings.simplefilter("ignore")
             tree = ast.parse(text.strip().replace("^", "**"), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -127,7 +127,7 @@ def _check(node: ast.expr, text: str, variables: tuple[str, ...], depth: int) ->
     if depth == 0:
         raise InputError(f"The expression {text!r} is nested deeper than the {MAX_DEPTH} levels that are allowed.")
     match node:
-        # The type itself, because True is an int as well.
+        # type() is compared, because isinstance(True, int) holds.
         case ast.Constant(value=value) if type(value) is int:
             pass
         case ast.Constant(value=value):
@@ -153,7 +153,7 @@ def _check(node: ast.expr, text: str, variables: tuple[str, ...], depth: int) ->
 
 
 def _exponent(node: ast.expr, text: str) -> int:
-    """The exponent that ``node`` spells: an integer, or a tower of them such as the 2^3 of x^2^3."""
+    """The value of the exponent ``node``: an integer, or a power of integers such as 2^3 in x^2^3."""
     match node:
         case ast.Constant(value=value) if type(value) is int and value <= MAX_EXPONENT:
             return value

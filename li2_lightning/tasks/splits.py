@@ -1,4 +1,4 @@
-"""Which rows of a task train and which test."""
+"""The split of a task's rows into training and test rows."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ def split_rows(
 ) -> Split:
     """Divide a task's rows into training and test rows.
 
-    At most one of the four may be given; with none the fraction is .4. The random split depends on ``seed``
-    and N alone, on every machine and rank, and with one seed a larger training set contains a smaller one.
+    At most one of the four options may be given; without any the fraction is .4. A random split depends on ``seed`` and
+    N alone, so it is the same on every machine and rank. With the same seed a larger training set contains a smaller
+    one.
 
     Args:
         train_fraction: floor(fraction·N + 1e-9) training rows.
-        train_size: that many training rows.
+        train_size: number of training rows.
         critical_ratio: the fraction as a multiple of ``task.predicted_fraction``.
-        split_file: an ``.npz`` with integer arrays ``train`` and ``test`` of rows; it need not use every row.
+        split_file: an ``.npz`` with integer arrays ``train`` and ``test`` of row numbers; some rows may be in neither.
 
     Raises:
-        InputError: two of the four, a value out of range, no row left on one side, or a broken split file.
+        InputError: more than one of the four options, a value out of range, a side without rows, or a broken split
+            file.
     """
     given = {
         "data.train_fraction": train_fraction,
@@ -76,14 +78,14 @@ def split_rows(
         if not 0 < size < rows:
             side = "training" if size == 0 else "test"
             raise InputError(f"{origin} leaves no {side} row of the {rows} of the task {task.name}.")
-    # NumPy promises the raw stream of PCG64 for good, but not what permutation() makes of it.
+    # NumPy guarantees the raw stream of PCG64 for all versions, but not the result of permutation().
     bits = np.random.PCG64(check_integer(seed, "seed", 0, 2**64 - 1)).random_raw(rows)
     order = np.argsort(bits, kind="stable")
     return Split(np.sort(order[:size]), np.sort(order[size:]))
 
 
 def _critical(task: Task, ratio: float) -> tuple[float, str]:
-    """The fraction that a critical ratio stands for, and how to say so."""
+    """The training fraction of a critical ratio, and its description for an error message."""
     ratio = _check_real(ratio, "data.critical_ratio")
     if task.predicted_fraction is None:
         if task.group is None:
@@ -109,7 +111,7 @@ def _check_real(value: Any, name: str) -> float:
 def _read_split(task: Task, path: Path) -> Split:
     try:
         arrays = read_npz(path, ("train", "test"))
-    # Whatever a broken file makes the reader raise is one and the same fact for the user.
+    # The reader raises many kinds of exceptions over a broken file; for the user they all mean that it cannot be read.
     except Exception as error:
         raise InputError(f"The split file {path} cannot be read: {reason(error)}.") from error
     rows = len(task.labels)

@@ -1,4 +1,4 @@
-"""What is to be learned: every tuple of operands with its label; and the split in training and test rows."""
+"""The tasks: every tuple of operands with its label, from a group, a Cayley table, or an expression."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ VARIABLES = tuple("xyz" + "wvutsrqponmlkjihgfedcba")
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Everything there is to learn: N rows of k operands, each with a label.
+    """The table that a network learns: N rows of k operands, each row with a label.
 
     Attributes:
-        name: for people.
+        name: the name in messages and reports.
         operands: (N, k) tokens 0 … num_tokens−1; row-major, the last operand varies fastest.
         labels: (N,) classes 0 … num_classes−1.
         num_tokens: M.
         num_classes: C.
-        group: the group whose products are the labels, where there is one.
+        group: the group whose products are the labels, or None.
         predicted_fraction: training fraction at which generalization is expected, for two-operand group tasks
             from M = 3 on (`critical_fraction`; it may exceed 1), else None.
 
@@ -78,16 +78,16 @@ TASKS: Registry[Callable[..., Task]] = Registry("task", "li2_lightning.tasks")
 
 
 def build_task(config: Mapping[str, Any]) -> Task:
-    """The task that a ``task`` section describes: its ``name``, and options of which None means unset.
+    """The task of a ``task`` section, which has ``name`` and options; an option of None counts as unset.
 
     Raises:
-        InputError: unknown name, an option that the task does not take or lacks, or a value it refuses.
+        InputError: unknown name, an option that is unknown to the task or missing, or a value out of range.
     """
     options = {key: value for key, value in config.items() if key != "name" and value is not None}
     try:
         task = TASKS.build(config["name"], "task", options)
     except InputError as error:
-        # The constructors of groups speak of an order or a degree; the user wrote task.order or task.degree.
+        # The constructors of groups name an argument, such as order; the user wrote the config key, such as task.order.
         sentence = re.sub(r"^(order|index|degree|factors|modulus|num_operands) is ", r"task.\1 is ", str(error))
         raise InputError(sentence) from error
     if not isinstance(task, Task):
@@ -96,7 +96,7 @@ def build_task(config: Mapping[str, Any]) -> Task:
 
 
 def task_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``task`` section without the options that are as the task has them by itself (`config_hash`)."""
+    """The ``task`` section without the options that equal the defaults of the task, for `config_hash`."""
     options = {key: value for key, value in config.items() if key != "name" and value is not None}
     return {"name": config["name"], **beyond_defaults(TASKS.find(config["name"]), options)}
 
@@ -146,14 +146,14 @@ def _cayley_table(path: str, num_operands: int = 2) -> Task:
 
 @TASKS.register("expression")
 def expression_task(expression: str, modulus: int, num_operands: int = 2) -> Task:
-    """An arithmetic expression modulo m in the operands x, y, z, w, v, u, …
+    """The task of an arithmetic expression modulo m in the operands x, y, z, w, v, u, …
 
-    Rows on which a division is undefined are left out. A two-operand expression whose table is a group (x+y)
-    is a task of that group.
+    Rows on which a division is undefined are left out. If the table of a two-operand expression is a group, as that of
+    x+y is, the task has that group.
     """
     modulus = check_integer(modulus, "modulus", 2, expressions.MAX_MODULUS)
     operands = _all_operands(modulus, num_operands)
-    # The operands beyond the last are known to the parser so that using one gets advice instead of "unknown".
+    # The parser knows more variables than the task has operands, so that the error can advise to raise num_operands.
     parsed = expressions.parse(expression, VARIABLES[: max(num_operands, 6)], modulus)
     needed = max((VARIABLES.index(variable) + 1 for variable in parsed.variables_used), default=0)
     if needed > num_operands:
@@ -175,7 +175,7 @@ def expression_task(expression: str, modulus: int, num_operands: int = 2) -> Tas
 
 
 def group_task(group: FiniteGroup, num_operands: int = 2) -> Task:
-    """Learn the product g₁g₂…g_k in a group of order M: N = Mᵏ rows.
+    """The task of the product g₁g₂…g_k in a group of order M, with N = Mᵏ rows.
 
     Raises:
         InputError: ``num_operands`` is no integer ≥ 1, or N exceeds `MAX_ROWS`.
@@ -191,7 +191,7 @@ def group_task(group: FiniteGroup, num_operands: int = 2) -> Task:
 
 
 def _all_operands(num_tokens: int, num_operands: int) -> IntArray:
-    """(M^k, k) every tuple of tokens, row-major."""
+    """Every k-tuple of tokens in row-major order, (M^k, k)."""
     num_operands = check_integer(num_operands, "num_operands", 1, 22)
     rows = num_tokens**num_operands
     if rows > MAX_ROWS:

@@ -1,4 +1,4 @@
-"""Stage II, independent feature learning: the energy that every node climbs.
+"""Stage II, independent feature learning: the energy whose gradient every node follows.
 
 Source: arXiv:2509.21519, Theorem 1. When G_F ∝ ỸỸᵀF̃, column j of W follows ∇E alone, with
 
@@ -30,7 +30,7 @@ def energy(target_features: Tensor) -> Tensor:
 
 
 def column_norms(weights: Tensor) -> Tensor:
-    """‖w_j‖ of every column, (K,) from d×K; torch's own norm over the long dimension takes ten times as long."""
+    """‖w_j‖ of every column, (K,) from d×K; torch.linalg.vector_norm takes ten times as long over that dimension."""
     return squared_magnitudes(weights).sum(dim=-2).sqrt()
 
 
@@ -55,7 +55,7 @@ def energy_gradient(weights: Tensor, inputs: Tensor, centered_targets: Tensor, a
 
 
 def unit_energy(energies: Tensor, norms: Tensor, degree: int) -> Tensor:
-    """E of the unit-norm nodes where σ is homogeneous of degree k: E(w/‖w‖) = E(w)/‖w‖²ᵏ; (K,) each.
+    """E of the nodes scaled to unit norm, for σ homogeneous of degree k: E(w/‖w‖) = E(w)/‖w‖²ᵏ; (K,) each.
 
     A node of norm zero has no direction; its energy is NaN.
     """
@@ -96,13 +96,13 @@ def group_energy_gradient(weights: Tensor, group: FiniteGroup) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Ascent:
-    """Where gradient ascent on the unit sphere ended.
+    """The end points of gradient ascent on the unit sphere.
 
     Attributes:
         weights: d×K, every column of norm 1.
         energies: E, (K,).
         residuals: ‖∇E − ⟨w,∇E⟩w‖/⟨w,∇E⟩ (K,), 0 at a stationary point of the sphere.
-        steps: steps that each column took, (K,).
+        steps: number of steps of each column, (K,).
     """
 
     weights: Tensor
@@ -118,17 +118,18 @@ def ascend(
     tolerance: float = 1e-10,
     max_steps: int = 1000,
 ) -> Ascent:
-    """Climb an energy on the unit sphere: w ← normalize(w + t∇E/⟨w,∇E⟩), every column on its own.
+    """Gradient ascent of an energy on the unit sphere, w ← normalize(w + t∇E/⟨w,∇E⟩), for each column by itself.
 
-    For σ = x², ⟨w,∇E⟩ = 4E, the energy being of degree 4. With t = .25 every Gaussian start on all pairs of the groups
-    tried came to rest within 140 steps (tolerance 1e-10 needs float64; float32 reaches 4e-7).
+    For σ = x² the energy has degree 4, so ⟨w,∇E⟩ = 4E. With t = .25 every Gaussian start on all pairs of the groups
+    tried converged within 140 steps (tolerance 1e-10 needs float64; float32 reaches 4e-7).
 
     Args:
-        start: d×K, no column zero; where ⟨w,∇E⟩ ≤ 0 the step is not defined (non-homogeneous σ, negative starts).
+        start: d×K, without a zero column. Where ⟨w,∇E⟩ ≤ 0 the step is undefined; that can happen for a σ that is not
+            homogeneous, and for negative starts.
         energy_and_gradient: from weights d×k to E (k,) and ∇E (d×k).
         rate: t.
-        tolerance: a column rests once its residual is below.
-        max_steps: the most a column takes.
+        tolerance: a column stops once its residual is below this.
+        max_steps: largest number of steps of a column.
     """
     weights = start / torch.linalg.vector_norm(start, dim=0)
     count = weights.shape[1]
@@ -159,8 +160,8 @@ def predicted_maxima(group: FiniteGroup, complex_weights: bool = False) -> Tenso
     E* = M/(2d_R) on ‖w‖ = 1 for σ = x² and all pairs, d_R the dimension of the real irreducible: M/(2d), M/(4d), M/(4d)
     for kinds R, C, H. With complex weights E* = M/(2d) for every irrep. float64.
 
-    Source: arXiv:2509.21519, Theorem 2, which prints M/(8d) for real irreps and M/(16d) for complex pairs (a factor 2
-    of the cross term in (u+v)² is lost, a factor 4 in E) and has no quaternionic case.
+    Source: arXiv:2509.21519, Theorem 2. It prints M/(8d) for real irreps and M/(16d) for complex pairs, since it drops
+    the factor 2 of the cross term in (u+v)², which is a factor 4 in E; it has no quaternionic case.
     """
     dimensions = [b.dimension if complex_weights else b.real_dimension for b in isotypic_blocks(group)[1:]]
     return group.order / (2 * torch.tensor(dimensions, dtype=torch.float64))
@@ -172,7 +173,7 @@ def maximizer(basis: Tensor, x: Tensor, y: Tensor, group: FiniteGroup) -> Tensor
     Args:
         basis: B, M×d_R (or complex M×d): orthonormal, of one irreducible left-invariant subspace
             (`irreducible_subspaces`, `matrix_irreps`).
-        x, y: d_R×K each, independent of each other. The source's [u; ±Pu] is y = ±x.
+        x, y: coefficients in that basis, d_R×K each, independent of each other. The source's [u; ±Pu] is y = ±x.
     """
     u, z = (basis @ (a / torch.linalg.vector_norm(a, dim=0)) for a in (x, y))
     return torch.cat([u, z[_indices(group.inverses, z)].conj()]) / 2**0.5
@@ -187,8 +188,8 @@ def block_shares(weights: Tensor, group: FiniteGroup) -> Tensor:
 def orbit_rank(weights: Tensor, group: FiniteGroup, tolerance: float = 1e-6) -> Tensor:
     """Dimension of the span of all left translates of u and of z = P v̄, for w = [u; v]; (K,) integers.
 
-    At a maximum u and z share one irreducible left-invariant subspace and it is d_R (d over ℂ); at a point of rank r
-    inside a block, a strict saddle with E = E*/r, it is r·d_R.
+    At a maximum u and z lie in one irreducible left-invariant subspace, and the dimension is d_R (d over ℂ). At a point
+    of rank r inside a block, which is a strict saddle with E = E*/r, the dimension is r·d_R.
 
     Args:
         tolerance: smallest singular value that counts, relative to the largest.
@@ -204,11 +205,11 @@ def orbit_rank(weights: Tensor, group: FiniteGroup, tolerance: float = 1e-6) -> 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the end points of an ascent are; (K,) each.
+    """The end points of an ascent compared with Theorem 2; (K,) each.
 
     Attributes:
         block: position in ``isotypic_blocks(group)[1:]`` of the block that holds most of w.
-        purity: share of ‖w‖² in it.
+        purity: share of ‖w‖² in that block.
         relative_error: |E − E*|/E* against the prediction for that block.
         rank: orbit rank in units of d_R; 1 at a maximum.
         imbalance: |‖u‖² − ‖v‖²|/‖w‖².
@@ -221,13 +222,13 @@ class Limits:
     imbalance: Tensor
 
     def maximizers(self, tolerance: float = 1e-9) -> Tensor:
-        """(K,) whether each passes all of Theorem 2: value, one block, one irreducible subspace, equal halves."""
+        """(K,) whether each is a maximum of Theorem 2: value, one block, one irreducible subspace, equal halves."""
         within = (self.relative_error < tolerance) & (self.purity > 1 - tolerance) & (self.imbalance < tolerance)
         return within & (self.rank == 1)
 
 
 def classify_limits(weights: Tensor, group: FiniteGroup) -> Limits:
-    """Judge points of the sphere (2M×K, real or complex) by Theorem 2, as corrected."""
+    """Compare points of the unit sphere (2M×K, real or complex) with the maxima of Theorem 2, as corrected."""
     purity, block = block_shares(weights, group).max(dim=0)
     blocks = isotypic_blocks(group)[1:]
     sizes = [b.dimension if weights.is_complex() else b.real_dimension for b in blocks]
@@ -244,5 +245,5 @@ def classify_limits(weights: Tensor, group: FiniteGroup) -> Limits:
 
 
 def _indices(array: npt.NDArray[np.int64], like: Tensor) -> Tensor:
-    """Indices of a group as a tensor beside ``like``."""
+    """Indices of group elements as a tensor on the device of ``like``."""
     return torch.tensor(array, device=like.device)

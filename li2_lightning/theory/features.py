@@ -1,4 +1,4 @@
-"""Which irreps a node has turned to (Theorem 2 of arXiv:2509.21519 says that a maximum of E lies inside one)."""
+"""The share of a node in each isotypic block; by Theorem 2 of arXiv:2509.21519 a maximum of E lies inside one block."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def feature_shares(weights: Tensor, basis: Tensor, blocks: Sequence[slice]) -> T
     For a cyclic group these are the squared Fourier amplitudes of each node, as shares of their sum.
 
     Args:
-        weights: (operands·M)×K; a node without non-trivial part has shares NaN.
+        weights: (operands·M)×K; the shares of a node without a non-trivial part are NaN.
         basis: orthonormal, (M−1)×M: the rows span the non-trivial functions, sorted by block.
-        blocks: which rows belong to each block.
+        blocks: the rows of ``basis`` that belong to each block.
     """
     energies = block_energies(weights, basis, blocks)
     return energies / energies.sum(dim=0)

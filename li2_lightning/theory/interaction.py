@@ -1,11 +1,12 @@
-"""Stages II and III told apart by G_F itself, without forming it.
+"""Which stage G_F is in, from cosines that are computed without forming G_F; and the interaction between nodes.
 
-Source: arXiv:2509.21519, sections 3.2 and 3.4; the η-free tests and the small matrices are this project's own.
+Source: arXiv:2509.21519, sections 3.2 and 3.4. The tests that need no η, and the formulas with small matrices, are this
+project's own.
 
 At the ridge readout G_F = P_η ỸỸᵀF̃B exactly, with B = (F̃ᵀF̃+ηI)⁻¹ and P_η = η(F̃F̃ᵀ+ηI)⁻¹. While both are near
-multiples of the identity, G_F has the **independent form** ỸỸᵀF̃: every node climbs its own energy. A readout at a
-ridge equilibrium of whatever strength satisfies F̃ᵀR = ηV, so that G_F = RVᵀ takes the **coupled form** RRᵀF̃/η: what
-the nodes together have not yet explained drives them all (Theorem 7).
+multiples of the identity, G_F has the **independent form** ỸỸᵀF̃: every node follows the gradient of its own energy. A
+readout at a ridge equilibrium, whatever its η, satisfies F̃ᵀR = ηV. Then G_F = RVᵀ has the **coupled form** RRᵀF̃/η: the
+residual of all nodes together drives each of them (Theorem 7).
 
 With A = ỸᵀF̃ (C×K) and Q = F̃ᴴR (K×C) every norm and inner product below is one of K×C matrices with a metric of
 C×C, so that a cosine of G_F costs O((n+K)C²) beyond A and Q.
@@ -26,16 +27,16 @@ from li2_lightning.theory.lazy import center
 
 @dataclass(frozen=True)
 class GradientStructure:
-    """Scalars; a cosine is NaN where one of its sides vanishes.
+    """Scalars that describe G_F; a cosine is NaN where one of its two matrices is zero.
 
     Attributes:
         norm: ‖G_F‖.
-        independence: cos(G_F, ỸỸᵀF̃); 1 = every node learns on its own.
+        independence: cos(G_F, ỸỸᵀF̃); 1 = every node learns independently of the others.
         coupling: cos(G_F, RRᵀF̃); 1 = the residual drives the nodes together.
-        residual_alignment: cos(R, Ỹ), which tests P_η ∝ I.
-        readout_alignment: cos(V, F̃ᵀỸ), which tests B ∝ I.
+        residual_alignment: cos(R, Ỹ); 1 where P_η ∝ I.
+        readout_alignment: cos(V, F̃ᵀỸ); 1 where B ∝ I.
         readout_equilibrium: cos(V, F̃ᵀR); 1 = V is at a ridge equilibrium.
-        effective_ridge: η̂ = ‖F̃ᵀR‖/‖V‖, the strength at which it would be.
+        effective_ridge: η̂ = ‖F̃ᵀR‖/‖V‖, the η of that equilibrium.
     """
 
     norm: Tensor
@@ -49,11 +50,11 @@ class GradientStructure:
 
 @dataclass(frozen=True)
 class GradientGrams:
-    """Products over samples, real, C×C each but for the counts.
+    """Sums over samples; real, C×C each except the counts.
 
     Attributes:
         residual: RᵀR.
-        counts: n_c, the samples of each class (C,), which stand for ỸᵀỸ = diag(n_c) − n_c n_cᵀ/n.
+        counts: n_c, the number of samples of each class (C,); ỸᵀỸ = diag(n_c) − n_c n_cᵀ/n.
         residual_target: RᵀỸ.
     """
 
@@ -71,7 +72,7 @@ def gradient_structure(
         target_features: A = ỸᵀF̃, C×K.
         residual_features: Q = F̃ᴴR, K×C.
         readout: V, K×C, with Ŷ = Re(FV).
-        grams: products over samples.
+        grams: RᵀR, class counts and RᵀỸ.
     """
     A, Q, V, counts = target_features, residual_features, readout, grams.counts
     # ‖ỸA‖² and ‖Ỹ‖²; no product of A with itself is needed.
@@ -79,7 +80,7 @@ def gradient_structure(
     sums = torch.linalg.vector_norm(counts.to(A.dtype) @ A).to(counts.dtype)
     independent = (counts @ rows.square() - sums.square() / total).clamp_min(0).sqrt()
     target_norm = (total - counts.square().sum() / total).clamp_min(0).sqrt()
-    # ⟨RVᴴ, RQᴴ⟩ = ⟨V·RᵀR, Q⟩: the samples come in as a metric.
+    # ⟨RVᴴ, RQᴴ⟩ = ⟨V·RᵀR, Q⟩: the samples enter only through the C×C matrix RᵀR.
     metric = grams.residual.to(V.dtype)
     V_measured, Q_measured = product(V, metric), product(Q, metric)
     norm = _inner(V_measured, V).to(counts.dtype).clamp_min(0).sqrt()
@@ -102,7 +103,8 @@ def gradient_structure(
 def node_coupling(readout: Tensor, residual_gram: Tensor, pairs: Tensor) -> Tensor:
     """Median |cos| of pairs of columns of G_F.
 
-    Column j of G_F is R v̄_j with v_j the j-th row of V, so its inner products are v_l RᵀR v_jᴴ: exact for each pair.
+    Column j of G_F is R v̄_j with v_j the j-th row of V, so the inner product of columns j and l is v_l RᵀR v_jᴴ,
+    exactly.
 
     Args:
         readout: V, K×C.
@@ -118,7 +120,7 @@ def node_coupling(readout: Tensor, residual_gram: Tensor, pairs: Tensor) -> Tens
 
 
 def node_interaction(features: Tensor, ridge: float) -> Tensor:
-    """B = (F̃ᴴF̃+ηI)⁻¹, …×K×K, in float64 (complex128): float32 gets up to 28 % of its off-diagonal signs wrong.
+    """B = (F̃ᴴF̃+ηI)⁻¹, …×K×K, in float64 (complex128). In float32 up to 28 % of the off-diagonal signs are wrong.
 
     For n < K by Woodbury's identity, B = (I − F̃ᴴ(F̃F̃ᴴ+ηI)⁻¹F̃)/η.
 
@@ -136,8 +138,8 @@ def node_interaction(features: Tensor, ridge: float) -> Tensor:
 def repulsion_entry(features: Tensor, ridge: float, j: int, l: int) -> Tensor:  # noqa: E741
     """b_jl = −c/(ab − |c|²), a scalar: Theorem 6, without forming B.
 
-    c = f̃_jᴴPf̃_l, a = f̃_jᴴPf̃_j + η, b = f̃_lᴴPf̃_l + η, with P = η(F̃'F̃'ᴴ+ηI)⁻¹ of all the other columns F̃': nodes
-    that are alike in what the others leave over (c > 0) repel each other. It is an identity.
+    c = f̃_jᴴPf̃_l, a = f̃_jᴴPf̃_j + η, b = f̃_lᴴPf̃_l + η, with P = η(F̃'F̃'ᴴ+ηI)⁻¹ and F̃' all other columns. So
+    two nodes repel each other if they are similar in the part that the other nodes do not explain (c > 0).
 
     Args:
         features: F, n×K; centred here.
@@ -158,10 +160,10 @@ def repulsion_entry(features: Tensor, ridge: float, j: int, l: int) -> Tensor:  
 
 
 def top_down_energy(weights: Tensor, inputs: Tensor, residual: Tensor, activation: Activation) -> Tensor:
-    """E_S(w) = ½‖(Ỹ − Ŷ)ᵀσ(Xw)‖², (…, K): what is left for a new node to climb (Theorem 7).
+    """E_S(w) = ½‖(Ỹ − Ŷ)ᵀσ(Xw)‖², (…, K): the energy of a new node beside the existing ones (Theorem 7).
 
-    Where the features span the irreps S at η → 0, R is Ỹ projected on the missing irreps, and on all pairs of a group
-    with σ = x² its maxima lie there alone, with the E* = M/(2d_R) of Theorem 2.
+    If the features span the irreps S and η → 0, R is Ỹ projected on the missing irreps. Then, on all pairs of a group
+    and with σ = x², the maxima of E_S lie in the missing irreps only, with the E* = M/(2d_R) of Theorem 2.
 
     Args:
         weights: …×d×K.
@@ -175,13 +177,13 @@ def top_down_energy(weights: Tensor, inputs: Tensor, residual: Tensor, activatio
 
 
 def new_node_gradient(node: Tensor, features: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """What drives a node f that joins the features F_S, at the ridge readout of all of them: −∂J*/∂f, n×m.
+    """−∂J*/∂f, n×m: what drives a new node f beside the features F_S, at the ridge readout of all nodes.
 
     g = [QQᵀf̃ − (f̃ᴴQQᵀf̃/α)Pf̃]/α with P = η(F̃_SF̃_Sᴴ+ηI)⁻¹, Q = PỸ, α = f̃ᴴPf̃ + η, where J* = min_V J of Eq. 1.
-    It is the gradient of E_S over η, QQᵀf̃/η, only for ‖f̃‖² ≪ η.
+    Only for ‖f̃‖² ≪ η it equals QQᵀf̃/η, the gradient of E_S divided by η.
 
     Args:
-        node: f, n×m: m nodes, each joining alone; centred here.
+        node: f, n×m, for m new nodes, each considered alone; centred here.
         features: F_S, n×K; centred here.
         targets: Y, n×C; centred here.
         ridge: η > 0.
@@ -198,7 +200,7 @@ def new_node_gradient(node: Tensor, features: Tensor, targets: Tensor, ridge: fl
 
 
 def _interaction_columns(features: Tensor, ridge: float, units: Tensor) -> Tensor:
-    """(F̃ᴴF̃+ηI)⁻¹ units, on the smaller side."""
+    """(F̃ᴴF̃+ηI)⁻¹ units; the system that is factored has size min(n, K)."""
     F = center(features.to(units.dtype))
     n, K = F.shape[-2:]
     gram = F.mH @ F if n >= K else F @ F.mH

@@ -1,4 +1,4 @@
-"""Stage I, lazy learning: the backpropagated gradient G_F, ridge readouts, and how random the features still are.
+"""Stage I, lazy learning: the backpropagated gradient G_F, ridge readouts, and how close the features are to random.
 
 Source: arXiv:2509.21519, section 3.1 (Prop. 1, Lemma 1, Eq. 1). Shapes: features F n×K, targets Y n×C, readout V K×C.
 For complex F every transpose on features is a conjugate transpose.
@@ -23,7 +23,7 @@ def residual(outputs: Tensor, targets: Tensor) -> Tensor:
 def backpropagated_gradient(residual: Tensor, readout: Tensor) -> Tensor:
     """G_F = −∂J/∂F = R Vᴴ, …×n×K, for J = ½‖P₁⊥(Y − FV)‖² + (η/2)‖V‖² (Eq. 1; section 3.1).
 
-    For `projected_mse`, J's first term times 2/n, it is −(n/2)·∂L/∂F.
+    The loss `projected_mse` is the first term of J times 2/n; there G_F = −(n/2)·∂L/∂F.
     """
     return residual.to(readout.dtype) @ readout.mH
 
@@ -31,8 +31,8 @@ def backpropagated_gradient(residual: Tensor, readout: Tensor) -> Tensor:
 def ridge_readout(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """V* = (FᴴF + ηI)⁻¹FᴴY, …×K×C, with F and Y as they are given (center both for Eq. 1).
 
-    Solved in float64 and on the smaller side: FᴴF + ηI for K ≤ n, else V* = Fᴴ(FFᴴ + ηI)⁻¹Y. The result has the
-    dtype of ``features``.
+    It is solved in float64, by FᴴF + ηI for K ≤ n and else by V* = Fᴴ(FFᴴ + ηI)⁻¹Y. The result has the dtype of
+    ``features``.
 
     Args:
         ridge: η > 0. With a loss averaged over samples and coupled weight decay λ, η = nλ/2.
@@ -61,11 +61,11 @@ def off_diagonal_sum(values: Tensor) -> Tensor:
 def draw_nodes(weights: Tensor, order: Tensor, count: int) -> Tensor:
     """Nodes drawn in proportion to ``weights`` by systematic sampling, …×count; a heavy node may come several times.
 
-    The nodes are laid out in ``order``, each as long as its weight, and met at equal distances. The same order in
-    every row makes the sample follow the weights as they grow, instead of jumping from row to row.
+    The nodes are intervals in ``order``, each as long as its weight, and S equally spaced points choose the nodes. With
+    the same order in every row the sample follows the weights smoothly instead of jumping from row to row.
 
     Args:
-        weights: positive, …×K: a draw for each row.
+        weights: positive, …×K; one draw for each leading index.
         order: a permutation of the nodes (K,), drawn once.
         count: S.
     """
@@ -77,12 +77,13 @@ def draw_nodes(weights: Tensor, order: Tensor, count: int) -> Tensor:
 def estimated_off_diagonal_sum(values: Tensor, nodes: Tensor, weights: Tensor) -> Tensor:
     """Σ_{j≠l} v_jl over all K nodes, estimated from the S×S values of nodes drawn in proportion to ``weights``.
 
-    The mean of v_jl/(w_j w_l) over pairs of different nodes, times Σ_{j≠l} w_j w_l. It has no variance where v_jl is
-    w_j w_l times a constant: for |f̃_jᴴf̃_l| = ‖f̃_j‖‖f̃_l‖|cos| the weights are the norms, for its square their squares.
+    The estimate is the mean of v_jl/(w_j w_l) over pairs of different nodes, times Σ_{j≠l} w_j w_l. Its variance is 0
+    if v_jl is w_j w_l times a constant. So for |f̃_jᴴf̃_l| = ‖f̃_j‖‖f̃_l‖|cos| the weights are the norms ‖f̃_j‖, and
+    for |f̃_jᴴf̃_l|² the squares of the norms.
 
     Args:
         values: …×S×S.
-        nodes: which nodes they belong to, from `draw_nodes`, …×S.
+        nodes: the nodes of the S rows and columns, from `draw_nodes`, …×S.
         weights: w, …×K.
     """
     inverse = weights.gather(-1, nodes).reciprocal()
@@ -125,10 +126,11 @@ def kernel_deviation(off_diagonal: Tensor, norms: Tensor, mean: Tensor, spread: 
 
 
 def lazy_limit(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """G_F(∞) = η(F̃F̃ᴴ+ηI)⁻¹ ỸỸᵀF̃ (F̃ᴴF̃+ηI)⁻¹, …×n×K: G_F once the readout has come to rest (Prop. 1).
+    """G_F(∞) = η(F̃F̃ᴴ+ηI)⁻¹ ỸỸᵀF̃ (F̃ᴴF̃+ηI)⁻¹, …×n×K: G_F after the readout has converged (Prop. 1).
 
-    Evaluated as R Vᴴ = ηZ(ZᴴF̃) with Z = (F̃F̃ᴴ+ηI)⁻¹Ỹ: one solve with C right-hand sides, in float64, on the smaller
-    side (K < n: V* first, and R = Ỹ − F̃V*). With n < K distances to it decay like e^(−ηt): wait for ηt ≥ 30.
+    It is computed in float64 as R Vᴴ = ηZ(ZᴴF̃) with Z = (F̃F̃ᴴ+ηI)⁻¹Ỹ, one solve with C right-hand sides; for K < n V*
+    is solved first, and R = Ỹ − F̃V*. With n < K the distance of G_F(t) to the limit decays like e^(−ηt), so a numerical
+    check needs ηt ≥ 30.
 
     Args:
         features, targets: F (…×n×K) and Y (…×n×C); both are centred here.
@@ -150,7 +152,7 @@ def lazy_limit(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
 def early_gradient(features: Tensor, targets: Tensor, time: float, output_scale: float = 1.0) -> Tensor:
     """G_F(t) = β²t·ỸỸᵀF̃ + O(t²), …×n×K, while V(0) = 0 grows by gradient flow on Eq. 1 (section 3.1).
 
-    With V(0) ~ N(0, α²) it comes with an error O(α).
+    With V(0) ~ N(0, α²) there is a further error O(α).
 
     Args:
         features, targets: F (…×n×K) and Y (…×n×C); both are centred here.

@@ -1,9 +1,10 @@
-"""When the data are too few: which memorizing features have the most energy (Theorem 5).
+"""Memorization with too few data: which memorizing features have the largest energy (Theorem 5).
 
-Source: arXiv:2509.21519, Theorem 5. One target h, its pairs (g, g⁻¹h) seen with probability p_g. A node w = [u; v] with
-pre-activations z_g = u_g + v_{g⁻¹h} has the *uncentred* energy ½(Σ_g p_gσ(z_g))²: centred over a single label it is 0.
-What decides is φ(x) = σ'(x)/x. Non-decreasing (x²): the best node is **focused** on the likeliest pair. Strictly
-decreasing (ReLU, SiLU, tanh, sigmoid): it is **spreading** over all pairs.
+Source: arXiv:2509.21519, Theorem 5. There is one target h, and its pairs (g, g⁻¹h) occur with probability p_g. A node
+w = [u; v] has pre-activations z_g = u_g + v_{g⁻¹h} and the energy ½(Σ_g p_gσ(z_g))², which is *not centred*: centred
+over a single label it would be 0. The maximum depends on φ(x) = σ'(x)/x. If φ does not decrease (x²), the best node is
+**focused** on the likeliest pair. If φ strictly decreases (ReLU, SiLU, tanh, sigmoid), the best node is **spreading**
+over all pairs.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def curvature_ratio(x: Tensor, activation: Activation) -> Tensor:
 def focused_maximizer(probabilities: Tensor, partners: Tensor) -> Tensor:
     """w = (e_{g*}; e_{g*⁻¹h})/√2 at the likeliest g*, (2M,): the maximum for σ = x², with E = 2·p_max².
 
-    For x³ and other fast σ further foci are local maxima, too.
+    For x³ and other σ that grow faster than x², nodes focused on other pairs are local maxima, too.
     """
     s = torch.zeros_like(probabilities)
     s[probabilities.argmax()] = 2**0.5
@@ -55,13 +56,13 @@ def focused_maximizer(probabilities: Tensor, partners: Tensor) -> Tensor:
 def spreading_maximizer(probabilities: Tensor, partners: Tensor, activation: Activation) -> Tensor:
     """u_g = v_{g⁻¹h} = s_g/2 with φ(s_g) = λ/p_g and ‖s‖ = √2, (2M,): the maximum where φ strictly decreases on x > 0.
 
-    Found by bisection, for λ and inside it for every s_g. ReLU has the closed form s = √2·p/‖p‖, E = Σp²; it is reached
-    from positive starts, Gaussian ones leave dead units.
+    λ is found by bisection, and every s_g for a given λ by an inner bisection. For ReLU s = √2·p/‖p‖ and E = Σp² in
+    closed form; ascent reaches that maximum from positive starts, while Gaussian starts leave dead units.
 
     Args:
         probabilities: p, (M,), all positive, float64 for a result to 1e-9.
         partners: as `memorization_energy`.
-        activation: σ; for an increasing φ the result means nothing (use `focused_maximizer`).
+        activation: σ with a decreasing φ; for an increasing φ use `focused_maximizer`.
     """
 
     def ratio(x: Tensor) -> Tensor:

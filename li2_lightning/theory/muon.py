@@ -1,9 +1,9 @@
-"""How many nodes it takes to find all features: collecting with and without Muon (Theorem 8).
+"""How many nodes find all features, with and without Muon: a coupon collector's problem (Theorem 8).
 
-Source: arXiv:2509.21519, Theorem 8 and Lemma 2. Muon replaces the gradient UDVᵀ by its polar factor UVᵀ (⟨UVᵀ, G⟩ =
-tr D ≥ 0, so that stationary points stay). A new node lands at maximum l of L with probability p_l ∝ μ_l^a, μ_l its
-energy: independent nodes collect coupons. Under Muon the pull towards features that other nodes hold shrinks by κ, so
-that their probability has a factor κ^a.
+Source: arXiv:2509.21519, Theorem 8 and Lemma 2. Muon replaces the gradient G = UDVᵀ by its polar factor UVᵀ. Since
+⟨UVᵀ, G⟩ = tr D ≥ 0, stationary points remain. A new node converges to maximum l of L with probability p_l ∝ μ_l^a,
+where μ_l is the energy of the maximum. Independent nodes are draws of a coupon collector. Under Muon the pull towards
+features that other nodes already have shrinks by κ, so the probability of those features has a factor κ^a.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ def polar_factor(gradient: Tensor) -> Tensor:
     return factor
 
 
-def shrink_factor(new: float, held: float, nodes: int) -> float:
-    """κ = β/(β + c√m): how much the polar factor shrinks the pull of a held feature on a new node.
+def shrink_factor(new: float, found: float, nodes: int) -> float:
+    """κ = β/(β + c√m): the factor by which Muon shrinks the pull of a found feature on a new node.
 
-    m nodes have gradient c·q along the feature q that they hold; a new node has γq + βq' with q' ⊥ q. The polar factor
-    turns γ/β into κγ/β.
+    m nodes have the gradient c·q along the feature q that they have found. A new node has the gradient γq + βq' with
+    q' ⊥ q. The polar factor turns γ/β into κγ/β.
 
     Args:
         new: β > 0.
-        held: c ≥ 0.
+        found: c ≥ 0.
         nodes: m.
 
     Source: arXiv:2509.21519, Theorem 8, which has κ = ½, the case β = c√m.
     """
-    return new / (new + held * math.sqrt(nodes))
+    return new / (new + found * math.sqrt(nodes))
 
 
 def collection_probabilities(energies: Tensor, power: float) -> Tensor:
@@ -44,10 +44,10 @@ def collection_probabilities(energies: Tensor, power: float) -> Tensor:
 
 
 def independent_collection_time(probabilities: Tensor) -> Tensor:
-    """T₀ = ∫₀^∞ [1 − Π_l(1 − e^(−p_l t))] dt: nodes until every maximum is found, each drawn on its own.
+    """T₀ = ∫₀^∞ [1 − Π_l(1 − e^(−p_l t))] dt: expected number of independent nodes that find all L maxima.
 
     Gauss–Legendre quadrature on panels that double in length up to (ln L + 40)/p_min, where the integrand is below
-    e^−40. Sums over subsets cancel for L beyond 30; this does not. Relative error 1e-12 in float64.
+    e^−40. The relative error is 1e-12 in float64. (The formula by subsets cancels for L beyond 30.)
 
     Args:
         probabilities: p > 0, (L,).
@@ -58,19 +58,20 @@ def independent_collection_time(probabilities: Tensor) -> Tensor:
     edges = torch.cat([end.new_zeros(1), end * 2.0 ** torch.arange(-24, 1, dtype=p.dtype, device=p.device)])
     lengths = edges.diff()
     t = edges[:-1, None] + lengths[:, None] * (nodes + 1) / 2
-    # 1 − Π(1 − e^(−pt)) by logarithms: exact where the product is near 1 as well as near 0.
+    # 1 − Π(1 − e^(−pt)) by logarithms, which is accurate for a product near 1 and near 0.
     missing = -torch.expm1(torch.log(-torch.expm1(-p * t[..., None])).sum(dim=-1))
     return (missing * weights * lengths[:, None] / 2).sum()
 
 
 def muon_collection_time(probabilities: Tensor, shrink: float, power: float = 1.0) -> Tensor:
-    """T = κ^a T₀ + (1 − κ^a) L: the same where found maxima are met with a factor κ^a.
+    """T = κ^a T₀ + (1 − κ^a) L: expected number of nodes where found maxima have a factor κ^a in their probability.
 
-    With the set S found, the next new one takes 1 + κ^a p(S)/p(not S) nodes, so each of the L waits shrinks towards 1.
+    When the set S is found, the next new maximum takes 1 + κ^a p(S)/p(not S) nodes, so each of the L waiting times
+    shrinks towards 1.
 
     Args:
         probabilities: p > 0, (L,).
-        shrink: κ in [0, 1]; 1 is the independent case.
+        shrink: κ in [0, 1]; 1 means independent nodes.
         power: a.
 
     Source: arXiv:2509.21519, Theorem 8, with κ = ½.
@@ -80,14 +81,15 @@ def muon_collection_time(probabilities: Tensor, shrink: float, power: float = 1.
 
 
 def expected_coverage(maxima: int, nodes: int, factor: float = 1.0) -> Tensor:
-    """How many of L equally likely maxima K nodes find, for every K from 0 to ``nodes``; (nodes + 1,), float64.
+    """Expected number of L equally likely maxima that K nodes find, for K = 0 … ``nodes``; (nodes + 1,), float64.
 
-    The chain behind Theorem 8, at a fixed number of nodes instead of a full collection: with s found, the next node
-    finds a new one with probability (L − s)/(L − s + κ^a s). Without Muon (κ^a = 1) that is L(1 − (1 − 1/L)^K); with
-    κ = 0 no node is wasted and it is min(K, L). The mean waits 1 + κ^a s/(L − s) add up to `muon_collection_time`.
+    This is the Markov chain of Theorem 8 after a fixed number of nodes: with s maxima found, the next node finds a new
+    one with probability (L − s)/(L − s + κ^a s). Without Muon (κ^a = 1) the result is L(1 − (1 − 1/L)^K); with κ = 0
+    every node finds a new maximum, and the result is min(K, L). The mean waiting times 1 + κ^a s/(L − s) add up to
+    `muon_collection_time`.
 
     Args:
-        maxima: L, such as (M − 1)/2 for the cyclic group of prime order M.
+        maxima: L; (M − 1)/2 for the cyclic group of prime order M.
         nodes: the largest K.
         factor: κ^a in [0, 1].
     """
@@ -105,12 +107,12 @@ def expected_coverage(maxima: int, nodes: int, factor: float = 1.0) -> Tensor:
 
 
 def simulate_collection(probabilities: Tensor, factor: float, trials: int, generator: torch.Generator) -> Tensor:
-    """Nodes until all L maxima are found, (trials,) integers, drawn one by one.
+    """Simulated numbers of nodes until all L maxima are found, (trials,) integers.
 
     Args:
         probabilities: p > 0, (L,).
-        factor: κ^a, on the probability of every maximum that has been found; 1 = independent nodes.
-        trials: independent repetitions.
+        factor: κ^a, the factor on the probability of a found maximum; 1 means independent nodes.
+        trials: number of independent simulations.
         generator: draws the nodes.
     """
     found = torch.zeros(trials, len(probabilities), dtype=torch.bool)
@@ -128,11 +130,11 @@ def simulate_collection(probabilities: Tensor, factor: float, trials: int, gener
 def collection_times(draws: Tensor, count: int) -> Tensor:
     """Lengths of the consecutive complete collections in a sequence of draws; integers, maybe none.
 
-    A collection ends with the draw that completes it and the next one begins after it; what is left over at the end is
-    no collection. For independent draws each length is a sample of T₀.
+    A collection ends with the draw that completes it, and the next collection begins with the next draw. An incomplete
+    collection at the end is left out. For independent draws the expected length is T₀.
 
     Args:
-        draws: which of the maxima 0 … count−1 each node found, (n,).
+        draws: the maximum that each node found, 0 … count−1, (n,).
         count: L.
     """
     times, begin, found = [], 0, set()

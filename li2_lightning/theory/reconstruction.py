@@ -1,8 +1,8 @@
 """Which sets of features solve the task: the constructions and the residual of Theorem 3.
 
 Source: arXiv:2509.21519, Theorem 3, with σ = x² and all M² pairs of a group. With η = 0 the readout gives Ŷ = Ỹ exactly
-where Ỹ lies in the column space of F̃. The source's count 2Σd⁴ is enough for random features; the sets below need fewer,
-and nothing here says that they are the smallest for a group that is not cyclic.
+if Ỹ lies in the column space of F̃. The source's 2Σd⁴ random features suffice; the sets below are smaller. Whether they
+are the smallest sets is not known for a group that is not cyclic.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def pair_targets(group: FiniteGroup, dtype: torch.dtype = torch.float64) -> Tens
 
 
 def reconstruction_residual(features: Tensor, targets: Tensor, cut: float = 1e-9) -> Tensor:
-    """‖Ỹ off the column space of F̃‖/‖Ỹ‖, a scalar per batch; below 1e-8 the features solve the task.
+    """Norm of the part of Ỹ outside the column space of F̃, over ‖Ỹ‖; below 1e-8 the features solve the task.
 
     Args:
         features, targets: F (…×n×K) and Y (…×n×C); both are centred here.
-        cut: singular values of F̃ below this share of the largest do not count.
+        cut: singular values of F̃ below this multiple of the largest count as zero.
     """
     F, Y = center(features), center(targets).to(features.dtype)
     U, values, _ = torch.linalg.svd(F, full_matrices=False)

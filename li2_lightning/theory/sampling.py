@@ -1,4 +1,4 @@
-"""How many random samples keep the Fourier features: the boundary of Theorem 4 (arXiv:2509.21519)."""
+"""How many random samples preserve the Fourier features: the boundary of Theorem 4 (arXiv:2509.21519)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ def critical_fraction(order: float, max_irrep_dimension: int) -> float:
 
         p = 2.7482 · ln M / M · max(1, max_k d_k / 2)
 
-    The theorem gives the scaling, n ≳ d_k² M log(M/δ); the factor 2.7482 is empirical, read off the
-    experiments of Fig. 5, and no constant of the theory: where subsampled energy ascent keeps half of the
-    Fourier features, n/(M ln M) drifts from 4.1 at M = 23 to 13.3 at M = 509, while the odds
-    p/(1−p) · M/ln M settle near 16.
+    The theorem gives the scaling n ≳ d_k² M log(M/δ). The factor 2.7482 is empirical, from the experiments of Fig. 5,
+    and not a constant of the theory: where energy ascent on a random sample keeps half of the Fourier features
+    (`retention`), n/(M ln M) grows from 4.1 at M = 23 to 13.3 at M = 509, while p/(1−p) · M/ln M converges to about 16.
 
     Args:
         order: M, the number of group elements.
@@ -54,10 +53,10 @@ def sampled_energy_gradient(
 
 
 def retention(group: FiniteGroup, fraction: float, generator: torch.Generator) -> Tensor:
-    """Which Fourier features survive on a random sample of the M² pairs: the experiment behind Theorem 4.
+    """Which Fourier features remain on a random sample of the M² pairs: the experiment behind Theorem 4.
 
-    One random maximum of every non-trivial block (σ = x², all pairs) climbs the energy of round(fraction·M²) random
-    pairs. It is kept if more than half of its squared norm stays in its block.
+    Gradient ascent of the energy of round(fraction·M²) random pairs starts at one random maximum (σ = x², all pairs) of
+    every non-trivial block. A feature is kept if more than half of its squared norm stays in its block.
 
     Args:
         group: the task.
@@ -65,8 +64,9 @@ def retention(group: FiniteGroup, fraction: float, generator: torch.Generator) -
         generator: draws the sample and the starts.
 
     Returns:
-        Share of ‖w‖² left in the own block, one entry a non-trivial block, float64; kept where above .5. On cyclic
-        groups half are kept at p = .562, .507, .458 for M = 23, 47, 71, and those have a share of .8 to .9.
+        Share of ‖w‖² in the start's own block at the end, one entry for each non-trivial block, float64; kept where
+        above .5. On cyclic groups half of the features are kept at p = .562, .507, .458 for M = 23, 47, 71, with shares
+        of .8 to .9.
     """
     M = group.order
     chosen = torch.randperm(M * M, generator=generator)[: round(fraction * M * M)]

@@ -1,17 +1,17 @@
-"""The three stages, operationally: a rule on four columns, with hysteresis and evidence.
+"""The rule that declares the three stages from the columns of a run, with hysteresis and evidence.
 
-Stages after arXiv:2509.21519; the rule is this project's own.
+The stages are those of arXiv:2509.21519; the rule is this project's own.
 
-* I lazy: V fits, G_F carries no label structure.
+* I lazy: V fits, and G_F has no label structure.
 * I → II: training accuracy ≥ .99 and independence ≥ .5, for five rows in a row.
 * II → III: independence has fallen below .8 of its peak **and** coupling leads it by ≥ .05, for five rows in a row.
 
-A run whose G_F loses both alignments has stalled; it stays in stage II and is never called III. Stage III is not
-generalization: with too few data the features that grow are memorizing ones.
+A run has stalled if G_F loses both alignments; it then stays in stage II. Stage III is not generalization: with too few
+data the features that grow are memorizing ones.
 
-Where the theory predicts no ridge equilibrium (decoupled decay, cross-entropy) coupling need not lead, and V may fit
-the training rows only after independence has come and gone. There I → II asks for independence at some row so far,
-II → III is also read from the growth of energy and purity since independence fell, and both say so.
+If the theory predicts no ridge equilibrium (decoupled decay, cross-entropy), coupling need not lead, and V may fit the
+training rows only after independence has risen and fallen. Then I → II needs independence ≥ .5 in any row so far, and
+II → III is also declared when energy and purity have grown since independence fell. Such a transition has a caveat.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Thresholds:
     """When a transition is declared.
 
     Attributes:
-        rows: rows in a row that must agree; the transition's step is the last of them.
-        train_accuracy, independence: I → II at or above both.
-        independence_fall: II → III below this share of the peak of independence …
-        coupling_lead: … and with coupling ahead of independence by at least this (and not below stalled_alignment).
-        feature_growth: where no ridge equilibrium is predicted, instead of the lead: mean energy, and purity where it
-            is measured, at or above this multiple of their values when independence fell.
-        stalled_alignment: a cosine below this is lost; a run that has lost both at the end has stalled.
+        rows: number of consecutive rows that must agree; the step of the transition is the last of them.
+        train_accuracy, independence: I → II needs both columns at or above these values.
+        independence_fall: II → III needs independence below this multiple of its peak.
+        coupling_lead: II → III also needs coupling − independence of at least this, and coupling not below
+            stalled_alignment.
+        feature_growth: without a predicted ridge equilibrium, II → III needs instead of the lead that mean energy, and
+            purity if it is measured, are at least this multiple of their values when independence fell.
+        stalled_alignment: a cosine below this value counts as lost; a run that has lost both at the end has stalled.
     """
 
     rows: int = 5
@@ -64,12 +65,12 @@ class Transition:
     """One declared transition.
 
     Attributes:
-        source, target: the stages.
+        source, target: numbers of the stages.
         step: row at which it was declared.
         first_step: first of the agreeing rows.
-        lag: rows between the two, on which nothing was declared yet.
-        evidence: the columns that decided, at ``step``.
-        caveat: what weakens the claim, or None.
+        lag: number of steps from ``first_step`` to ``step``.
+        evidence: the columns that the rule used, at ``step``.
+        caveat: a sentence about what weakens the claim, or None.
     """
 
     source: int
@@ -91,10 +92,10 @@ class Transition:
 
 @dataclass
 class StageTracker:
-    """Feeds on rows in order and declares transitions.
+    """Takes the rows of a run in order and declares transitions.
 
     Args:
-        thresholds: as above.
+        thresholds: of the rule.
         equilibrium_caveat: why no ridge equilibrium is predicted for this run; None where one is.
     """
 
@@ -109,9 +110,9 @@ class StageTracker:
     last: dict[str, float] = field(default_factory=dict)
 
     def update(self, step: int, row: Mapping[str, float | None]) -> Transition | None:
-        """Take row ``step``; return the transition that it completes, if any.
+        """Take row ``step``; return the transition that this row completes, or None.
 
-        A row in which one of the needed columns is undefined neither agrees nor breaks a streak.
+        A row in which a needed column is undefined is skipped: it neither agrees nor resets the count of rows.
         """
         values = {name: row.get(name) for name in (*DECISIVE, *GROWING)}
         seen = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
@@ -147,7 +148,7 @@ class StageTracker:
         return self._has_fallen(self.last) and max(self.last[INDEPENDENCE], self.last[COUPLING]) < limit
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers; `load_state_dict` continues the same series."""
+        """The state in plain containers; `load_state_dict` continues from it."""
         state = asdict(self)
         del state["thresholds"], state["equilibrium_caveat"]
         return state
@@ -180,18 +181,18 @@ class StageTracker:
         return grown, f"{self.equilibrium_caveat}; read from the growth of the features since independence fell"
 
     def _growth_unknown(self, row: Mapping[str, float]) -> bool:
-        """Whether only growth could decide, and this row lacks a column that the fall had."""
+        """Whether only growth could decide, but this row lacks a column of the row in which independence fell."""
         if self.equilibrium_caveat is None or not self._has_fallen(row) or self._leads(row):
             return False
         return not self.at_fall or any(name not in row for name in self.at_fall)
 
     def _leads(self, row: Mapping[str, float]) -> bool:
-        """Whether coupling is ahead, and itself no remnant: a run that lost both alignments has stalled."""
+        """Whether coupling leads and is not lost itself; a run that lost both alignments has stalled."""
         ahead = row[COUPLING] - row[INDEPENDENCE] >= self.thresholds.coupling_lead
         return ahead and row[COUPLING] >= self.thresholds.stalled_alignment
 
     def _follow(self, row: Mapping[str, float]) -> None:
-        """Keep the peak of independence, and what the features were when it fell."""
+        """Record the peak of independence, and energy and purity at the row in which it fell."""
         self.peak = max(self.peak, row[INDEPENDENCE])
         if not self._has_fallen(row):
             self.at_fall = {}

@@ -1,8 +1,8 @@
-"""What the updates of W tell: a published marker of feature lock-in (arXiv:2605.08119).
+"""A published marker of feature lock-in that is computed from the updates of W (arXiv:2605.08119).
 
-σ₂/σ₃ is the ratio of the second to the third *eigenvalue* of the Gram matrix of the last 20 flattened updates (the
-slope of a ratio of singular values would be half as large). It rises when the updates of 20 steps come to lie in a
-plane. Measured for x² only, and it lags: at the default setting it fires about step 174, some 90 steps after stage III.
+σ₂/σ₃ is the ratio of the second to the third *eigenvalue* of the Gram matrix of the last 20 flattened updates. (The
+slope of the ratio of singular values would be half as large.) It rises when the updates of 20 steps lie near a plane.
+It was measured for x² only. It lags: at the default setting it fires about step 174, some 90 steps after stage III.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 WINDOW = 20
-# The published firing rule: growth of ln(σ₂/σ₃) a step, over this many steps, above this, from this step on.
+# The published rule: the marker fires when ln(σ₂/σ₃) has grown by more than FIRING_SLOPE a step over the last
+# SLOPE_OVER steps, from FIRST_STEP on.
 SLOPE_OVER, FIRING_SLOPE, FIRST_STEP = 25, 0.04, 100
 
 
 def eigengap(gram: Tensor) -> Tensor:
-    """Second over third eigenvalue of a Gram matrix (…×20×20); NaN where the third is not positive."""
+    """Second over third eigenvalue of a Gram matrix (…×20×20); NaN if the third is not positive."""
     values = torch.linalg.eigvalsh(gram)
     second, third = values[..., -2], values[..., -3]
     return torch.where(third > 0, second / third, torch.nan)
@@ -26,7 +27,7 @@ def eigengap_slope(ratio: Tensor) -> Tensor:
     """[ln(σ₂/σ₃)_t − ln(σ₂/σ₃)_{t−25}]/25, per step.
 
     Args:
-        ratio: σ₂/σ₃ of rows 0, 1, 2 … (…×T), one a step; NaN where it is undefined (the first 20 rows).
+        ratio: σ₂/σ₃ of rows 0, 1, 2 … (…×T), one a step; NaN where undefined (the first 20 rows).
 
     Returns:
         …×T; NaN where one of the two rows is undefined.

@@ -1,4 +1,4 @@
-"""What a check finds, and how it is written in a row."""
+"""The result of a check of a theorem, and helpers that several checks share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from li2_lightning.theory.reconstruction import (
 
 @dataclass(frozen=True)
 class Check:
-    """One row: what is claimed, what was done, what should come out and what did."""
+    """One row of the table: the claim, the computation, the expected and the observed value, and the verdict."""
 
     theorem: str
     statement: str
@@ -30,7 +30,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """A `Check` without its theorem and group, which the caller knows."""
+    """A `Check` without its theorem and group, which the caller adds."""
 
     statement: str
     computed: str
@@ -40,21 +40,23 @@ class Finding:
 
 
 def within(statement: str, computed: str, error: Tensor | float, bound: float) -> Finding:
-    """A finding that an error is below a bound."""
+    """A finding that passes if ``error`` is below ``bound``."""
     error = float(error)
     return Finding(statement, computed, f"< {bound:.0e}", f"{error:.1e}", error < bound)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers of a fixed seed."""
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖/‖expected‖."""
     return float((actual - expected).norm() / expected.norm())
 
 
 def all_pairs(group: FiniteGroup) -> tuple[Tensor, Tensor]:
-    """X (M²×2M) and Ỹ (M²×M)."""
+    """X (M²×2M) and Ỹ (M²×M) of all pairs of a group."""
     M = group.order
     eye = torch.eye(M, dtype=torch.float64)
     X = torch.cat([eye.repeat_interleave(M, 0), eye.repeat(M, 1)], dim=1)
@@ -62,7 +64,7 @@ def all_pairs(group: FiniteGroup) -> tuple[Tensor, Tensor]:
 
 
 def shares_of_blocks(labels: Sequence[str], shares: Sequence[float]) -> str:
-    """Shares of blocks, those of one kind and dimension together: ``R1 .235; 2×R2 .412–.416``."""
+    """Shares of blocks as text, grouped by kind and dimension: ``R1 .235; 2×R2 .412–.416``."""
     by_type: dict[str, list[float]] = {}
     for label, share in zip(labels, shares, strict=True):
         by_type.setdefault(label.partition(".")[0], []).append(share)
@@ -74,6 +76,7 @@ def shares_of_blocks(labels: Sequence[str], shares: Sequence[float]) -> str:
 
 
 def listed(values: Sequence[float]) -> str:
+    """The first six values as text, and how many more there are."""
     return " ".join(f"{value:.6g}" for value in values[:6]) + (
         f" and {len(values) - 6} more" if len(values) > 6 else ""
     )

@@ -43,4 +43,4 @@ GROUPS: dict[str, Callable[[], FiniteGroup]] = {
     "SL23": lambda: special_linear_group(3),
     "A5": lambda: groups.alternating(5),
 }
-"""The groups that are checked, by the name that ``--group`` takes; in ``--quick`` those up to order 12."""
+"""The groups of the checks, by their name for ``--group``; ``--quick`` uses those of order up to 12."""

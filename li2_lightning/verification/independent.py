@@ -35,6 +35,7 @@ from li2_lightning.verification.findings import (
 
 
 def theorem_2(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
+    """Theorem 2, as corrected: values and form of the maxima of the energy, and its saddles."""
     for complex_weights in (False, True):
         starts = 120 if quick or complex_weights else 1500 if group.order > 24 else 3000
         what = "complex weights" if complex_weights else "real weights"
@@ -84,6 +85,7 @@ def theorem_2(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
 
 
 def _tied_limits(group: FiniteGroup, weights: Tensor, block: Tensor) -> Iterator[Finding]:
+    """Check that limits in blocks with d_R ≥ 2 do not have the source's form [u; ±Pu]."""
     u, v = weights.chunk(2)
     z = v[torch.tensor(group.inverses)]
     dimensions = torch.tensor([b.real_dimension for b in isotypic_blocks(group)[1:]])[block]
@@ -98,7 +100,7 @@ def _tied_limits(group: FiniteGroup, weights: Tensor, block: Tensor) -> Iterator
 
 
 def _saddle(group: FiniteGroup) -> Iterator[Finding]:
-    """A point of rank 2 in a block of kind R, and where ascent goes from beside it."""
+    """Check that a point of rank 2 in a block of kind R is a saddle: ascent from a point near it ends at a maximum."""
     numbers = [i for i, b in enumerate(isotypic_blocks(group)) if not b.trivial and b.kind == "R" and b.dimension > 1]
     if not numbers:
         return
@@ -121,6 +123,8 @@ def _saddle(group: FiniteGroup) -> Iterator[Finding]:
 
 
 def theorem_3(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
+    """Theorem 3: sets of features that solve the task, and tied features that do not."""
+
     def residual(weights: Tensor) -> float:
         return float(reconstruction_residual(pair_features(weights, group), pair_targets(group)))
 
@@ -152,13 +156,14 @@ def theorem_3(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
             weights = torch.cat([torch.cat([u, tied]), torch.cat([u, -tied])], dim=1)
             left = float(reconstruction_residual(pair_features(weights, group), targets))
             expected = {"R": ((block.dimension - 1) / (2 * block.dimension)) ** 0.5, "C": 0.5**0.5, "H": 0.75**0.5}
-            # What C1 and H2 leave is measured, not derived.
+            # The values for kinds C and H are measured (on C1 and H2), not derived.
             wanted = expected[block.kind]
             yield Finding(f"correction: tied [u; ±Pu] never span {block.label}", f"{weights.shape[1]} random units",
                           f"{wanted:.4f}", f"{left:.4f}", abs(left - wanted) < 1e-4)  # fmt: skip
 
 
 def theorem_4(quick: bool) -> Iterator[Finding]:
+    """Theorem 4: the share of Fourier features that remain below, at and above the boundary of samples."""
     group, samples = groups.cyclic(23), 3 if quick else 20
 
     for fraction, low, high in ((0.36, 0.0, 0.05), (0.562, 0.2, 0.8), (0.76, 0.95, 1.0)):

@@ -48,6 +48,7 @@ from li2_lightning.verification.groups import GROUPS
 
 
 def theorem_5(quick: bool) -> Iterator[Finding]:
+    """Theorem 5: ascent of the memorization energy ends at the focused or the spreading maximum."""
     group = groups.symmetric(3)
     partners = torch.tensor(group.table[group.inverses, 4])
     p = torch.tensor([0.1, 0.25, 0.05, 0.3, 0.18, 0.12], dtype=torch.float64)
@@ -67,6 +68,7 @@ def theorem_5(quick: bool) -> Iterator[Finding]:
 
 
 def theorem_6(quick: bool) -> Iterator[Finding]:
+    """Theorem 6: the entries of B, and G_F = P_η ỸỸᵀF̃B at the ridge readout."""
     for n, K in ((12, 30), (30, 12)):
         F, Y, ridge = draw(n, K), draw(n, 4, seed=1), 0.3
         B = node_interaction(F, ridge)
@@ -85,6 +87,7 @@ def theorem_6(quick: bool) -> Iterator[Finding]:
 
 
 def theorem_7(quick: bool) -> Iterator[Finding]:
+    """Theorem 7: the gradient of a new node, and that it grows features of the missing irreps."""
     F, Y, ridge = draw(20, 8), draw(20, 4, seed=1), 0.4
     f = draw(20, 1, seed=2).requires_grad_()
     everything, targets = center(torch.cat([F, f], dim=1)), center(Y)
@@ -105,7 +108,7 @@ def theorem_7(quick: bool) -> Iterator[Finding]:
 
 
 def _top_down(name: str, group: FiniteGroup) -> Finding:
-    """Span half of the blocks and see where the ascent of E_S ends."""
+    """Check that with half of the blocks spanned the ascent of E_S ends in the other blocks."""
     blocks = isotypic_blocks(group)[1:]
     spanned = range((len(blocks) + 1) // 2)
     units = []
@@ -132,6 +135,7 @@ def _top_down(name: str, group: FiniteGroup) -> Finding:
 
 
 def theorem_8(quick: bool) -> Iterator[Finding]:
+    """Theorem 8: collection times with and without Muon, the factor κ, and Lemma 2."""
     p, trials = collection_probabilities(torch.linspace(1, 2, 8, dtype=torch.float64), 1), 4000 if quick else 40000
     sums = [(-1) ** (size + 1) / float(p[list(subset)].sum()) for size in range(1, 9)
             for subset in combinations(range(8), size)]  # fmt: skip
@@ -145,13 +149,13 @@ def theorem_8(quick: bool) -> Iterator[Finding]:
                       f"{T:.4f}", f"{float(times.mean()):.4f} ± {4 * error:.4f}",
                       abs(float(times.mean()) - T) < 4 * error)  # fmt: skip
     frame = torch.linalg.qr(draw(12, 2)).Q
-    for new, held, nodes in ((1.0, 1.0, 1), (0.3, 2.0, 4)):
-        gradient = torch.cat([held * frame[:, :1].expand(-1, nodes), 0.7 * frame[:, :1] + new * frame[:, 1:]], dim=1)
+    for new, found, nodes in ((1.0, 1.0, 1), (0.3, 2.0, 4)):
+        gradient = torch.cat([found * frame[:, :1].expand(-1, nodes), 0.7 * frame[:, :1] + new * frame[:, 1:]], dim=1)
         U, _, Vh = torch.linalg.svd(gradient, full_matrices=False)
         column = (U[:, :2] @ Vh[:2])[:, -1]
         kappa = float((frame[:, 0] @ column) / (frame[:, 1] @ column)) * new / 0.7
-        expected = shrink_factor(new, held, nodes)
-        yield Finding(f"correction: κ = β/(β+c√m), m = {nodes}, c/β = {held / new:.2g}",
+        expected = shrink_factor(new, found, nodes)
+        yield Finding(f"correction: κ = β/(β+c√m), m = {nodes}, c/β = {found / new:.2g}",
                       "singular value decomposition; the paper has ½", f"{expected:.6f}", f"{kappa:.6f}",
                       abs(kappa - expected) < 1e-9)  # fmt: skip
     G = draw(50, 9, 5)

@@ -26,6 +26,7 @@ from li2_lightning.verification.findings import (
 
 
 def irreps(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
+    """The irreps are homomorphisms with the characters of the group, and Σd² = M."""
     products, traces = 0.0, 0.0
     for irrep, rho in zip(character_table(group), matrix_irreps(group), strict=True):
         error = np.abs(np.einsum("aij,bjk->abik", rho, rho) - rho[group.table]).max()
@@ -38,6 +39,7 @@ def irreps(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
 
 
 def proposition_1(quick: bool) -> Iterator[Finding]:
+    """Proposition 1: G_F under gradient flow of V, its limit and its first step, for output scales β."""
     F, Y = draw(10, 14), torch.eye(4, dtype=torch.float64)[torch.arange(10) % 4]
     ridge, step, V = 2.0, 0.01, draw(14, 4, seed=1)
 
@@ -69,6 +71,7 @@ def proposition_1(quick: bool) -> Iterator[Finding]:
 
 
 def theorem_1(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
+    """Theorem 1: the gradient of the energy, and that ỸỸᵀF̃ moves each node along its own gradient."""
     X, Y = all_pairs(group)
     worst = 0.0
     for activation in ACTIVATIONS.values():

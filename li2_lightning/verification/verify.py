@@ -2,9 +2,9 @@
 
     li2 verify [--quick] [--theorem N] [--group NAME] [--json FILE]
 
-One row a check. Each compares two computations that share no formula (ascent and prediction, draws and quadrature,
-autograd and closed form), so each could fail; the exit code is 1 when one does, and 2 for a theorem or group that is
-not known. The corrections of published constants are listed in docs/theory.md with the rows that carry them.
+Each check is one row. It compares two computations that share no formula (ascent and prediction, draws and quadrature,
+autograd and closed form), so it can fail. The exit code is 1 if a check fails, and 2 for an unknown theorem or group.
+docs/theory.md lists the corrections of published constants with their checks.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ WITHOUT_GROUP: dict[str, Callable[[bool], Iterator[Finding]]] = {
     "8": theorem_8,
 }
 THEOREMS = ("irreps", "P1", "1", "2", "3", "4", "5", "6", "7", "8")
-"""What ``--theorem`` takes: a number, ``P1`` for Proposition 1, or ``irreps`` for what the others stand on."""
+"""Values of ``--theorem``: a number, ``P1`` for Proposition 1, or ``irreps`` for the representations."""
 
 
 def verify(theorem: str | None = None, group: str | None = None, quick: bool = False) -> Iterator[Check]:
-    """The checks, one by one as they are done.
+    """The checks, each yielded when it is done.
 
     Args:
         theorem: one of `THEOREMS`; None for all.
-        group: one of `GROUPS`; None for all, and for the checks that need none.
+        group: one of `GROUPS`; None for all groups, and for the checks without a group.
         quick: fewer starts, samples and groups; under a minute on one thread.
 
     Raises:
-        InputError: unknown theorem or group, or a theorem whose checks are about no group together with a group.
+        InputError: unknown theorem or group, or a group for a theorem whose checks have no group.
     """
     if theorem is not None and theorem not in THEOREMS:
         raise unknown("theorem (--theorem)", theorem, THEOREMS)
@@ -80,7 +80,7 @@ def _checks(theorem: str | None, group: str | None, quick: bool) -> Iterator[Che
             continue
         for label in GROUPS if group is None else (group,):
             made = GROUPS[label]()
-            # A group that was asked for is checked whatever its order.
+            # A group that the user names is checked whatever its order.
             if group is None and made.order > (12 if quick else 24 if name == "1" else 60):
                 continue
             for finding in PER_GROUP[name](made, quick):
@@ -88,7 +88,7 @@ def _checks(theorem: str | None, group: str | None, quick: bool) -> Iterator[Che
 
 
 def render(checks: Sequence[Check]) -> Table:
-    """The table, one row a check."""
+    """The table, one row for each check."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("theorem", "group", "statement", "computed", "expected", "observed", ""):
         table.add_column(title)
@@ -107,14 +107,14 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the checks to a file, too")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
-    # Before the work and not after it.
+    # Checked first, since the checks take a minute or more.
     if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
         raise InputError(f"The file {options.json} cannot be written: it is a folder, or its folder does not exist.")
     checks = list(verify(options.theorem, options.group, options.quick))
     failed = sum(not check.passed for check in checks)
     if options.json is not None:
         _write(options.json, checks, options.quick)
-    # A pipe has no width of its own; 80 columns would break every cell.
+    # A pipe has no width, and rich's default of 80 columns would break every cell.
     console = Console() if sys.stdout.isatty() else Console(width=170)
     console.print(render(checks))
     took = time.perf_counter() - started

@@ -15,7 +15,7 @@ from li2_lightning.groups.representations import (
     isotypic_blocks,
     matrix_irreps,
 )
-from li2_lightning.verification.verify import affine_group, special_linear_group
+from li2_lightning.verification.groups import affine_group, special_linear_group
 
 TOLERANCE = 1e-9
 

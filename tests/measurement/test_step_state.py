@@ -203,9 +203,9 @@ def test_sums_taken_on_the_way_are_those_of_passes_of_their_own(
     sums = FeatureSums(LABELS, M)
     activity = network(TOKENS, observe=sums)
     state = StepState(0, activity, ROWS, network, build_loss("mse"), sums)
-    state.expect_second_pass()
+    state.start_second_pass()
     build_loss("mse")(activity.outputs, LABELS).backward()  # type: ignore[no-untyped-call]
-    assert sums.passed_twice == (network.why_plain() is None)
+    assert sums.second_pass_done == (network.why_plain() is None)
     alone = state_of(network)
     state.readout_gradient = alone.readout_gradient = network.V.grad
     for name in ("class_sums", "feature_means", "feature_norms", "mean_spread", "residual_features"):
@@ -254,7 +254,7 @@ def test_each_quantity_is_computed_at_most_once(monkeypatch: pytest.MonkeyPatch)
 
 def test_nothing_is_computed_before_somebody_asks() -> None:
     state = state_of(network_of({}))
-    names = {"step", "outputs", "targets", "network", "readout_gradient", "columns"}
+    names = {"step", "outputs", "targets", "network", "readout_gradient", "columns", "is_last"}
     assert {name for name in vars(state) if not name.startswith("_")} == names
     assert "_features" not in vars(state)
 

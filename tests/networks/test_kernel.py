@@ -56,27 +56,27 @@ class Notes:
     """An observer that keeps what it is shown."""
 
     def __init__(self, columns: Tensor | None) -> None:
-        self.columns, self.products = columns, torch.empty(0)
-        self.seen: list[Tensor] = []
-        self.seen_again: list[Tensor] = []
+        self.columns, self.weighted_sums = columns, torch.empty(0)
+        self.first_pass: list[Tensor] = []
+        self.second_pass: list[Tensor] = []
 
-    def look(self, features: Tensor) -> None:
-        self.seen.append(features.clone())
+    def add_first_pass(self, features: Tensor) -> None:
+        self.first_pass.append(features.clone())
 
-    def weights(self) -> Tensor | None:
+    def row_weights(self) -> Tensor | None:
         return self.columns
 
-    def look_again(self, features: Tensor) -> None:
-        self.seen_again.append(features.clone())
+    def add_second_pass(self, features: Tensor) -> None:
+        self.second_pass.append(features.clone())
 
-    def add(self, products: Tensor) -> None:
-        self.products = products
+    def add_weighted_sums(self, sums: Tensor) -> None:
+        self.weighted_sums = sums
 
 
 @pytest.mark.parametrize("columns", [None, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("block_bytes", [1, 2**21], ids=["32 rows", "one block"])
-def test_an_observer_sees_the_features_twice_and_gets_its_products(
+def test_an_observer_sees_the_features_twice_and_gets_its_weighted_sums(
     block_bytes: int, dtype: torch.dtype, columns: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "BLOCK_BYTES", block_bytes)
@@ -88,19 +88,19 @@ def test_an_observer_sees_the_features_twice_and_gets_its_products(
     observed = blocked_outputs(W, V, index, find_activation("relu"), notes)
     for one, other in zip(torch.autograd.grad((observed * weight).sum(), (W, V)), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.cat(notes.seen), F.detach(), rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(torch.cat(notes.seen_again), F.detach(), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(torch.cat(notes.first_pass), F.detach(), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(torch.cat(notes.second_pass), F.detach(), rtol=1e-14, atol=1e-14)
     if weights is not None:
-        torch.testing.assert_close(notes.products, weights.to(dtype).mT @ F.detach(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(notes.weighted_sums, weights.to(dtype).mT @ F.detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_without_a_gradient_for_v_there_is_no_second_look() -> None:
+def test_without_a_gradient_for_v_there_is_no_second_pass() -> None:
     W, V, index = problem(2, torch.float64)
     notes = Notes(draw(n, 1))
     blocked_outputs(W, V.detach(), index, find_activation("square"), notes).sum().backward()
-    assert notes.seen
-    assert not notes.seen_again
-    assert not len(notes.products)
+    assert notes.first_pass
+    assert not notes.second_pass
+    assert not len(notes.weighted_sums)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])

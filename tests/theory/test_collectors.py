@@ -82,19 +82,19 @@ def test_collections_of_one_long_sequence_take_as_long_on_average() -> None:
 
 
 @pytest.mark.parametrize("nodes", [1, 4, 9])
-@pytest.mark.parametrize(("new", "held", "pull"), [(1.0, 1.0, 0.7), (0.3, 2.0, 1.5), (2.0, 0.1, -0.4)])
+@pytest.mark.parametrize(("new", "found", "pull"), [(1.0, 1.0, 0.7), (0.3, 2.0, 1.5), (2.0, 0.1, -0.4)])
 def test_the_polar_factor_shrinks_the_pull_of_what_others_hold(
-    new: float, held: float, pull: float, nodes: int
+    new: float, found: float, pull: float, nodes: int
 ) -> None:
-    """Against a singular value decomposition of m held columns and a new one, in a random frame."""
+    """Against a singular value decomposition of m found columns and a new one, in a random frame."""
     frame = torch.linalg.qr(torch.randn(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
-    held_columns = held * frame[:, :1].expand(-1, nodes)
-    gradient = torch.cat([held_columns, pull * frame[:, :1] + new * frame[:, 1:]], dim=1)
+    found_columns = found * frame[:, :1].expand(-1, nodes)
+    gradient = torch.cat([found_columns, pull * frame[:, :1] + new * frame[:, 1:]], dim=1)
     U, D, Vh = torch.linalg.svd(gradient, full_matrices=False)
     column = (U[:, :2] @ Vh[:2])[:, -1]  # of rank 2: the rest of the factor is arbitrary
     before, after = pull / new, (frame[:, 0] @ column) / (frame[:, 1] @ column)
     assert (D[2:] < 1e-12).all()
-    assert after.item() / before == pytest.approx(shrink_factor(new, held, nodes), rel=1e-10)
+    assert after.item() / before == pytest.approx(shrink_factor(new, found, nodes), rel=1e-10)
 
 
 def test_equal_norms_and_one_node_give_a_half() -> None:

@@ -18,7 +18,7 @@ from li2_lightning.theory.reconstruction import (
     pair_targets,
     reconstruction_residual,
 )
-from li2_lightning.verification.verify import affine_group
+from li2_lightning.verification.groups import affine_group
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

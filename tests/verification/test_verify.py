@@ -80,7 +80,7 @@ def test_a_wrong_prediction_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytes
             "spreading_maximizer",
             lambda p, partners, activation: torch.ones(12, dtype=torch.float64) / 12**0.5,
         ),
-        ("8", interactive, "shrink_factor", lambda new, held, nodes: 0.5),
+        ("8", interactive, "shrink_factor", lambda new, found, nodes: 0.5),
         (
             "8",
             interactive,
