@@ -16,16 +16,11 @@ import os
 import signal
 import sys
 
-
-def _leave(*_: object) -> None:
-    """Ctrl-C during the imports, which take seconds; an exception would be a traceback, or caught by one of them."""
-    sys.stderr.write("error: Stopped before training began.\n")
-    os._exit(128 + signal.SIGINT)
-
+from li2_lightning.errors import InputError, Interrupted, leave
 
 # Where SIGINT is ignored (nohup), it stays so.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGINT, leave)
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -60,7 +55,6 @@ from li2_lightning.data import TableDataModule
 from li2_lightning.distributed.launcher import is_follower, run_as_follower
 from li2_lightning.distributed.machine import use_threads
 from li2_lightning.distributed.rank_group import RankGroup
-from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.two_layer import build_network
@@ -280,7 +274,7 @@ def main() -> int:
     # Hydra logs what --info shows; that nobody reads it to the end is no reason for a traceback.
     logging.raiseExceptions = False
     try:
-        if signal.getsignal(signal.SIGINT) is _leave:
+        if signal.getsignal(signal.SIGINT) is leave:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv[1:] = prepare(sys.argv[1:])
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import signal
+import sys
 from collections.abc import Iterable
 
 
@@ -123,3 +125,9 @@ def unknown(kind: str, word: str, options: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among ``options``: lists them and points at the nearest."""
     known = sorted(options)
     return InputError(f"Unknown {kind} {word!r}; known are {', '.join(known)}.{nearest(word, known)}")
+
+
+def leave(*_: object) -> None:
+    """Handle SIGINT during the imports, which take seconds: an exception there is a traceback, or is swallowed."""
+    sys.stderr.write("error: Stopped before training began.\n")
+    os._exit(128 + signal.SIGINT)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import li2_lightning
-from li2_lightning.errors import InputError, readable, unknown
+from li2_lightning.errors import InputError, leave, readable, unknown
 
 
 class Command(NamedTuple):
@@ -113,13 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _exit_code(name: str, words: Sequence[str], here: bool) -> int:
     """Run a command; an error that the user can mend is one sentence on stderr."""
     try:
-        code = _run(name, words, here)
-        sys.stdout.flush()
+        try:
+            code = _run(name, words, here)
+        finally:
+            # Here a reader that has ended can still be dealt with; when Python exits, it is a message.
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output, for example head, has ended. Python must not fail when it flushes again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        print("error: Stopped by SIGINT.", file=sys.stderr)
         return 130
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -137,6 +142,9 @@ def _run(name: str, words: Sequence[str], here: bool) -> int | None:
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
     command = COMMANDS[name]
+    if name == "train" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # `train.main` puts Python's own handler back.
+        signal.signal(signal.SIGINT, leave)
     try:
         function = pkgutil.resolve_name(command.target)
     except ImportError as error:

@@ -20,8 +20,9 @@ from hydra.core.global_hydra import GlobalHydra
 import callbacks
 import train
 from callbacks import CALLBACKS
+from li2_lightning.analysis import html_report
 from li2_lightning.analysis.figures import registry as figures
-from li2_lightning.cli import commands
+from li2_lightning.cli import main as li2
 from li2_lightning.errors import InputError
 from tests.cli.conftest import ROOT, TINY
 
@@ -72,16 +73,18 @@ def test_a_run_that_nobody_reads_says_how_it_continues(workplace: Path, monkeypa
 
 
 def test_the_help_of_the_other_commands_ends_as_quietly() -> None:
-    parser = commands.command_parser("probe", "What it does.")
     with unread():
-        assert exit_code(lambda: parser.parse_args(["--help"])) == 1
+        assert li2.main(["report", "--help"]) == 0
 
 
-def test_ctrl_c_in_one_of_the_other_commands_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def work() -> None:
+def test_ctrl_c_in_one_of_the_other_commands_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    assert commands.run_command(work) == 130
+    monkeypatch.setattr(html_report, "main", interrupted)
+    assert li2.main(["report", "outputs"]) == 130
     assert capsys.readouterr().err == "error: Stopped by SIGINT.\n"
 
 
@@ -105,14 +108,20 @@ def test_ctrl_c_in_one_of_the_other_commands_is_one_line(capsys: pytest.CaptureF
 def test_ctrl_c_during_the_imports_is_one_line(
     module: str, source: str, ignored: bool, code: int, err: str, tmp_path: Path
 ) -> None:
-    """A module in the place of one that is imported, so that the signal comes then."""
+    """A module in the place of one that is imported, so that the signal comes then; for both names of the program."""
     (tmp_path / "hydra.py").touch()
     (tmp_path / "lightning.py").touch()
     (tmp_path / f"{module}.py").write_text(f"import os, signal\n{source}\n")
+    li2 = [sys.executable, "-c", "from li2_lightning.cli.main import main; raise SystemExit(main())", "train"]
+    for program in ([sys.executable, str(ROOT / "train.py")], li2):
+        run_interrupted([*program, *TINY], ignored, code, err, tmp_path)
+
+
+def run_interrupted(command: list[str], ignored: bool, code: int, err: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *TINY],
+        command,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         capture_output=True,
         text=True,
         preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
@@ -140,5 +149,5 @@ def test_a_broken_file_in_callbacks_is_one_sentence(tmp_path: Path, monkeypatch:
 def test_a_broken_file_among_the_figures_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures.FIGURES, "_broken", {})
     monkeypatch.setattr(pkgutil, "iter_modules", broken_modules)
-    with pytest.raises(InputError, match=r"^The plug-in li2_lightning\.figures\.that_is_broken could not"):
+    with pytest.raises(InputError, match=r"^The plug-in li2_lightning\.analysis\.figures\.that_is_broken could not"):
         figures.find_figure(name)
