@@ -74,7 +74,7 @@ class Li2Module(lightning.LightningModule):
         stop_at_test_accuracy: end with the update after the first row that reaches it; None: go on to the end.
         compile_network: run the network through ``torch.compile``.
         config: the plain config, kept in every checkpoint.
-        inputs: of `li2_lightning.config.schema.input_digests`, kept there, too.
+        inputs: of `li2_lightning.config.identity.input_digests`, kept there, too.
     """
 
     def __init__(

@@ -21,7 +21,8 @@ from li2_lightning.analysis.race import (
     race_table,
     share_statistics,
 )
-from li2_lightning.config.schema import load_config, to_plain
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.schema import to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, load_run
 

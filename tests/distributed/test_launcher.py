@@ -15,7 +15,8 @@ import torch
 import train
 from callbacks import CALLBACKS
 from li2_lightning import trainer as runtime
-from li2_lightning.config.schema import config_hash, load_config
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.identity import config_hash
 from li2_lightning.distributed import launcher as launch
 from li2_lightning.errors import InputError
 from li2_lightning.losses import LOSSES

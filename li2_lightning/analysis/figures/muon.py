@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from li2_lightning.analysis.figures.registry import FIGURES
 from li2_lightning.analysis.figures.style import COLORS, GREY, LINES, MARKERS, new_figure
 from li2_lightning.analysis.race import node_statistics
-from li2_lightning.config.schema import role_value
+from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_slices
 from li2_lightning.runs.load import Run, task_name
