@@ -4,9 +4,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+LI2 := $(VENV)/bin/li2
 # Tests run in two processes of one thread each, so that they do not fight over two cores.
 PYTEST := $(RUN) -m pytest -n 2
-# What `make train` and `make figures` pass on to train.py, for example: make train ARGS="seed=3 max_steps=200"
+# What `make train` and `make figures` pass on to li2 train, for example: make train ARGS="seed=3 max_steps=200"
 ARGS ?=
 
 .PHONY: venv versions train test test-slow lint bench verify figures clean
@@ -24,7 +25,7 @@ versions: venv
 	@$(RUN) -c 'import platform, importlib.metadata as m; print(f"Python {platform.python_version()}", *(f"{n} {m.version(n)}" for n in ("torch", "lightning", "hydra-core", "wandb", "numpy")), sep=", ")'
 
 train: venv
-	$(RUN) train.py $(ARGS)
+	$(LI2) train $(ARGS)
 
 test: versions
 	$(PYTEST) -m "not slow"
@@ -38,7 +39,7 @@ lint: versions
 	$(RUN) -m mypy
 
 verify: venv
-	$(RUN) -m li2_lightning.verify
+	$(LI2) verify
 
 bench: venv
 	$(RUN) -m benchmarks
@@ -47,9 +48,9 @@ bench: venv
 figures: $(patsubst configs/experiment/%_quick.yaml,figure-%,$(wildcard configs/experiment/*_quick.yaml))
 
 figure-%: venv
-	-$(RUN) train.py -m experiment=$*_quick $(ARGS)  # a sweep may hold settings that diverge; it lists them
+	-$(LI2) train -m experiment=$*_quick $(ARGS)  # a sweep may hold settings that diverge; it lists them
 	mkdir -p outputs/figures
-	$(RUN) -m li2_lightning.figures $*_quick outputs/$*_quick -o outputs/figures/$*.png
+	$(LI2) figures $*_quick outputs/$*_quick -o outputs/figures/$*.png
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,10 +1,11 @@
 """Train one network and watch its features emerge.
 
-    python train.py                                       modular addition groks, about a minute on two cores
-    python train.py experiment=fig03_no_weight_decay seed=3
-    python train.py task=symmetric task.degree=4 network.width=512 optimizer=muon optimizer.hidden.lr=0.02
-    python train.py -m seed=0,1,2                         a sweep
+    li2 train                                       modular addition groks, about a minute on two cores
+    li2 train experiment=fig03_no_weight_decay seed=3
+    li2 train task=symmetric task.degree=4 network.width=512 optimizer=muon optimizer.hidden.lr=0.02
+    li2 train -m seed=0,1,2                         a sweep
 
+``python train.py`` is the same command, for a checkout that is not installed.
 From Python: ``train.run({"task": {"order": 31}, "max_steps": 100})``.
 """
 
@@ -44,11 +45,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS, build_callbacks, with_defaults
 from li2_lightning.cli.hydra_errors import explain_groups, explain_keys, prepare, show_error
+from li2_lightning.config import CONFIGS
 from li2_lightning.config.checks import load_config
 from li2_lightning.config.identity import input_digests, multiplied, multiply, register_identity, ridge_strength
 from li2_lightning.config.schema import Config, OptimizerConfig, to_plain
 from li2_lightning.data import TableDataModule
-from li2_lightning.distributed.launcher import Team, invited, serve
+from li2_lightning.distributed.launcher import is_follower, run_as_follower
+from li2_lightning.distributed.machine import use_threads
+from li2_lightning.distributed.rank_group import RankGroup
 from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
@@ -57,10 +61,16 @@ from li2_lightning.runs.directory import RunDirectory, RunResult, Start
 from li2_lightning.runs.terminal import print_summary
 from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
 from li2_lightning.seeds import generator, keeping_random_state
-from li2_lightning.sweeps.lead import run_in_sweep
+from li2_lightning.sweeps.worker import run_in_sweep
 from li2_lightning.tasks.splits import split_rows
 from li2_lightning.tasks.tasks import TASKS, build_task
-from li2_lightning.trainer import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
+from li2_lightning.trainer import (
+    build_trainer,
+    join_process_group,
+    keep_freed_memory,
+    quiet_lightning,
+    stopping_on_signals,
+)
 from optimizers import (
     ROLES,
     OptimizerError,
@@ -91,8 +101,9 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         OtherRankError: of several ranks another one failed.
     """
     config = read_config(values)
-    with Team(config, [sys.executable, str(Path(__file__).resolve())], plug_ins(config)) as team:
-        return lead(config, team) if team.first else follow(config, team)
+    command = [sys.executable, str(Path(__file__).resolve())]
+    with RankGroup(config, command, join_process_group, plug_ins(config)) as ranks:
+        return lead(config, ranks) if ranks.is_first else follow(config, ranks)
 
 
 def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
@@ -113,7 +124,7 @@ def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     return config
 
 
-def lead(config: Config, team: Team) -> RunResult:
+def lead(config: Config, ranks: RankGroup) -> RunResult:
     """The run of the first rank, or of a single process: it decides, writes, logs and prints."""
     directory = RunDirectory.of(config)
     with answering_agent(config, directory):
@@ -121,16 +132,16 @@ def lead(config: Config, team: Team) -> RunResult:
     summary = decision.stored
     if summary is None:
         # Everything that may be refused, before anything is written.
-        parts = assemble(config, directory.path, team)
+        parts = assemble(config, directory.path, ranks)
         mode = wandb_mode(config)
         with directory.claim(config, decision) as decision, answering_agent(config, directory):
-            summary = decision.stored or fit(config, directory, decision.start, parts, mode, team)
-    team.finish(summary)
+            summary = decision.stored or fit(config, directory, decision.start, parts, mode, ranks)
+    ranks.finish(summary)
     return RunResult(directory.path, summary, stored=decision.stored is not None)
 
 
 def fit(
-    config: Config, directory: RunDirectory, start: Start | None, parts: Parts, mode: str, team: Team
+    config: Config, directory: RunDirectory, start: Start | None, parts: Parts, mode: str, ranks: RankGroup
 ) -> dict[str, Any]:
     """Train from ``start``, or from the initial weights; returns the summary."""
     trainer, module, data = parts
@@ -138,12 +149,12 @@ def fit(
     with (
         logging_to(trainer, config, directory.path, mode, start),
         stopping_on_signals(module),
-        team.training_from(checkpoint),
+        ranks.training_from(checkpoint),
         directory.summarizing(config, 0 if start is None else start.row),
         quiet_lightning(),
     ):
         rows = f"{len(data.train)} training and {len(data.test)} test rows"
-        print(f"{data.task.name}: {rows}, {data.task.num_classes} classes{team}")
+        print(f"{data.task.name}: {rows}, {data.task.num_classes} classes{ranks}")
         print(describe(module.optimizer))  # type: ignore[arg-type]  # `assemble` built it
         if start is not None and start.max_steps != config.max_steps and knows_length(config.scheduler):
             ends = f"{config.scheduler['name']} now ends at row {config.max_steps}, not {start.max_steps}"
@@ -154,22 +165,22 @@ def fit(
     return summary
 
 
-def follow(config: Config, team: Team) -> RunResult:
+def follow(config: Config, ranks: RankGroup) -> RunResult:
     """The run of every other rank: it trains and measures its rows, in silence."""
     directory = RunDirectory.of(config)
-    with team.in_silence():
-        to_do, checkpoint = team.orders()
+    with ranks.in_silence():
+        to_do, checkpoint = ranks.decision()
         if to_do:
-            trainer, module, data = assemble(config, directory.path, team)
+            trainer, module, data = assemble(config, directory.path, ranks)
             with stopping_on_signals(module), quiet_lightning():
                 trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-        return RunResult(directory.path, team.result(), stored=not to_do)
+        return RunResult(directory.path, ranks.result(), stored=not to_do)
 
 
-def assemble(config: Config, directory: Path, team: Team) -> Parts:
+def assemble(config: Config, directory: Path, ranks: RankGroup) -> Parts:
     """Config → task → network → module → callbacks → trainer, the same on every rank; writes nothing."""
     if config.trainer.threads is not None:
-        use_threads(config.trainer.threads, team.processes_here)
+        use_threads(config.trainer.threads, ranks.processes_here)
     keep_freed_memory()
     lightning.seed_everything(config.seed, verbose=False)
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
@@ -183,7 +194,7 @@ def assemble(config: Config, directory: Path, team: Team) -> Parts:
         critical_ratio=config.data.critical_ratio,
         split_file=config.data.split_file,
     )
-    team.check_rows(len(split.train))
+    ranks.check_rows(len(split.train))
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
     check_cover(list(network.named_parameters()), network.roles())
@@ -204,7 +215,7 @@ def assemble(config: Config, directory: Path, team: Team) -> Parts:
         config=to_plain(config),
         inputs=input_digests(config),
     )
-    trainer = build_trainer(config, directory, build_callbacks(config.callbacks), team.environment)
+    trainer = build_trainer(config, directory, build_callbacks(config.callbacks), ranks.environment)
     return trainer, module, data
 
 
@@ -240,7 +251,7 @@ OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
 OmegaConf.register_new_resolver("explain_groups", list_groups, replace=True)
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def train(config: DictConfig) -> None:
     """One run from the command line, or one of a sweep in whatever process its launcher starts."""
     shell = HydraConfig.get()
@@ -262,8 +273,8 @@ def train(config: DictConfig) -> None:
 
 def main() -> int:
     """Run the command line and return its exit code."""
-    if invited():
-        return serve(run)
+    if is_follower():
+        return run_as_follower(run)
     # Errors come to us whole, instead of printed by Hydra.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra logs what --info shows; that nobody reads it to the end is no reason for a traceback.
@@ -287,5 +298,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     # A plug-in named by import path may lie in the folder that train.py is called from.
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd())
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The ways a run can end other than well, each with the exit code that ``train.py`` returns for it."""
+"""The ways a run can end other than well, each with the exit code that ``li2`` returns for it."""
 
 from __future__ import annotations
 

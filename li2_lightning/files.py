@@ -54,15 +54,15 @@ def lock(path: Path) -> IO[str]:
     return file
 
 
-def held(path: Path) -> bool:
-    """Whether a process holds the lock on a file; one that is not there is not held."""
+def is_locked(path: Path) -> bool:
+    """Whether a process has locked a file; a file that does not exist is not locked."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:
-        # Held, or a file system that cannot tell.
+        # Locked, or a file system that cannot tell.
         return True
     return False
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -15,71 +14,16 @@ from types import FrameType
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from li2_lightning.config.schema import Config
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import InputError
-from li2_lightning.log import say
 from li2_lightning.module import Li2Module
 
 # glibc's parameters of mallopt, and the largest value it takes for the second.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def search_path() -> str:
-    """PYTHONPATH for another process, so that it finds the modules that this one finds."""
-    ours = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
-    return os.pathsep.join(ours)
-
-
-def check_room(config: Config) -> None:
-    """`InputError` for more ranks on this node than it has GPUs, or than this process has cores where it uses the CPU.
-
-    Hundreds of processes on a few cores take a machine down before the first of them trains. For one rank Lightning
-    finds the words.
-    """
-    trainer = config.trainer
-    kinds = {"mps": MPSAccelerator, "cuda": CUDAAccelerator}
-    if trainer.accelerator in ("auto", "gpu"):
-        kinds = {name: kind for name, kind in kinds.items() if kind.is_available()}
-    elif trainer.accelerator != "cpu":
-        kinds = {trainer.accelerator: kinds[trainer.accelerator]}
-    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not kinds):
-        if trainer.devices > usable_cores() and not trainer.oversubscribe:
-            raise InputError(
-                f"trainer.devices={trainer.devices} is more than the CPU cores of this node that the run may use, "
-                f"{usable_cores()}; lower it, or set trainer.oversubscribe=true to test with more ranks than cores."
-            )
-        return
-    there = next((kind.auto_device_count() for kind in kinds.values() if kind.is_available()), 0)
-    if trainer.devices > there and trainer.devices > 1:
-        raise InputError(
-            f"trainer.devices={trainer.devices} is more than the GPUs of this node, {there}; lower it, or use "
-            "trainer.accelerator=cpu."
-        )
-
-
-def use_threads(threads: int, processes: int) -> None:
-    """Let torch use so many threads, and say so where they and those of the other ranks are more than there are cores.
-
-    A warning and no refusal: 1024 threads on two cores take twenty times as long as one, and harm nothing else.
-    """
-    torch.set_num_threads(threads)
-    if threads > 1 and threads * processes > usable_cores():
-        of = f" of {processes} ranks" if processes > 1 else ""
-        say(
-            f"warning: trainer.threads={threads}{of} is more than the CPU cores that the run may use, "
-            f"{usable_cores()}; fewer are faster."
-        )
 
 
 def keep_freed_memory() -> None:
@@ -104,7 +48,7 @@ def build_trainer(
     """Lightning's Trainer for one run: one endless epoch, ended by ``max_steps``; our own bar and checkpoints.
 
     Args:
-        environment: of several ranks (`li2_lightning.distributed.launcher.Team`); None for a single process.
+        environment: of several ranks (`li2_lightning.distributed.rank_group.RankGroup`); None for a single process.
 
     Raises:
         InputError: what Lightning refuses (no such accelerator here, a precision it does not have, …).
@@ -138,6 +82,12 @@ def build_trainer(
         raise InputError(f"trainer.precision={trainer.precision} does not run on this device; {built.precision} does.")
     check_device(built.strategy.root_device.type, config, callbacks)
     return built
+
+
+def join_process_group(config: Config, environment: ClusterEnvironment) -> None:
+    """Make the default process group, with the device and the backend that Lightning chooses for this rank."""
+    with quiet_lightning():
+        build_trainer(config, Path(), [], environment).strategy.setup_environment()
 
 
 def check_device(device: str, config: Config, callbacks: Sequence[lightning.Callback]) -> None:

@@ -21,8 +21,8 @@ Then ``optimizer.hidden.name=sign_descent optimizer.hidden.lr=0.01``. Outside th
 ``optimizer.hidden.name=my_module:SignDescent``, or an entry point of a package, in the group
 ``li2_lightning.optimizers``. Any callable ``(params, **hyperparameters) -> torch.optim.Optimizer`` will do,
 also a function that returns somebody else's optimizer. It must leave ``p.grad`` as it is, keep its state in
-``self.state``, and train every parameter it is given; ``python -m optimizers.check my_module:SignDescent`` tells
-whether it does. This package depends on torch alone.
+``self.state``, and train every parameter it is given; ``li2 check my_module:SignDescent`` tells whether it does.
+This package depends on torch alone.
 """
 
 import pkgutil
@@ -55,9 +55,7 @@ __all__ = [
     "spell_out",
 ]
 
-# Commands, run with python -m: what is imported already would run a second time there, and Python warns.
-_COMMANDS = ("check", "polar_table")
-
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
-    if _module.name.rpartition(".")[2] not in _COMMANDS:
+    # A command of developers, run with python -m: a module that is imported already would run a second time.
+    if _module.name != "optimizers.muon.polar_table":
         import_plugin(_module.name)

@@ -1,7 +1,7 @@
-"""The contract of an optimizer, checked: ``python -m optimizers.check package.module:Class``.
+"""The contract of an optimizer, checked.
 
-    python -m optimizers.check my_module:SignDescent --hyperparameter lr=0.01
-    python -m optimizers.check muon --hyperparameter orthogonalization=svd momentum=0.9
+    li2 check my_module:SignDescent --hyperparameter lr=0.01
+    li2 check muon --hyperparameter orthogonalization=svd momentum=0.9
 
 prints one line a check and exits with 0 if the contract holds, 1 if it does not, and 2, with one sentence, for an
 optimizer that cannot be built. A package of your own can run the same functions in its tests:
@@ -17,11 +17,10 @@ A check returns a remark and raises `Broken` where the contract does not hold. O
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import sys
 import tempfile
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -471,18 +470,12 @@ def run(candidate: Candidate, show: Callable[[str], None] = print) -> bool:
     return holds
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m optimizers.check", description=str(__doc__).split("\n")[0])
+def main(parser: ArgumentParser, arguments: Sequence[str]) -> int:
+    """The command ``li2 check``."""
     parser.add_argument("optimizer", help="package.module:Class, or a name that optimizer.hidden.name would take")
     parser.add_argument("--hyperparameter", metavar="name=value", nargs="+", action="extend", default=[])
     given = parser.parse_args(arguments)
-    try:
-        hyperparameters = dict(_read(text) for text in given.hyperparameter)
-        return 0 if run(Candidate(given.optimizer, hyperparameters)) else 1
-    except OptimizerError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    return 0 if run(Candidate(given.optimizer, dict(map(_read, given.hyperparameter)))) else 1
 
 
 def _read(text: str) -> tuple[str, Any]:
@@ -493,7 +486,3 @@ def _read(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:  # a word, as in scale=rms
         return name, value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

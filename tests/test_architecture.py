@@ -14,7 +14,11 @@ from collections.abc import Set
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+import li2_lightning
 import train
 
 ROOT = Path(train.__file__).parent
@@ -181,7 +185,9 @@ def test_nothing_is_instantiated_from_a_config() -> None:
 def test_every_package_is_listed() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    listed = set(setup["options"]["packages"].split())
+    # The package of configs is a folder of YAML at the top of the repository.
+    assert setup["options"]["package_dir"].split("\n")[1:] == ["li2_lightning.configs = configs"]
+    listed = set(setup["options"]["packages"].split()) - {"li2_lightning.configs"}
     there = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for part in (*PARTS, "hydra_plugins")
@@ -202,6 +208,55 @@ def test_everything_imported_is_a_declared_dependency() -> None:
     declared = {{"hydra-core": "hydra", "pillow": "PIL"}.get(name, name) for name in declared}
     used = set().union(*(imports(path) for part in PARTS for path in files(part)), imports(ROOT / "train.py"))
     assert used - {*sys.stdlib_module_names, *PARTS} <= declared
+
+
+def test_a_requirement_allows_the_version_that_was_tested() -> None:
+    """constraints.txt alone pins; the ranges of setup.cfg contain its versions."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line
+    )
+    tested = {canonicalize_name(name): version for name, version in pins.items()}
+    texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    requirements = [Requirement(line) for text in texts for line in text.split("\n") if line]
+    for requirement in requirements:
+        if requirement.name != "li2-lightning":
+            assert requirement.specifier.contains(tested[canonicalize_name(requirement.name)]), requirement
+        assert not any(part.operator in ("==", "===") for part in requirement.specifier), requirement
+
+
+def test_the_version_stands_in_one_place_and_the_citation() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == li2_lightning.__version__
+    assert f"## {li2_lightning.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_workflow_runs_the_lowest_and_the_highest_python() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    prefix = "Programming Language :: Python :: 3."
+    minors = sorted(int(line.removeprefix(prefix)) for line in setup["metadata"]["classifiers"].split("\n")
+                    if line.startswith(prefix))  # fmt: skip
+    assert setup["options"]["python_requires"] == f">=3.{minors[0]},<3.{minors[-1] + 1}"
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert matrix == [f"3.{minors[0]}", f"3.{minors[-1]}"]
+
+
+def test_li2_is_the_one_way_to_call_a_command() -> None:
+    """No module of ours runs by itself but the table that developers print, and no document says otherwise."""
+    for part in PARTS:
+        for path in files(part):
+            alone = 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+            assert alone == (path == ROOT / "optimizers" / "muon" / "polar_table.py"), path
+    old = re.compile(r"python -m (li2_lightning|optimizers\.check)")
+    for path in tracked():
+        if path.suffix in (".md", ".py", ".yaml", ".yml", ".cfg") and path.name not in (
+            "CHANGELOG.md",
+            Path(__file__).name,
+        ):
+            assert not old.search(path.read_text(encoding="utf-8")), path
 
 
 def test_the_project_stands_alone() -> None:

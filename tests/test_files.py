@@ -12,7 +12,7 @@ import pytest
 
 import train
 from li2_lightning.errors import InputError
-from li2_lightning.files import held, link_or_copy, lock, row_files
+from li2_lightning.files import is_locked, link_or_copy, lock, row_files
 
 TINY: dict[str, Any] = {
     "task": {"order": 5},
@@ -93,11 +93,11 @@ def test_a_lock_is_not_refused_since_somebody_asked_whether_it_is_held(
     fcntl.flock(probe, fcntl.LOCK_SH)
     monkeypatch.setattr("time.sleep", lambda seconds: probe.close())
     with lock(path):
-        assert held(path)
+        assert is_locked(path)
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         with pytest.raises(BlockingIOError):
             lock(path)
-    assert not held(path)
+    assert not is_locked(path)
 
 
 def test_only_files_with_our_names_have_a_row(tmp_path: Path) -> None:

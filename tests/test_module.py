@@ -462,8 +462,8 @@ def fit(tmp_path: Path) -> Fit:
     def call(*, callbacks: Sequence[lightning.Callback] = (), hook: Any = None, **arguments: Any) -> Any:
         values = {"task": {"order": 7}, "network": {"width": 16}, "optimizer": {"lr": 0.02}}
         config = train.read_config({**values, "trainer": {"accelerator": "cpu"}})
-        with train.Team(config, [], []) as team:
-            _, module, data = train.assemble(config, tmp_path, team)
+        with train.RankGroup(config, [], train.join_process_group) as ranks:
+            _, module, data = train.assemble(config, tmp_path, ranks)
         if hook is not None:
             module.network.V.register_hook(hook)
         rows = Rows()

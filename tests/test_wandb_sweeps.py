@@ -75,7 +75,6 @@ def test_the_drawn_values_reach_the_optimizer(path: Path, monkeypatch: pytest.Mo
     *_, words = commands(sweep)
     small = ["max_steps=2", "task.order=7", "network.width=8", "logger.mode=disabled", "trainer.threads=1",
              "callbacks=minimal", f"output_dir={tmp_path}"]  # fmt: skip
-    monkeypatch.setattr(train.train.__wrapped__, "__module__", "__main__")
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *words[3:], *small])
     GlobalHydra.instance().clear()
     assert train.main() == 0

@@ -2,7 +2,7 @@
 #
 #     apt-get install gap-core gap-smallgrp        # GAP itself; who only uses the library needs neither
 #     gap -q tools/export_small_groups.g < /dev/null | gzip -9n > li2_lightning/resources/small_groups.json.gz
-#     python -m pytest tests/test_small_groups.py            # the check: every group, against what GAP says of it
+#     python -m pytest tests/groups/test_small_groups.py            # the check: every group, against what GAP says of it
 #
 # Some minutes. The same versions of GAP and SmallGrp write the same bytes.
 #

@@ -1,4 +1,4 @@
-"""Hydra's own grid sweeper, of which `li2_lightning.sweep` launches what is not finished.
+"""Hydra's own grid sweeper, of which `li2_lightning.sweeps` launches what is not finished.
 
 Hydra takes a sweeper from no other place than the namespace package ``hydra_plugins``.
 """
@@ -31,9 +31,10 @@ class Sweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from li2_lightning.cli.hydra_errors import opened, quoted
+        from li2_lightning.distributed.machine import search_path
         from li2_lightning.errors import InputError
-        from li2_lightning.sweeps.lead import Sweep, plan
-        from li2_lightning.trainer import search_path
+        from li2_lightning.sweeps.lead import Sweep
+        from li2_lightning.sweeps.plan import plan
         from train import read_config
 
         assert self.config is not None
@@ -62,16 +63,18 @@ class Sweeper(BasicSweeper):
                     raise result._return_value
 
         launching = self._launching(len(overrides))
-        if not launching.here:
+        if not launching.in_this_process:
             # Processes find what this one finds: train.py's folder, and the current one.
             os.environ["PYTHONPATH"] = search_path()
+            # Without this `python -m`, as submitit starts its jobs, would put the current folder first again.
+            os.environ["PYTHONSAFEPATH"] = "1"
         with Sweep(plan(overrides, compose, read_config), self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             self._end_workers()
 
     def _launching(self, runs: int) -> Any:
         """What the chosen launcher does with runs."""
-        from li2_lightning.sweeps.lead import Launching
+        from li2_lightning.sweeps.plan import Launching
 
         assert self.config is not None
         launcher = self.config.hydra.launcher
@@ -81,10 +84,10 @@ class Sweeper(BasicSweeper):
             case "JoblibLauncher":
                 from joblib import effective_n_jobs
 
-                return Launching(parallel=effective_n_jobs(launcher.n_jobs), here=False)
+                return Launching(parallel=effective_n_jobs(launcher.n_jobs), in_this_process=False)
             case "LocalLauncher":
-                return Launching(parallel=self.max_batch_size or runs, here=False, reusing=False)
-        return Launching(parallel=None, here=False, local=False, reusing=False)
+                return Launching(parallel=self.max_batch_size or runs, in_this_process=False, reuses_workers=False)
+        return Launching(parallel=None, in_this_process=False, on_this_machine=False, reuses_workers=False)
 
     def _end_workers(self) -> None:
         """Joblib's workers would wait some minutes for more."""

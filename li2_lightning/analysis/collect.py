@@ -1,6 +1,6 @@
 """One table of many runs: a row a run, its settings and what came out.
 
-    python -m li2_lightning.collect DIR… -o results.csv [-o results.parquet]
+    li2 collect DIR… -o results.csv [-o results.parquet]
 
 | column | meaning |
 |---|---|
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,7 @@ from li2_lightning.cli.commands import (
     add_directories,
     add_outputs,
     check_outputs,
-    command_parser,
     optional_module,
-    run_command,
 )
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
@@ -131,23 +130,15 @@ def _settings(run: Run) -> dict[str, Any]:
     return {key: json.dumps(value) if isinstance(value, list) else value for key, value in run.settings.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = command_parser("collect", __doc__)
+def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """The command ``li2 collect``."""
     add_directories(parser)
     add_outputs(parser, SUFFIXES)
     given = parser.parse_args(arguments)
 
-    def work() -> None:
-        check_outputs(given.output, SUFFIXES)
-        runs = find_runs(given.directories)
-        report_unfinished(runs)
-        frame = table(runs)
-        for path in given.output:
-            print(f"{len(runs)} runs: {write(frame, path)}")
-
-    return run_command(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    check_outputs(given.output, SUFFIXES)
+    runs = find_runs(given.directories)
+    report_unfinished(runs)
+    frame = table(runs)
+    for path in given.output:
+        print(f"{len(runs)} runs: {write(frame, path)}")

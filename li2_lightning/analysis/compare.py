@@ -1,6 +1,6 @@
 """What differs between runs, in their settings and in what came out.
 
-    python -m li2_lightning.compare RUN RUN… [-o FILE]
+    li2 compare RUN RUN… [-o FILE]
 
 Runs that differ in nothing but their seeds are one column: the median, and from the lowest to the highest. FILE shows
 their curves over each other: a picture, or a page that zooms and hovers (.html).
@@ -9,7 +9,7 @@ their curves over each other: a picture, or a page that zooms and hovers (.html)
 from __future__ import annotations
 
 import math
-import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +25,7 @@ from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
 from li2_lightning.analysis.figures.style import SUFFIXES, curve_style, new_figure, save
 from li2_lightning.analysis.html_report import write_comparison
-from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
+from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_of_seeds
 
@@ -137,39 +137,31 @@ def _text(value: Any) -> str:
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """The command ``li2 compare``."""
     suffixes = (*SUFFIXES, ".html")
-    parser = command_parser("compare", __doc__)
     add_directories(parser)
     add_outputs(parser, suffixes, required=False)
     given = parser.parse_args(arguments)
 
-    def work() -> None:
-        check_outputs(given.output, suffixes)
-        runs = find_runs(given.directories)
-        if len(runs) < 2:
-            raise InputError("There is only one run to compare; name another.")
-        groups = groups_of_seeds(runs)
-        if len(groups) == 1:
-            # Seeds alone differ: then a column for each.
-            groups = {f"seed {run['seed']}": [run] for run in runs}
-        if len(groups) > MOST_GROUPS:
-            raise InputError(
-                f"The runs fall into {len(groups)} groups, of which {MOST_GROUPS} fit beside each other; "
-                "python -m li2_lightning.collect makes a table of any number."
-            )
-        report_unfinished(runs)
-        table = comparison(groups)
-        print_comparison(table, Console())
-        for path in given.output:
-            if path.suffix == ".html":
-                print(write_comparison(runs, table, path))
-            else:
-                print(save(draw_comparison(groups), path))
-
-    return run_command(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    check_outputs(given.output, suffixes)
+    runs = find_runs(given.directories)
+    if len(runs) < 2:
+        raise InputError("There is only one run to compare; name another.")
+    groups = groups_of_seeds(runs)
+    if len(groups) == 1:
+        # Seeds alone differ: then a column for each.
+        groups = {f"seed {run['seed']}": [run] for run in runs}
+    if len(groups) > MOST_GROUPS:
+        raise InputError(
+            f"The runs fall into {len(groups)} groups, of which {MOST_GROUPS} fit beside each other; "
+            "li2 collect makes a table of any number."
+        )
+    report_unfinished(runs)
+    table = comparison(groups)
+    print_comparison(table, Console())
+    for path in given.output:
+        if path.suffix == ".html":
+            print(write_comparison(runs, table, path))
+        else:
+            print(save(draw_comparison(groups), path))

@@ -1,7 +1,7 @@
 """A run, or a sweep, as one HTML file that needs no network.
 
-    python -m li2_lightning.report RUN
-    python -m li2_lightning.report FOLDER [--each] [-o FILE]
+    li2 report RUN
+    li2 report FOLDER [--each] [-o FILE]
 
 Of one run: what came out, the stages with their evidence, every column as a curve that zooms and hovers, the learned
 features, config and environment. Of several: a table of runs with links, their curves, and the phase diagram where
@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import os
-import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -35,9 +35,7 @@ from li2_lightning.cli.commands import (
     add_directories,
     add_outputs,
     check_outputs,
-    command_parser,
     optional_module,
-    run_command,
 )
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
@@ -401,34 +399,26 @@ def _text(value: Any) -> str:
     return "–" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = command_parser("report", __doc__)
+def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """The command ``li2 report``."""
     add_directories(parser)
     parser.add_argument("--each", action="store_true", help="of a sweep, write the reports of its runs, too")
     add_outputs(parser, SUFFIXES, required=False)
     given = parser.parse_args(arguments)
 
-    def work() -> None:
-        check_outputs(given.output, SUFFIXES)
-        runs = find_runs(given.directories)
-        only = given.directories[0]
-        if len(runs) == 1 and (only / "config.yaml").exists():
-            for path in given.output or [runs[0].directory / "report.html"]:
-                print(write_run_report(load_run(only), path))
-            return
-        report_unfinished(runs)
-        if len(given.directories) > 1 and not given.output:
-            raise InputError("Several directories have no place of their own for the report; say -o FILE.html.")
-        if given.each:
-            for run in runs:
-                if not run.metrics.empty:
-                    print(write_run_report(run))
-        for path in given.output or [only / "report.html"]:
-            print(write_sweep_report(runs, path))
-
-    return run_command(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    check_outputs(given.output, SUFFIXES)
+    runs = find_runs(given.directories)
+    only = given.directories[0]
+    if len(runs) == 1 and (only / "config.yaml").exists():
+        for path in given.output or [runs[0].directory / "report.html"]:
+            print(write_run_report(load_run(only), path))
+        return
+    report_unfinished(runs)
+    if len(given.directories) > 1 and not given.output:
+        raise InputError("Several directories have no place of their own for the report; say -o FILE.html.")
+    if given.each:
+        for run in runs:
+            if not run.metrics.empty:
+                print(write_run_report(run))
+    for path in given.output or [only / "report.html"]:
+        print(write_sweep_report(runs, path))

@@ -1,6 +1,6 @@
 """Optimizers compared on one task: the table of a race, from the runs of a grid for each.
 
-    python -m li2_lightning.race DIR… [-o race.md] [-o race.csv]
+    li2 race DIR… [-o race.md] [-o race.csv]
 
 One line an *entrant*: an optimizer section without its learning rates and weight decays, whose values make up the
 entrant's grid. All runs must agree in everything else but the seed. Of an entrant's settings the **best** is the one
@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from li2_lightning.analysis.collect import report_unfinished
-from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, command_parser, run_command
+from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs
 from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
@@ -280,28 +280,18 @@ def _role_name(section: Mapping[str, Any]) -> str:
     return "(".join([str(section["name"]), *chain]) + ")" * len(chain)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = command_parser("race", __doc__)
+def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """The command ``li2 race``."""
     add_directories(parser)
     add_outputs(parser, SUFFIXES, required=False)
     given = parser.parse_args(arguments)
 
-    def work() -> None:
-        check_outputs(given.output, SUFFIXES)
-        runs = find_runs(given.directories)
-        report_unfinished(runs)
-        table = race_table(runs)
-        text = markdown(table)
-        print(text)
-        for path in given.output:
-            with replacing(path) as temporary:
-                temporary.write_text(
-                    f"{text}\n" if path.suffix == ".md" else table.to_csv(index=False), encoding="utf-8"
-                )
-
-    return run_command(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    check_outputs(given.output, SUFFIXES)
+    runs = find_runs(given.directories)
+    report_unfinished(runs)
+    table = race_table(runs)
+    text = markdown(table)
+    print(text)
+    for path in given.output:
+        with replacing(path) as temporary:
+            temporary.write_text(f"{text}\n" if path.suffix == ".md" else table.to_csv(index=False), encoding="utf-8")

@@ -194,7 +194,7 @@ def _composition_error(error: BaseException) -> InputError:
         group, choice = match.groups()
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         if group == "hydra/launcher" and choice in LAUNCHERS:
-            return InputError(f"{group}={choice} is not installed; say pip install -c constraints.txt -e '.[sweep]'.")
+            return InputError(f"{group}={choice} is not installed; install it with pip install 'li2-lightning[sweep]'.")
         return InputError(f"Unknown {group} {choice!r}; known are {', '.join(options)}.{nearest(choice, options)}")
     if "Error merging override" in text and isinstance(cause, OmegaConfBaseException):
         return explain(cause)

@@ -12,7 +12,7 @@ class SummingStrategy(DDPStrategy):
 
     torch's DistributedDataParallel averages over ranks, as if each had equally many rows, needs a gradient for every
     parameter on every rank, and has no complex weights on CPUs. Ours sums what each rank's rows add to one loss, so
-    uneven and empty shares are exact, in a single reduction a step. Processes are started by `li2_lightning.launch`.
+    uneven and empty shares are exact, in a single reduction a step. `RankGroup` starts processes.
     """
 
     def _configure_launcher(self) -> None:

@@ -329,10 +329,3 @@ def _indices_and_labels(rows: list[list[str]]) -> tuple[npt.NDArray[Any], tuple[
             if cell not in index:
                 raise InputError(f"The Cayley table is no group: {a}·{b} = {cell!r} is not among the elements.")
     return np.array([[index[cell] for cell in row] for row in rows], dtype=np.int64), labels
-
-
-if __name__ == "__main__":
-    # Only now: small_groups imports this module.
-    from li2_lightning.groups.small_groups import main
-
-    raise SystemExit(main())

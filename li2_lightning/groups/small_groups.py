@@ -6,11 +6,9 @@ Source: the Small Groups library of GAP (H. U. Besche, B. Eick, E. O'Brien, Arti
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-import os
-import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -109,26 +107,21 @@ def small_group(order: int, index: int) -> FiniteGroup:
     return members[index - 1].group()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """List the groups that fit; ``python -m li2_lightning.groups --help`` says how."""
-    parser = argparse.ArgumentParser(
-        prog="python -m li2_lightning.groups",
-        description="List the groups that task=small_group knows. Irreps are complex: R, C and H for real, complex and "
-        "quaternionic type, then the dimension, then how many (2C3: a conjugate pair of dimension 3).",
+def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """The command ``li2 groups``."""
+    parser.description = (
+        "List the groups that task=small_group knows. Irreps are complex: R, C and H for real, complex and\n"
+        "quaternionic type, then the dimension, then how many (2C3: a conjugate pair of dimension 3)."
     )
     parser.add_argument("--max-irrep-dimension", type=int, metavar="D", help="no irrep of a larger dimension")
     parser.add_argument("--order", type=int, metavar="N", help=f"only this order, 1 to {MAX_SMALL_ORDER}")
     parser.add_argument("--non-abelian", action="store_true", help="leave out the Abelian groups")
     options = parser.parse_args(arguments)
-    try:
-        dimension = options.max_irrep_dimension
-        if dimension is not None:
-            check_integer(dimension, "--max-irrep-dimension", 1, MAX_SMALL_ORDER)
-        if options.order is not None:
-            check_integer(options.order, "--order", 1, MAX_SMALL_ORDER)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    dimension = options.max_irrep_dimension
+    if dimension is not None:
+        check_integer(dimension, "--max-irrep-dimension", 1, MAX_SMALL_ORDER)
+    if options.order is not None:
+        check_integer(options.order, "--order", 1, MAX_SMALL_ORDER)
     chosen = [
         entry
         for order in ([options.order] if options.order is not None else catalogue())
@@ -136,12 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (dimension is None or entry.max_irrep_dimension <= dimension)
         and not (options.non_abelian and entry.is_abelian)
     ]
-    try:
-        print("\n".join(_listing(chosen)), flush=True)
-    except BrokenPipeError:
-        # `| head` has seen enough; the interpreter must not try to flush the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    print("\n".join(_listing(chosen)))
 
 
 def _listing(entries: Sequence[SmallGroup]) -> list[str]:

@@ -43,3 +43,13 @@ def _find_onednn() -> Callable[..., Tensor] | None:
 
 
 _ONEDNN = _find_onednn()
+
+
+def explain_product() -> str:
+    """Which library `product` uses for large float32 matrices on the CPU and, where it is not oneDNN, why."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if _ONEDNN is not None:
+        return f"oneDNN, because torch sees {capability}"
+    if capability != "AVX512":
+        return f"torch's own, because torch sees {capability} and oneDNN gains only where it sees AVX512"
+    return "torch's own, because this torch has no operator for oneDNN's product"

@@ -24,7 +24,7 @@ import li2_lightning
 from li2_lightning.config.identity import LATEST, config_hash, input_digests, run_name
 from li2_lightning.config.schema import Config, leaves, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
-from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
+from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
 from li2_lightning.module import updates_left
 from li2_lightning.networks.two_layer import read_checkpoint
@@ -105,7 +105,7 @@ class RunDirectory:
             return self._decide(config, None)
         except InputError as error:
             # What is half-written by another process is no fault of the directory.
-            if held(self.path / ".lock"):
+            if is_locked(self.path / ".lock"):
                 raise self._busy() from error
             raise
 

@@ -1,6 +1,6 @@
 """Check every theorem numerically.
 
-    python -m li2_lightning.verify [--quick] [--theorem N] [--group NAME] [--json FILE]
+    li2 verify [--quick] [--theorem N] [--group NAME] [--json FILE]
 
 One row a check. Each compares two computations that share no formula (ascent and prediction, draws and quadrature,
 autograd and closed form), so each could fail; the exit code is 1 when one does, and 2 for a theorem or group that is
@@ -9,10 +9,10 @@ not known. The corrections of published constants are listed in docs/theory.md w
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -99,30 +99,21 @@ def render(checks: Sequence[Check]) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m li2_lightning.verify", description="Check every theorem numerically."
-    )
+def main(parser: ArgumentParser, arguments: Sequence[str]) -> int:
+    """The command ``li2 verify``."""
     parser.add_argument("--quick", action="store_true", help="fewer starts and groups; under a minute")
     parser.add_argument("--theorem", metavar="N", help=f"only one of {', '.join(THEOREMS)}")
     parser.add_argument("--group", metavar="NAME", help=f"only one of {', '.join(GROUPS)}")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the checks to a file, too")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
-    try:
-        # Before the work and not after it.
-        if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-            raise InputError(
-                f"The file {options.json} cannot be written: it is a folder, or its folder does not exist."
-            )
-        checks = list(verify(options.theorem, options.group, options.quick))
-        failed = sum(not check.passed for check in checks)
-        if options.json is not None:
-            _write(options.json, checks, options.quick)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    # Before the work and not after it.
+    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
+        raise InputError(f"The file {options.json} cannot be written: it is a folder, or its folder does not exist.")
+    checks = list(verify(options.theorem, options.group, options.quick))
+    failed = sum(not check.passed for check in checks)
+    if options.json is not None:
+        _write(options.json, checks, options.quick)
     # A pipe has no width of its own; 80 columns would break every cell.
     console = Console() if sys.stdout.isatty() else Console(width=170)
     console.print(render(checks))
@@ -143,7 +134,3 @@ def _write(path: Path, checks: Sequence[Check], quick: bool) -> None:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"The file {path} cannot be written: {error.strerror}.") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How far each orthogonalization is from the polar factor: ``python -m optimizers.polar_table`` prints the table.
+"""How far each orthogonalization is from the polar factor: ``python -m optimizers.muon.polar_table`` prints the table.
 
 The matrix is 142 × 256 (the two operands of addition modulo 71, and 256 nodes), with random singular vectors and with
 singular values from 1 to 1e-4, evenly spaced in the logarithm.

@@ -6,14 +6,22 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from li2_lightning.analysis.html_report import MOST_ROWS, main
-from li2_lightning.cli import commands
+from li2_lightning.analysis.html_report import MOST_ROWS
+from li2_lightning.cli import main as li2
 from li2_lightning.runs.load import find_runs, load_run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``li2 report ARGUMENTS``."""
+    return li2.main(["report", *arguments])
+
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to draw the report")
@@ -219,10 +227,9 @@ def test_a_run_without_rows(own_sweep: Path, capsys: pytest.CaptureFixture[str])
 def test_without_the_extra(
     small_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(commands.importlib, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main([str(small_sweep), "-o", str(tmp_path / "a.html")]) == 2
     error = capsys.readouterr().err
     assert error.endswith("install it with pip install 'li2-lightning[report]'.\n")

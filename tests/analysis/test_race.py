@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,16 @@ from li2_lightning.analysis.race import (
     race_table,
     share_statistics,
 )
+from li2_lightning.cli import main as li2
 from li2_lightning.config.checks import load_config
 from li2_lightning.config.schema import to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, load_run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``li2 race ARGUMENTS``."""
+    return li2.main(["race", *arguments])
 
 
 def made(step: int | None, *, seed: int = 0, folder: Path = Path(), ended: bool = True, **values: Any) -> Run:
@@ -181,7 +187,7 @@ def test_the_command_prints_what_it_writes(
     tiny_run("max_steps=2", "optimizer.hidden.name=sgd")
     capsys.readouterr()
     output = tmp_path / "race.md"
-    assert race.main([str(tmp_path), "-o", str(output), "-o", str(tmp_path / "race.csv")]) == 0
+    assert main([str(tmp_path), "-o", str(output), "-o", str(tmp_path / "race.csv")]) == 0
     printed = capsys.readouterr().out
     assert output.read_text() == printed
     lines = printed.splitlines()
@@ -190,7 +196,7 @@ def test_the_command_prints_what_it_writes(
     assert {line.split("|")[1].strip() for line in (lines[0], *lines[2:])} == {"optimizer", "adam", "sgd / adam"}
     kept = pd.read_csv(tmp_path / "race.csv")
     assert list(kept) == [cell.strip() for cell in lines[0].strip("|").split("|")]
-    assert race.main([str(tmp_path / "nowhere")]) == 2
+    assert main([str(tmp_path / "nowhere")]) == 2
     assert "nowhere is no directory" in capsys.readouterr().err
 
 

@@ -70,8 +70,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def command_line(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     """``python train.py ARGUMENTS`` in this process and the workplace: the same `train.main`, streams caught."""
-    # As a script train.py is __main__, which is how Hydra finds configs/ beside it.
-    monkeypatch.setattr(train.train.__wrapped__, "__module__", "__main__")
 
     def call(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])

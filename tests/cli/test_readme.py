@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from li2_lightning.cli.main import main
 from li2_lightning.runs.load import find_runs
 from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import ROOT, CommandLine
@@ -43,19 +41,19 @@ def starting_with(*start: str) -> list[list[str]]:
     return [words[len(start) :] for words in commands(README) if tuple(words[: len(start)]) == start]
 
 
-RUNS = starting_with("python", "train.py")
-MODULES = [words for words in commands(README) if words[:2] == ["python", "-m"]]
+RUNS = starting_with("li2", "train")
+OTHERS = [words for words in starting_with("li2") if words[0] != "train"]
 TARGETS = starting_with("make")
 
 
 def test_the_extractor_finds_what_it_should() -> None:
     text = (
-        "```bash\n# a comment\npython train.py a=1 \\\n  b=\"'x^2'\"  # why\nmake test\n```\n"
+        "```bash\n# a comment\nli2 train a=1 \\\n  b=\"'x^2'\"  # why\nmake test\n```\n"
         "```python\npython no\n```\n"
-        "1. item\n   ```console\n   $ python train.py c=2\n   ```\n"
+        "1. item\n   ```console\n   $ li2 train c=2\n   ```\n"
     )
     assert commands(text) == [
-        ["python", "train.py", "a=1", "b='x^2'"], ["make", "test"], ["python", "train.py", "c=2"]
+        ["li2", "train", "a=1", "b='x^2'"], ["make", "test"], ["li2", "train", "c=2"]
     ]  # fmt: skip
 
 
@@ -67,20 +65,19 @@ def test_there_are_commands() -> None:
 
 def test_every_command_is_one_of_those_that_are_tested() -> None:
     for words in commands(README):
-        assert words[:2] in (["python", "train.py"], ["python", "-m"]) or words[0] in ("make", "wandb", "source"), words
+        assert words[0] in ("li2", "make", "wandb", "source", "pip", "eval"), words
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", MODULES, ids=" ".join)
-def test_every_module_of_the_readme_runs(arguments: list[str], small_sweep: Path, workplace: Path) -> None:
+@pytest.mark.parametrize("arguments", OTHERS, ids=" ".join)
+def test_every_other_command_of_the_readme_runs(arguments: list[str], small_sweep: Path, workplace: Path) -> None:
     """Slow because the checks of the theorems take 5 to 20 s. What looks at runs finds tiny ones."""
     for name, rate in (("fig03_weight_decay", 1e-3), ("fig03_no_weight_decay", 2e-2)):
         for run in find_runs([small_sweep]):
             if run["optimizer.lr"] == rate:
                 shutil.copytree(run.directory, workplace / "outputs" / name / run.directory.name)
     (workplace / "outputs" / "latest").symlink_to(run.directory, target_is_directory=True)
-    command = [sys.executable, *arguments[1:]]
-    subprocess.run(command, cwd=workplace, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    assert main(arguments) == 0
     for position, word in enumerate(arguments[:-1]):
         if word == "-o":
             assert (workplace / arguments[position + 1]).stat().st_size > 0

@@ -83,7 +83,9 @@ def assert_one_message(outcome: Outcome, *words: str) -> None:
 def test_a_stopped_run_takes_every_rank_with_it_and_continues(
     signum: int, code: int, start_process: StartProcess, command_line: CommandLine, workplace: Path
 ) -> None:
-    process = start_process(*RANKS)
+    temporary = workplace.parent / "temporary"
+    temporary.mkdir()
+    process = start_process(*RANKS, TMPDIR=str(temporary))
     process.wait_for(lambda: rows_written(workplace) > 30, seconds=300)
     started = children(process.popen.pid)
     assert started
@@ -91,6 +93,7 @@ def test_a_stopped_run_takes_every_rank_with_it_and_continues(
     outcome = process.wait()
     assert outcome.code == code, outcome
     assert wait_until(lambda: not any(alive(pid) for pid in started)), "a rank outlived the first"
+    assert not list(temporary.glob("li2-*")), "files of the ranks were left behind"
     if signum != signal.SIGKILL:
         assert_one_message(outcome, signal.Signals(signum).name, "resume=auto")
     stopped = (workplace / "outputs" / "latest").resolve()
@@ -124,6 +127,17 @@ def test_a_rank_that_fails_ends_all_with_one_message(
     outcome = process.wait()
     assert outcome.code == 1, outcome
     assert_one_message(outcome, *words)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_of_three_ranks_the_one_that_was_killed_is_named(
+    rank: int, start_process: StartProcess, workplace: Path
+) -> None:
+    """The third rank ends because it has lost the connection, and is not to blame."""
+    (workplace / "failing.py").write_text(FAILING.format(rank=rank, failure="os.kill(os.getpid(), 9)"))
+    outcome = start_process(*RANKS, "trainer.devices=3", "optimizer.hidden.name=failing:Failing").wait()
+    assert outcome.code == 1, outcome
+    assert_one_message(outcome, f"Rank {rank} ", "SIGKILL")
 
 
 def test_a_failure_of_the_first_ends_the_others(start_process: StartProcess, workplace: Path) -> None:

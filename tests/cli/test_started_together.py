@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 import train
-from li2_lightning.distributed.launcher import Team
+from li2_lightning.distributed.launcher import Followers
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
-from li2_lightning.files import held, write_json
+from li2_lightning.files import is_locked, write_json
 from li2_lightning.runs import directory as run_directory
 from li2_lightning.runs.directory import RunDirectory
-from li2_lightning.sweeps.lead import run_in_sweep
+from li2_lightning.sweeps.worker import run_in_sweep
 from tests.cli.test_run_directory import stamps
 
 BUSY = "is being written by another process"
@@ -110,7 +110,7 @@ def test_several_ranks_hear_of_the_decision_under_the_lock(
     """The first rank starts the second one only when it is to train."""
     values = config(tmp_path, trainer={"accelerator": "cpu", "threads": 1, "devices": 2})
     summary = {"status": "finished", "by": "another process"}
-    monkeypatch.setattr(Team, "_start_children", lambda team: pytest.fail("a rank was started"))
+    monkeypatch.setattr(Followers, "__init__", lambda *_: pytest.fail("a rank was started"))
     before_the_lock(lambda: write_json(directory_of(values) / "summary.json", summary))
     result = train.run(values)
     assert result.stored
@@ -193,7 +193,7 @@ def contend(values: dict[str, Any], barrier: Any, results: Any, patient: bool, s
     lock = run_directory.lock
 
     def waiting(path: Path) -> Any:
-        while patient and (held(path) or not (folder / "summary.json").exists()):
+        while patient and (is_locked(path) or not (folder / "summary.json").exists()):
             pass
         return lock(path)
 

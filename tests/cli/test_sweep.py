@@ -21,7 +21,8 @@ from li2_lightning.config.schema import Config
 from li2_lightning.files import write_json
 from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.metrics_csv import read_metrics
-from li2_lightning.sweeps.lead import key, run_in_sweep
+from li2_lightning.sweeps.plan import key
+from li2_lightning.sweeps.worker import LEADER, run_in_sweep
 from tests.cli.conftest import TINY, CommandLine, Process, StartProcess
 from tests.cli.test_terminal import on_a_terminal, visible, width
 
@@ -212,7 +213,7 @@ def test_a_launcher_that_is_not_installed(
     outcome = command_line("-m", *FAST, "seed=0,1", "hydra/launcher=joblib")
     assert outcome.code == 2
     assert outcome.err == (
-        "error: hydra/launcher=joblib is not installed; say pip install -c constraints.txt -e '.[sweep]'.\n"
+        "error: hydra/launcher=joblib is not installed; install it with pip install 'li2-lightning[sweep]'.\n"
     )
     assert list(workplace.iterdir()) == []
 
@@ -380,7 +381,8 @@ def test_a_worker_that_is_stopped_inside_a_library_has_not_failed(tmp_path: Path
     """OmegaConf turns every Exception that comes up in it into one of its own, whatever that was meant to say."""
     folder = tmp_path / "sweep"
     folder.mkdir()
-    write_json(folder / "settings.json", {"group": "g", "local": False, "threads": None})
+    write_json(folder / "settings.json", {"group": "g", "on_this_machine": False, "threads": None})
+    (folder / LEADER).touch()
     config = Config(output_dir=str(tmp_path / "outputs"))
 
     def run(config: Config) -> RunResult:
@@ -391,6 +393,23 @@ def test_a_worker_that_is_stopped_inside_a_library_has_not_failed(tmp_path: Path
     note = folder / f"{key(RunDirectory.of(config).path)}.json"
     assert json.loads(note.read_text())["state"] == "stopped"
     shutil.rmtree(folder)  # its watch ends
+
+
+@pytest.mark.parametrize("state", ["over", "asked to stop", "left by its leader"])
+def test_a_run_that_a_queue_starts_too_late_does_nothing(state: str, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    if state != "over":
+        folder.mkdir()
+        write_json(folder / "settings.json", {"group": "g", "on_this_machine": False, "threads": None})
+    if state == "asked to stop":
+        (folder / LEADER).write_text("stop")
+
+    def run(config: Config) -> RunResult:
+        raise AssertionError("it was run")
+
+    run_in_sweep(run, lambda: Config(output_dir=str(tmp_path / "outputs")), folder)
+    assert not list(folder.glob("*.json"))[1:]
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from li2_lightning.analysis import race
+from li2_lightning.cli.main import main
 from optimizers import check
 from tests.cli.conftest import ROOT, CommandLine
 from tests.cli.test_readme import commands, fenced
@@ -26,8 +26,9 @@ def test_there_is_a_walk_of_a_short_file_and_four_commands() -> None:
     name, *lines = file.splitlines()
     assert name == "# my_module.py"
     assert sum(bool(line.strip()) for line in lines) <= 12
-    starts = [" ".join(words[:3]) for words in commands(WALK.group(1))]
-    assert [start.split()[1] for start in starts] == ["-m", "train.py", "train.py", "-m"]
+    assert [words[:2] for words in commands(WALK.group(1))] == [
+        ["li2", "check"], ["li2", "train"], ["li2", "train"], ["li2", "race"]
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -42,15 +43,13 @@ def test_the_walk_arrives(
     monkeypatch.delitem(sys.modules, "my_module", raising=False)
     told = []
     for words in commands(WALK.group(1)):
-        assert words[0] == "python"
-        if words[1] == "train.py":
+        if words[1] == "train":
             sweep = ("-m" in words) * FEW
             outcome = command_line(*words[2:], *SMALL, *sweep)
             assert outcome.code == 0, outcome
             told.append(outcome.out)
         else:
-            main = {"optimizers.check": check.main, "li2_lightning.race": race.main}[words[2]]
-            assert main(words[3:]) == 0, capsys.readouterr()
+            assert main(words[1:]) == 0, capsys.readouterr()
             told.append(capsys.readouterr().out)
     checked, trained, swept, table = told
     assert len(checked.splitlines()) >= len(check.CHECKS)

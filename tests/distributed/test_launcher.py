@@ -1,238 +1,121 @@
-"""What is refused before a second process starts: ranks without room, and plug-ins that only this process knows."""
+"""The processes of the other ranks: the first to fail is named, all end together, and this process stays as it was."""
 
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
-import types
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-import train
-from callbacks import CALLBACKS
-from li2_lightning import trainer as runtime
-from li2_lightning.config.checks import load_config
-from li2_lightning.config.identity import config_hash
-from li2_lightning.distributed import launcher as launch
-from li2_lightning.errors import InputError
-from li2_lightning.losses import LOSSES
-from li2_lightning.tasks.tasks import TASKS
-from li2_lightning.trainer import CUDAAccelerator, MPSAccelerator, use_threads
-from optimizers import registry
+from li2_lightning.distributed.launcher import FOLLOWER, LOST_CONNECTION, READY, Followers
+from li2_lightning.errors import OtherRankError
+
+SAYS_READY = f"print({READY!r}, flush=True); "
+WAITS = "import time; time.sleep(600)"
+LOSES_CONNECTION = f"import os; os._exit({LOST_CONNECTION})"
+
+Start = Callable[..., Followers]
 
 
 @pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``refused(key=value, …)``: the sentence that a run is refused with; no process starts and nothing is written."""
+def start() -> Iterator[Start]:
+    """``start(program, …)``: a process of Python for each program, ranks 1, 2, …; they are gone after the test."""
+    started: list[Followers] = []
 
-    def start(*arguments: Any, **options: Any) -> None:
-        raise AssertionError("a process was started")
+    def call(*programs: str) -> Followers:
+        environments = [{"PROGRAM": program} for program in programs]
+        command = [sys.executable, "-S", "-c", "import os; exec(os.environ['PROGRAM'])"]
+        started.append(Followers(command, {"seed": 3}, environments, first_rank=1))
+        return started[-1]
 
-    def run(values: dict[str, Any]) -> str:
-        values = {
-            "task": {"order": 7},
-            "network": {"width": 8},
-            "output_dir": str(tmp_path / "outputs"),
-            "logger": {"mode": "disabled"},
-            **values,
-        }
-        with monkeypatch.context() as patch:
-            patch.setattr(launch.subprocess, "Popen", start)
-            with pytest.raises(InputError) as error:
-                train.run(values)
-        assert not (tmp_path / "outputs").exists()
-        return str(error.value)
-
-    return run
+    yield call
+    for followers in started:
+        followers.end(well=False)
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, cores: int = 2, cuda: int = 0, mps: int = 0) -> None:
-    monkeypatch.setattr(runtime, "usable_cores", lambda: cores)
-    for kind, count in ((CUDAAccelerator, cuda), (MPSAccelerator, mps)):
-        monkeypatch.setattr(kind, "is_available", staticmethod(lambda count=count: count > 0))
-        monkeypatch.setattr(kind, "auto_device_count", staticmethod(lambda count=count: count))
+def first_failure(followers: Followers) -> str:
+    failure = followers.failure(seconds=60)
+    assert failure is not None
+    assert failure.exit_code == 1
+    return str(failure)
 
 
 @pytest.mark.parametrize(
-    ("there", "trainer", "words"),
+    ("program", "sentence"),
     [
-        ({}, {"devices": 3, "accelerator": "cpu"}, "the CPU cores of this node that the run may use, 2"),
-        ({"cuda": 8}, {"devices": 3, "accelerator": "cpu"}, "the CPU cores of this node that the run may use, 2"),
-        ({"cores": 1}, {"devices": 2}, "the CPU cores of this node that the run may use, 1"),
-        ({"cores": 64}, {"devices": 99}, "the CPU cores of this node that the run may use, 64"),
-        ({"cores": 64, "cuda": 4}, {"devices": 5}, "the GPUs of this node, 4"),
-        ({"cores": 64, "cuda": 1}, {"devices": 2, "accelerator": "gpu"}, "the GPUs of this node, 1"),
-        ({"cores": 64}, {"devices": 2, "accelerator": "cuda"}, "the GPUs of this node, 0"),
-        ({"mps": 1}, {"devices": 2}, "the GPUs of this node, 1"),
-        # Only cores can be shared.
-        ({"cuda": 1}, {"devices": 2, "oversubscribe": True}, "the GPUs of this node, 1"),
+        ("import sys; sys.exit('no room left')", "Rank 2 ended with code 1: no room left"),
+        ("import os; os._exit(7)", "Rank 2 ended with code 7."),
+        ("import os; os.kill(os.getpid(), 9)", "Rank 2 was ended by SIGKILL."),
     ],
 )
-def test_more_ranks_than_cores_or_gpus_are_refused(
-    there: dict[str, int], trainer: dict[str, Any], words: str, refused: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine(monkeypatch, **there)
-    message = refused({"trainer": trainer})
-    assert message.startswith(f"trainer.devices={trainer['devices']} is more than {words}; lower it")
+def test_a_rank_that_fails_before_it_joins_is_not_waited_for(program: str, sentence: str, start: Start) -> None:
+    with pytest.raises(OtherRankError, match=sentence):
+        start(SAYS_READY + WAITS, program).wait_until_ready()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_is_refused_too_and_one_rank_says_so(
-    rank: int, refused: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    machine(monkeypatch)
-    torchrun = {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0", "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}  # fmt: skip
-    for name, value in torchrun.items():
-        monkeypatch.setenv(name, value)
-    values = {"trainer": {"devices": 3, "accelerator": "cpu"}}
-    if rank == 0:
-        assert "more than the CPU cores" in refused(values)
-    else:
-        with pytest.raises(launch.OtherRankError) as error:
-            train.run({"output_dir": str(tmp_path), **values})
-        assert error.value.silent
-        assert error.value.exit_code == 2
+@pytest.mark.parametrize("code", [0, 130])
+def test_nor_is_one_that_ends_for_no_reason(code: int, start: Start) -> None:
+    with pytest.raises(OtherRankError, match="before they joined"):
+        start(f"import os; os._exit({code})").wait_until_ready()
 
 
-def test_tests_may_have_more_ranks_than_cores_and_the_run_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, cores=1)
-    configs = [load_config({"trainer": {"devices": 3, "oversubscribe": value}}) for value in (False, True)]
-    with pytest.raises(InputError, match=r"trainer\.oversubscribe=true"):
-        runtime.check_room(configs[0])
-    runtime.check_room(configs[1])
-    assert config_hash(configs[0]) == config_hash(configs[1])
+@pytest.mark.parametrize("killed", [1, 2, 3])
+def test_of_several_ranks_the_one_that_was_killed_is_named(killed: int, start: Start) -> None:
+    """The other ranks end, too, since they have lost the connection to it."""
+    programs = [SAYS_READY + LOSES_CONNECTION] * 3
+    programs[killed - 1] = SAYS_READY + "os = __import__('os'); os.kill(os.getpid(), 9)"
+    followers = start(*programs)
+    wait_until_ended(followers)
+    assert first_failure(followers) == f"Rank {killed} was ended by SIGKILL."
 
 
-@pytest.mark.parametrize(("threads", "ranks", "told"), [(2, 1, False), (3, 1, True), (2, 2, True), (1, 3, False)])
-def test_more_threads_than_cores_are_told_and_set(
-    threads: int, ranks: int, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    machine(monkeypatch)
-    before = torch.get_num_threads()
-    use_threads(threads, ranks)
-    assert torch.get_num_threads() == threads
-    torch.set_num_threads(before)
-    assert (f"warning: trainer.threads={threads}" in capsys.readouterr().err) == told
+def test_nobody_is_named_while_all_run(start: Start) -> None:
+    followers = start(SAYS_READY + WAITS, SAYS_READY + WAITS)
+    followers.wait_until_ready()
+    assert followers.failure() is None
 
 
-SESSION = """
-import functools, lightning, torch
-from callbacks import CALLBACKS
-from li2_lightning.losses import LOSSES, ClassCentredMSE
-from li2_lightning.tasks.tasks import TASKS, group_task
-from li2_lightning import groups
-from optimizers import register
-register("of_the_session")(torch.optim.SGD)
-register("partial_of_the_session")(functools.partial(torch.optim.SGD, momentum=0.9))
-TASKS.register("of_the_session")(lambda order, num_operands: group_task(groups.cyclic(order)))
-LOSSES.register("of_the_session")(ClassCentredMSE)
-@CALLBACKS.register("of_the_session")
-class Nothing(lightning.Callback): ...
-"""
+@pytest.mark.parametrize("code", [0, 3, 130, 143])
+def test_an_end_that_all_ranks_come_to_alike_is_no_failure(code: int, start: Start) -> None:
+    """The first rank may still be saving: it is not ended from outside, however long that takes."""
+    followers = start(f"import sys; sys.exit({code})")
+    wait_until_ended(followers)
+    assert followers.failure() is None
 
 
-@pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plug-ins that were registered in a notebook, taken back afterwards."""
-    for owner, names in ((registry, ("_registered", "_modules")), *((r, ("_factories", "_modules")) for r in
-                         (CALLBACKS, LOSSES, TASKS))):  # fmt: skip
-        for name in names:
-            monkeypatch.setattr(owner, name, dict(getattr(owner, name)))
-    exec(SESSION, {"__name__": "__main__"})
+def test_one_that_fails_ends_the_others(start: Start) -> None:
+    followers = start(SAYS_READY + WAITS, SAYS_READY + "raise ValueError('the cat')")
+    pids = process_ids(followers)
+    assert first_failure(followers) == "Rank 2 ended with code 1: ValueError: the cat"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize(
-    ("key", "values"),
-    [
-        ("optimizer.hidden.name", {"optimizer": {"hidden": {"name": "of_the_session"}}}),
-        ("optimizer.output.name", {"optimizer": {"output": {"name": "partial_of_the_session"}}}),
-        ("optimizer.hidden.name", {"optimizer": {"hidden": {"name": "__main__:Mine"}}}),
-        (
-            "optimizer.hidden.inner",
-            {"optimizer": {"hidden": {"name": "slow_gradients", "inner": ["orthogonal_gradient", "of_the_session"]}}},
-        ),
-        ("callbacks.of_the_session.name", {"callbacks": {"of_the_session": {"enabled": True}}}),
-        ("callbacks.mine.name", {"callbacks": {"mine": {"name": "of_the_session"}}}),
-        ("task.name", {"task": {"name": "of_the_session", "order": 7}}),
-        ("loss", {"loss": "of_the_session"}),
-        ("optimizer.hidden.name", {"optimizer": {"hidden": {"name": "made_here:Mine"}}}),
-    ],
-    ids=["registered", "a partial", "import path", "inner", "callback", "labelled", "task", "loss", "no file"],
-)
-def test_a_plug_in_of_the_session_alone_is_refused_for_several_ranks(
-    key: str, values: dict[str, Any], session: None, refused: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine(monkeypatch)
-    made_here = types.ModuleType("made_here")
-    monkeypatch.setitem(sys.modules, "made_here", made_here)
-    for module in (made_here, sys.modules["__main__"]):
-        monkeypatch.setattr(module, "Mine", torch.optim.SGD, raising=False)
-    message = refused({"trainer": {"devices": 2, "accelerator": "cpu"}, **values})
-    assert message.startswith(f"The plug-in of {key} exists in this session alone")
-    assert message.endswith(f"put it into a file that can be imported, and name it as in {key}=my_module:MyClass.")
+def test_this_process_stays_as_it_was(start: Start) -> None:
+    """The launcher has signal handlers of its own, which would take the place of those that save a checkpoint."""
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = dict(os.environ), [signal.getsignal(signum) for signum in caught]
+    followers = start(SAYS_READY + WAITS)
+    followers.wait_until_ready()
+    assert (dict(os.environ), [signal.getsignal(signum) for signum in caught]) == before
 
 
-def test_a_single_process_takes_a_plug_in_of_the_session(session: None, tmp_path: Path) -> None:
-    result = train.run(
-        {
-            "task": {"name": "of_the_session", "order": 7},
-            "loss": "of_the_session",
-            "network": {"width": 8},
-            "max_steps": 2,
-            "optimizer": {"hidden": {"name": "of_the_session"}},
-            "output_dir": str(tmp_path),
-            "callbacks": {"report": {"enabled": False}, "pictures": {"enabled": False}},
-            "logger": {"mode": "disabled"},
-            "trainer": {"accelerator": "cpu", "threads": 1},
-        }
-    )
-    assert result.summary["status"] == "finished"
+def test_a_follower_gets_its_order_and_says_nothing_here(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    order = f"import os, sys; print(open(os.environ[{FOLLOWER!r}]).read(), file=sys.stderr); sys.exit(1)"
+    assert '{"config": {"seed": 3}' in first_failure(start(order))
+    assert capfd.readouterr() == ("", "")
 
 
-SCRIPT = """
-import torch
-import train
-from optimizers import register
-import elsewhere.registering
-
-{here}
-
-if __name__ == "__main__":
-    train.run(
-        dict(
-            task={{"order": 7}}, network={{"width": 8}}, max_steps=2, optimizer={{"hidden": {{"name": "{name}"}}}},
-            logger={{"mode": "disabled"}}, callbacks={{"report": {{"enabled": False}}}},
-            trainer={{"devices": 2, "accelerator": "cpu", "threads": 1, "oversubscribe": True}},
-        )
-    )
-"""
+def process_ids(followers: Followers) -> list[int]:
+    return list(followers._processes.pids().values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "here", "words"),
-    [
-        ("of_a_module", "", "2 ranks"),
-        ("of_the_script", "register('of_the_script')(torch.optim.SGD)", "exists in this session alone"),
-    ],
-)
-def test_what_a_script_imports_is_known_to_every_rank(name: str, here: str, words: str, tmp_path: Path) -> None:
-    """Slow because it starts processes: 10 s. The script lies in a folder that only its own process searches."""
-    scripts = tmp_path / "scripts"
-    (scripts / "elsewhere").mkdir(parents=True)
-    (scripts / "elsewhere" / "__init__.py").touch()
-    (scripts / "elsewhere" / "registering.py").write_text(
-        "import torch\nfrom optimizers import register\nregister('of_a_module')(torch.optim.SGD)\n"
-    )
-    (scripts / "script.py").write_text(SCRIPT.format(name=name, here=here))
-    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(scripts / "script.py")], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert words in done.stdout + done.stderr, done
-    assert (tmp_path / "outputs").exists() == (here == "")
+def wait_until_ended(followers: Followers) -> None:
+    """Before anybody looks, so that all ends are found at once."""
+    deadline = time.monotonic() + 60
+    for pid in process_ids(followers):
+        while (state := Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) != "Z":
+            assert time.monotonic() < deadline, state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,18 @@ import pytest
 from omegaconf import OmegaConf
 
 from li2_lightning import groups
+from li2_lightning.cli import main as li2
 from li2_lightning.errors import InputError
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import character_table
-from li2_lightning.groups.small_groups import SmallGroup, catalogue, main, small_group
+from li2_lightning.groups.small_groups import SmallGroup, catalogue, small_group
 from li2_lightning.tasks.tasks import build_task
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``li2 groups ARGUMENTS``."""
+    return li2.main(["groups", *arguments])
+
 
 EVERY = [entry for members in catalogue().values() for entry in members]
 
@@ -190,7 +198,8 @@ def test_the_listing_refuses_in_one_sentence(capsys: pytest.CaptureFixture[str],
 
 
 def test_the_listing_is_a_command_and_may_be_cut_short() -> None:
-    command = f"{sys.executable} -m li2_lightning.groups | head -1"
+    program = "from li2_lightning.cli.main import main; raise SystemExit(main())"
+    command = f"{sys.executable} -c '{program}' groups | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["order", "index", "structure", "irreps"]
     assert (done.returncode, done.stderr) == (0, "")

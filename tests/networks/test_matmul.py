@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from li2_lightning.networks import matmul as linear_algebra
+from li2_lightning.networks import matmul
 from li2_lightning.networks.matmul import SMALL, product, squared_magnitudes
 
 m, k, n = 100, 150, 160
@@ -52,7 +52,7 @@ def test_few_rows(rows: int) -> None:
 def test_a_torch_without_onednn_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = draw(m, k).float(), draw(k, n, seed=1).float()
     with_it = product(left, right)
-    monkeypatch.setattr(linear_algebra, "_ONEDNN", None)
+    monkeypatch.setattr(matmul, "_ONEDNN", None)
     torch.testing.assert_close(product(left, right), with_it, rtol=0, atol=5e-5)
 
 
@@ -74,3 +74,19 @@ def test_squared_magnitudes() -> None:
     x = draw(5, 6, dtype=torch.complex128)
     torch.testing.assert_close(squared_magnitudes(x), x.abs() ** 2)
     assert torch.equal(squared_magnitudes(x.real), x.real * x.real)
+
+
+@pytest.mark.parametrize(
+    ("operator", "capability", "said"),
+    [
+        (torch.mm, "AVX512", "oneDNN, because torch sees AVX512"),
+        (None, "AVX2", "torch's own, because torch sees AVX2 and oneDNN gains only where it sees AVX512"),
+        (None, "AVX512", "torch's own, because this torch has no operator for oneDNN's product"),
+    ],
+)
+def test_why_it_is_or_is_not_onednn(
+    operator: object, capability: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matmul, "_ONEDNN", operator)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert matmul.explain_product() == said

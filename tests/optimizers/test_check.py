@@ -3,13 +3,20 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from li2_lightning.cli import main as li2
 from optimizers import check
 from optimizers.check import CHECKS, Broken, Candidate
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``li2 check ARGUMENTS``."""
+    return li2.main(["check", *arguments])
+
 
 GOOD = """
 import itertools, random, torch
@@ -137,7 +144,7 @@ class Picky(Base):
 
 @pytest.mark.usefixtures("_no_processes")
 def test_one_line_a_check_and_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main(["mine:Base", "--hyperparameter", "lr=0.05", "weight_decay=0"]) == 0
+    assert main(["mine:Base", "--hyperparameter", "lr=0.05", "weight_decay=0"]) == 0
     lines = capsys.readouterr().out.strip().split("\n")
     assert [line[6:24].strip().replace(" ", "_") for line in lines] == list(CHECKS)
     assert {line[:4].strip() for line in lines} == {"ok"}
@@ -145,7 +152,7 @@ def test_one_line_a_check_and_exit_code_0(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.usefixtures("_no_processes")
 def test_a_breach_is_exit_code_1_and_the_other_checks_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main(["mine:Wrong_gradients"]) == 1
+    assert main(["mine:Wrong_gradients"]) == 1
     lines = capsys.readouterr().out.strip().split("\n")
     assert len(lines) == len(CHECKS)
     assert any(line.startswith("FAIL  gradients") and line.endswith("step() changed p.grad") for line in lines)
@@ -167,7 +174,7 @@ def test_a_breach_is_exit_code_1_and_the_other_checks_run(capsys: pytest.Capture
 def test_what_cannot_be_built_is_one_sentence_and_exit_code_2(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check.main(arguments) == 2
+    assert main(arguments) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.out == ""
@@ -185,7 +192,7 @@ def test_the_ten_lines_of_the_docs_keep_the_contract(folder: Path) -> None:
     (folder / "mine.py").write_text(code)
     for name in set(CHECKS) - {"processes"}:
         assert not CHECKS[name](Candidate("mine:SignDescent")).startswith("refuses") or name == "complex_weights"
-    assert "python -m optimizers.check my_module:SignDescent" in text
+    assert "li2 check my_module:SignDescent" in text
     documented = text[text.index("| check | what holds |") :].split("\n\n")[0].replace(" ", "_")
     assert all(name in documented for name in CHECKS)
 
@@ -204,7 +211,8 @@ class Alone(Base):
     )
     done = {}
     for name in ("Base", "Alone"):
-        command = [sys.executable, "-W", "error", "-m", "optimizers.check", f"mine:{name}"]
+        program = "from li2_lightning.cli.main import main; raise SystemExit(main())"
+        command = [sys.executable, "-W", "error", "-c", program, "check", f"mine:{name}"]
         done[name] = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done["Base"].returncode == 0, done["Base"].stdout + done["Base"].stderr
     assert done["Alone"].returncode == 1

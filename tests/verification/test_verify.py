@@ -5,21 +5,26 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from li2_lightning.cli import main as li2
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.verification import independent, interactive, lazy, verify
 
 
+def main(arguments: Sequence[str]) -> int:
+    """``li2 verify ARGUMENTS``."""
+    return li2.main(["verify", *arguments])
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = verify.main(arguments)
+    code = main(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -39,29 +44,17 @@ def test_everything_holds_in_quick(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--quick")[0] == 0
 
 
-def test_as_a_module_it_writes_its_rows(tmp_path: Path) -> None:
+def test_it_writes_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "checks.json"
-    command = [
-        sys.executable,
-        "-m",
-        "li2_lightning.verify",
-        "--quick",
-        "--theorem",
-        "2",
-        "--group",
-        "Q8",
-        "--json",
-        path,
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert (finished.returncode, finished.stderr) == (0, "")
+    code, out, err = run(capsys, "--quick", "--theorem", "2", "--group", "Q8", "--json", str(path))
+    assert (code, err) == (0, "")
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["schema_version"] == 1
     assert content["passed"] is content["quick"] is True
     row = content["checks"][0]
     assert set(row) == {"theorem", "statement", "group", "computed", "expected", "observed", "passed"}
     assert (row["theorem"], row["group"], row["expected"], row["observed"]) == ("2", "Q8", "1 4", "1 4")
-    assert f"{len(content['checks'])} of {len(content['checks'])} checks passed" in finished.stdout
+    assert f"{len(content['checks'])} of {len(content['checks'])} checks passed" in out
 
 
 def test_a_wrong_prediction_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

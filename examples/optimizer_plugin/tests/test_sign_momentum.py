@@ -1,4 +1,4 @@
-"""The optimizer keeps the contract: the checks of ``python -m optimizers.check``, one test each."""
+"""The optimizer keeps the contract: the checks of ``li2 check``, one test each."""
 
 import pytest
 

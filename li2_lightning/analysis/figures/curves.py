@@ -20,7 +20,7 @@ from li2_lightning.analysis.figures.style import (
     new_figure,
     stopped_early,
 )
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, nearest
 from li2_lightning.runs.load import Run, differing_settings, groups_of_seeds, task_name
 
 FACETS = ("task", "data.train_fraction", "data.train_size", "data.critical_ratio", "data.split_file")
@@ -112,7 +112,10 @@ def with_rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Run]:
         raise InputError("None of the runs has the rows that a curve needs; train first.")
     for column in columns:
         if not any(column in run.metrics for run in chosen):
-            raise InputError(f"None of the runs has the column {column}; see which callback measures it.")
+            known = {str(name) for run in chosen for name in run.metrics}
+            raise InputError(
+                f"None of the runs has the column {column}; see which callback measures it.{nearest(column, known)}"
+            )
     return chosen
 
 

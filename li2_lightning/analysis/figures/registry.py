@@ -36,5 +36,4 @@ def find_figure(name: str) -> FigureFamily:
 
 def _import_families() -> None:
     for module in pkgutil.iter_modules(li2_lightning.analysis.figures.__path__):
-        if module.name != "__main__":
-            FIGURES.import_plugin(f"li2_lightning.analysis.figures.{module.name}")
+        FIGURES.import_plugin(f"li2_lightning.analysis.figures.{module.name}")

@@ -97,11 +97,13 @@ def test_it_says_what_it_lacks(own_sweep: Path) -> None:
     runs = find_runs([own_sweep])
     for number, run in enumerate(runs):
         (run.directory / "config.yaml").write_text(json.dumps({**run.config, "loss": str(number)}))
+        # Another config has another hash.
+        run.directory.rename(run.directory.with_name(f"{number:010}-s{run['seed']}"))
     more = find_runs([own_sweep])
     more[0].config["optimizer"]["lr"] = 7
     with pytest.raises(InputError, match="fall into 5 groups"):
         dynamics([*more, runs[0]])
-    for run in runs:
+    for run in more:
         (run.directory / "metrics.csv").write_text("step,test/loss\n0,1.0\n")
     with pytest.raises(InputError, match="None of the runs has the rows"):
         dynamics(find_runs([own_sweep]))

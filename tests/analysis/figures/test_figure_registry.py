@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
-from li2_lightning.analysis.figures.__main__ import main
 from li2_lightning.analysis.figures.registry import FIGURES, figure_names, find_figure
+from li2_lightning.cli import main as li2
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``li2 figures ARGUMENTS``."""
+    return li2.main(["figures", *arguments])
+
 
 MAGIC = {".png": b"\x89PNG\r\n\x1a\n", ".pdf": b"%PDF", ".svg": b"<?xml"}
 

@@ -1,0 +1,175 @@
+"""The program ``li2``: one name for everything that the command line offers.
+
+A command is imported when it is called, not before: ``li2 --help`` loads the standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import li2_lightning
+from li2_lightning.errors import InputError, readable, unknown
+
+
+class Command(NamedTuple):
+    """A command of ``li2``.
+
+    Attributes:
+        target: ``module:function``. The function takes the command's parser, to which it adds arguments, and the words
+            of the command line; it returns the exit code, or None for 0. `train` is called without arguments.
+        purpose: what the command is for, in one line.
+        example: a call of the command.
+    """
+
+    target: str
+    purpose: str
+    example: str
+
+
+COMMANDS = {
+    "train": Command("train:main", "train a network; with -m a sweep", "li2 train task.order=31 max_steps=100"),
+    "report": Command(
+        "li2_lightning.analysis.html_report:main",
+        "show a run or a sweep as one HTML page",
+        "li2 report outputs/latest",
+    ),
+    "compare": Command(
+        "li2_lightning.analysis.compare:main",
+        "show what differs between runs, in settings and in outcome",
+        "li2 compare outputs/fig03_weight_decay outputs/fig03_no_weight_decay -o compare.html",
+    ),
+    "collect": Command(
+        "li2_lightning.analysis.collect:main",
+        "write one table of many runs (.csv, .parquet)",
+        "li2 collect outputs -o results.csv",
+    ),
+    "figures": Command(
+        "li2_lightning.analysis.figures.command:main",
+        "draw an experiment, or columns over the step (.png, .pdf, .svg)",
+        "li2 figures fig03_weight_decay outputs/fig03_weight_decay -o fig03.pdf",
+    ),
+    "race": Command(
+        "li2_lightning.analysis.race:main",
+        "compare optimizers on one task, each over a grid",
+        "li2 race outputs/optimizer_race_quick",
+    ),
+    "verify": Command(
+        "li2_lightning.verification.verify:main",
+        "check every theorem numerically",
+        "li2 verify --quick --theorem 2",
+    ),
+    "groups": Command(
+        "li2_lightning.groups.small_groups:main",
+        "list the groups of task=small_group",
+        "li2 groups --order 8 --non-abelian",
+    ),
+    "check": Command(
+        "optimizers.check:main",
+        "check whether an optimizer keeps the contract of the plug-ins",
+        "li2 check my_module:SignDescent --hyperparameter lr=0.01",
+    ),
+    "doctor": Command(
+        "li2_lightning.cli.doctor:main",
+        "show what is installed and in use, for a bug report",
+        "li2 doctor",
+    ),
+}
+
+HELP = """\
+usage: li2 COMMAND ...
+
+Watch features emerge while a network learns group arithmetic.
+
+{commands}
+
+li2 COMMAND --help explains a command and shows an example of it.
+li2 --version prints the version.
+""".format(commands="\n".join(f"  {name:<9}{command.purpose}" for name, command in COMMANDS.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; ``arguments`` None: those of this process."""
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in ("-h", "--help"):
+        print(HELP, end="")
+    elif name == "--version":
+        print(f"li2_lightning {li2_lightning.__version__}")
+    elif name == "":
+        print(HELP, end="", file=sys.stderr)
+        return 2
+    elif name == "-sc" and "COMP_LINE" in os.environ:
+        return _complete(words)
+    else:
+        return _exit_code(name, words, here=arguments is None)
+    return 0
+
+
+def _exit_code(name: str, words: Sequence[str], here: bool) -> int:
+    """Run a command; an error that the user can mend is one sentence on stderr."""
+    try:
+        code = _run(name, words, here)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output, for example head, has ended. Python must not fail when it flushes again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}.", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        print(f"error: {readable(str(error))}", file=sys.stderr)
+        return int(error.exit_code)
+    return code or 0
+
+
+def _run(name: str, words: Sequence[str], here: bool) -> int | None:
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    command = COMMANDS[name]
+    try:
+        function = pkgutil.resolve_name(command.target)
+    except ImportError as error:
+        raise InputError(f"li2 {name} cannot be loaded ({error}); li2 doctor shows what is installed.") from error
+    if here:
+        # Plug-ins named by import path may lie in the current folder. Our own folder comes first, also in the processes
+        # of a sweep, which get this path: the current folder may have a train.py of its own.
+        sys.path += [str(Path(li2_lightning.__file__).parents[1]), os.getcwd()]
+    if name == "train":
+        # Hydra reads sys.argv. Its name of the program is shown in messages and, for completion, known to the shell.
+        completion = words[:1] in (["-sc"], ["--shell-completion"])
+        sys.argv = ["li2" if completion else "li2 train", *words]
+        return int(function())
+    parser = argparse.ArgumentParser(
+        prog=f"li2 {name}",
+        description=sys.modules[function.__module__].__doc__,
+        epilog=f"Example:\n\n    {command.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    code: int | None = function(parser, words)
+    return code
+
+
+def _complete(words: Sequence[str]) -> int:
+    """Answer the shell function that ``li2 train --shell-completion install=SHELL`` defines.
+
+    The function calls ``li2 -sc query=SHELL``, with the line typed so far in COMP_LINE.
+    """
+    program, _, line = os.environ["COMP_LINE"].partition(" ")
+    name, space, rest = line.lstrip().partition(" ")
+    if not space:
+        print(" ".join(command for command in COMMANDS if command.startswith(name)))
+    elif name == "train":
+        os.environ["COMP_LINE"] = f"{program} {rest}"
+        return _exit_code("train", ["-sc", *words], here=True)
+    return 0

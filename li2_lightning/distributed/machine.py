@@ -1,0 +1,72 @@
+"""What this machine offers to the processes of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+
+import li2_lightning
+from li2_lightning.config.schema import Config
+from li2_lightning.errors import InputError
+from li2_lightning.log import say
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def search_path() -> str:
+    """PYTHONPATH for another process, so that it finds the modules that this one finds.
+
+    Our own folder comes first, before a current folder that may hold a train.py of its own; folders that are part of
+    Python are left out.
+    """
+    home = str(Path(li2_lightning.__file__).parents[1])
+    more = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
+    return os.pathsep.join(dict.fromkeys([home, *more]))
+
+
+def check_room(config: Config) -> None:
+    """`InputError` for more ranks on this node than it has GPUs, or than this process has cores where it uses the CPU.
+
+    Hundreds of processes on a few cores take a machine down before the first of them trains. For one rank Lightning
+    finds the words.
+    """
+    trainer = config.trainer
+    kinds = {"mps": MPSAccelerator, "cuda": CUDAAccelerator}
+    if trainer.accelerator in ("auto", "gpu"):
+        kinds = {name: kind for name, kind in kinds.items() if kind.is_available()}
+    elif trainer.accelerator != "cpu":
+        kinds = {trainer.accelerator: kinds[trainer.accelerator]}
+    if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not kinds):
+        if trainer.devices > usable_cores() and not trainer.oversubscribe:
+            raise InputError(
+                f"trainer.devices={trainer.devices} is more than the CPU cores of this node that the run may use, "
+                f"{usable_cores()}; lower it, or set trainer.oversubscribe=true to test with more ranks than cores."
+            )
+        return
+    there = next((kind.auto_device_count() for kind in kinds.values() if kind.is_available()), 0)
+    if trainer.devices > there and trainer.devices > 1:
+        raise InputError(
+            f"trainer.devices={trainer.devices} is more than the GPUs of this node, {there}; lower it, or use "
+            "trainer.accelerator=cpu."
+        )
+
+
+def use_threads(threads: int, processes: int) -> None:
+    """Let torch use so many threads, and say so where they and those of the other ranks are more than there are cores.
+
+    A warning and no refusal: 1024 threads on two cores take twenty times as long as one, and harm nothing else.
+    """
+    torch.set_num_threads(threads)
+    if threads > 1 and threads * processes > usable_cores():
+        of = f" of {processes} ranks" if processes > 1 else ""
+        say(
+            f"warning: trainer.threads={threads}{of} is more than the CPU cores that the run may use, "
+            f"{usable_cores()}; fewer are faster."
+        )

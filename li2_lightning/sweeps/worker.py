@@ -1,0 +1,169 @@
+"""One run of a sweep, in whatever process a launcher starts: the leader's own, a worker on this machine, a cluster job.
+
+No launcher tells its workers to save their state: joblib kills them, submitit's outlive whoever started them, and none
+forwards a signal. So the processes of a sweep share a folder beside the runs, since files reach every kind of process:
+
+    settings.json   what holds for all runs
+    leader.lock     locked by the process that leads the sweep; no longer empty when every run is to save and end
+    KEY.json        what became of one run, replaced as it goes on
+    KEY.lock        locked by the process that trains it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
+
+from li2_lightning.cli.hydra_errors import one_sentence
+from li2_lightning.config.schema import Config
+from li2_lightning.errors import BusyError, Interrupted
+from li2_lightning.files import is_locked, lock, write_json
+from li2_lightning.runs.directory import RunDirectory, RunResult
+from li2_lightning.runs.terminal import print_summary
+from li2_lightning.sweeps.plan import Outcome, key
+
+if TYPE_CHECKING:
+    from li2_lightning.sweeps.lead import Sweep
+
+LEADER = "leader.lock"
+POLL_S = 0.2
+# How long a run waits for its directory: a worker of a sweep that was killed may still be saving.
+DIRECTORY_S = 30.0
+
+# The sweep that this process leads; None in a worker.
+leading: Sweep | None = None
+# In a worker: whether a run may be sent SIGTERM, and the folders that a thread watches.
+_running = threading.Event()
+_watched: set[Path] = set()
+
+
+class _Stopped(BaseException):
+    """A worker is to end outside the fit. No Exception, since libraries turn any of these into one of theirs."""
+
+
+def run_in_sweep(run: Callable[[Config], RunResult], read: Callable[[], Config], folder: Path) -> None:
+    """One run of the sweep that shares ``folder``: its config read, trained, and its outcome noted.
+
+    A sweep goes on where no finished run is, without being asked to (``resume=auto``).
+    """
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        # The sweep is over, and a queue has started this run only now.
+        return
+    on_this_machine = settings["on_this_machine"]
+    if leading is None and folder not in _watched:
+        _watched.add(folder)
+        threading.Thread(target=_watch, args=(folder, on_this_machine), name="sweep leader", daemon=True).start()
+    if not _is_led(folder, on_this_machine):
+        return
+    config = read()
+    if config.resume is None and not config.force:
+        config.resume = "auto"
+    if config.logger.group is None:
+        config.logger.group = os.environ.get("WANDB_RUN_GROUP") or settings["group"]
+    if config.logger.job_type is None:
+        config.logger.job_type = os.environ.get("WANDB_JOB_TYPE") or "sweep"
+    directory = RunDirectory.of(config).path
+    note, mark = folder / f"{key(directory)}.json", folder / f"{key(directory)}.lock"
+    outcome = Outcome("running", began=time.time())
+    with lock(mark):
+        write_json(note, asdict(outcome))
+        try:
+            if leading is not None:
+                leading.announce(directory)
+                result = _run_when_free(run, config, directory)
+                print_summary(result.summary, result.directory)
+            else:
+                with _as_worker(settings["threads"], outcome):
+                    # The thread that watches the leader knows of this run from here on.
+                    if not _is_led(folder, on_this_machine):
+                        raise _Stopped
+                    _run_when_free(run, config, directory)
+            outcome.state = "done"
+        except _Stopped:
+            outcome.state, outcome.reason = "stopped", "Stopped before training began or after it ended."
+        except Interrupted as error:
+            outcome.state, outcome.reason = "stopped", str(error)
+            if leading is not None:
+                raise leading.stop(error.signum) from error
+        except Exception as error:
+            outcome.state, outcome.reason = "failed", one_sentence(error)
+            outcome.trace = "".join(traceback.format_exception(error)) if config.debug else None
+        finally:
+            outcome.seconds = time.time() - outcome.began
+            if folder.exists():
+                write_json(note, asdict(outcome))
+
+
+def _is_led(folder: Path, on_this_machine: bool) -> bool:
+    """Whether a process leads the sweep and has not asked its runs to stop."""
+    try:
+        asked_to_stop = (folder / LEADER).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    # Other machines may not see the lock.
+    return not asked_to_stop and (not on_this_machine or is_locked(folder / LEADER))
+
+
+def _watch(folder: Path, on_this_machine: bool) -> None:
+    """In a worker: stop its run when the sweep is not led any more, and end the process when the leader is gone."""
+    while _is_led(folder, on_this_machine):
+        time.sleep(POLL_S)
+    if _running.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+    if on_this_machine:
+        while _running.is_set() or is_locked(folder / LEADER):
+            time.sleep(POLL_S)
+        # joblib's workers would wait for another run, some minutes each.
+        os._exit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _as_worker(threads: int | None, outcome: Outcome) -> Iterator[None]:
+    """Around a run in a process of its own: its share of the cores, its words kept, and SIGTERM stops it."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    handlers = {caught: signal.signal(caught, _interrupt) for caught in (signal.SIGINT, signal.SIGTERM)}
+    errors = io.StringIO()
+    try:
+        with open(os.devnull, "w") as nobody, contextlib.redirect_stdout(nobody), contextlib.redirect_stderr(errors):
+            _running.set()
+            yield
+    finally:
+        _running.clear()
+        for caught, handler in handlers.items():
+            signal.signal(caught, handler)
+        outcome.said = [line for line in errors.getvalue().splitlines() if line.strip()]
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Outside the fit, which has a handler of its own."""
+    raise _Stopped
+
+
+def _run_when_free(run: Callable[[Config], RunResult], config: Config, directory: Path) -> RunResult:
+    """Run once no other process writes the directory; `BusyError` where one still does at the end of the wait."""
+    deadline = time.monotonic() + DIRECTORY_S
+    while True:
+        while is_locked(directory / ".lock") and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        try:
+            return run(config)
+        except BusyError:
+            # Another process took the lock first.
+            if time.monotonic() >= deadline:
+                raise
