@@ -21,7 +21,7 @@ class Report(lightning.Callback):
         for logger in trainer.loggers:
             logger.save()
         # Drawn once, at the end: until then nothing that draws needs to be imported.
-        from li2_lightning.analysis.figures.overview import draw_overview
+        from li2_lightning.analysis.overview import draw_overview
 
         picture = draw_overview(Path(trainer.default_root_dir))
         for logger in run_loggers(trainer):

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import COLORS, GREY, LINES, MARKERS, new_figure
 from li2_lightning.analysis.race import node_statistics
 from li2_lightning.config.identity import role_value

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import BAND, BLUE, GREY, LINES, MARKERS, curve_style, draw_band, new_figure
 from li2_lightning.analysis.race import LEVEL, Entrant, describe_setting, entrants
 from li2_lightning.runs.load import Run, task_name
