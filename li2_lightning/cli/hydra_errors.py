@@ -127,7 +127,7 @@ def explain_keys(schema: type = Config) -> str:
     lines = []
     for key, item in declared(schema):
         metadata, is_section = item.metadata, section_of(item) is not None
-        allowed = metadata["range"].words if metadata["range"] else " | ".join(metadata["choices"])
+        allowed = " and ".join(bound.words for bound in metadata["range"]) or " | ".join(metadata["choices"])
         told = metadata["help"] + (f" ({allowed})" if allowed else "")
         default = item.default_factory() if callable(item.default_factory) else item.default
         written = f"== {key}" if is_section else f"{key}={json.dumps(default, ensure_ascii=False)}"

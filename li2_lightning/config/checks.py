@@ -76,9 +76,10 @@ def unknown_key(key: str) -> InputError:
 def _check_values(config: Config) -> None:
     """Compare each value with the range and the choices that its key declares."""
     for key, item in declared():
-        value, allowed, choices = attrgetter(key)(config), item.metadata["range"], item.metadata["choices"]
-        if allowed is not None and value is not None and not allowed.holds(value):
-            raise InputError(f"{key}={value} is out of range; it must be {allowed.words}.")
+        value, choices = attrgetter(key)(config), item.metadata["choices"]
+        for bound in item.metadata["range"]:
+            if value is not None and not bound.holds(value):
+                raise InputError(f"{key}={value} is out of range; it must be {bound.words}.")
         if choices and value not in choices:
             raise unknown(f"value of {key}:", value, choices)
 

@@ -23,33 +23,32 @@ PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
 
 @dataclass(frozen=True)
-class Range:
-    """A set of numbers.
+class Bound:
+    """A condition on a number.
 
     Attributes:
-        words: the predicate of a sentence: "it must be …".
-        holds: whether a number belongs to the set; false for NaN.
+        words: the condition as the end of a sentence that begins with "it must be".
+        holds: whether a number fulfils the condition; false for NaN.
     """
 
     words: str
     holds: Callable[[float], bool]
 
 
-def between(least: int, most: float = math.inf) -> Range:
-    """The integers from ``least`` to ``most``, both included."""
-    return Range(
-        f"at least {least}" + (f" and at most {most}" if most < math.inf else ""), lambda value: least <= value <= most
-    )
+def between(least: int, most: int | None = None) -> tuple[Bound, ...]:
+    """The integers from ``least`` to ``most``, both included; without an upper end where ``most`` is None."""
+    lower = Bound(f"at least {least}", lambda value: value >= least)
+    return (lower,) if most is None else (lower, Bound(f"at most {most}", lambda value: value <= most))
 
 
-POSITIVE = Range("positive and finite", lambda value: 0 < value < math.inf)
-NOT_NEGATIVE = Range("finite and not negative", lambda value: 0 <= value < math.inf)
-ACCURACY = Range("in (0, 1]", lambda value: 0 < value <= 1)
+POSITIVE = (Bound("positive and finite", lambda value: 0 < value < math.inf),)
+NOT_NEGATIVE = (Bound("finite and not negative", lambda value: 0 <= value < math.inf),)
+ACCURACY = (Bound("in (0, 1]", lambda value: 0 < value <= 1),)
 # A larger number is a typing error: floats count exactly up to 2⁵³, and no machine has the memory for such a width.
 STEPS, WIDTH = between(1, 2**53), between(1, 2**20)
 
 
-def setting(default: Any, help: str, *, range: Range | None = None, choices: tuple[str, ...] = ()) -> Any:
+def setting(default: Any, help: str, *, range: tuple[Bound, ...] = (), choices: tuple[str, ...] = ()) -> Any:
     """A key of a section, with all that is known about it in its metadata.
 
     Args:

@@ -130,13 +130,16 @@ def test_help_explains_the_keys(command_line: CommandLine, workplace: Path) -> N
         assert text in outcome.out, text
     words = " ".join(outcome.out.split())
     for key, item in declared():
-        default, allowed = attrgetter(key)(Config()), item.metadata["range"]
+        default = attrgetter(key)(Config())
         assert f"{key}=" in words or f"== {key} " in words, key
         assert " ".join(item.metadata["help"].split()) in words, key
         if default is None or isinstance(default, float):
             assert f"{key}={'null' if default is None else default}" in words, key
-        if allowed or item.metadata["choices"]:
-            assert f"({allowed.words if allowed else ' | '.join(item.metadata['choices'])})" in words, key
+        explained = words.partition(f"{key}=")[2].partition(str(item.metadata["help"]))[2]
+        if allowed := [bound.words for bound in item.metadata["range"]]:
+            assert explained.startswith(f" ({' and '.join(allowed)})"), key
+        if item.metadata["choices"]:
+            assert explained.startswith(f" ({' | '.join(item.metadata['choices'])})"), key
     assert max(map(len, outcome.out.splitlines())) <= 100
     assert list(workplace.iterdir()) == []
 

@@ -7,7 +7,17 @@ from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from typing import Any
 
-from li2_lightning.config.schema import ACCURACY, NOT_NEGATIVE, POSITIVE, Config, between, declared, keys, to_plain
+from li2_lightning.config.schema import (
+    ACCURACY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Bound,
+    Config,
+    between,
+    declared,
+    keys,
+    to_plain,
+)
 
 
 def test_keys_are_those_of_the_dataclasses() -> None:
@@ -39,7 +49,7 @@ def test_every_key_is_explained_in_one_phrase_of_its_own() -> None:
 def test_every_default_is_allowed() -> None:
     for key, item in declared():
         default = attrgetter(key)(Config())
-        assert item.metadata["range"] is None or default is None or item.metadata["range"].holds(default), key
+        assert default is None or all(bound.holds(default) for bound in item.metadata["range"]), key
         assert not item.metadata["choices"] or default in item.metadata["choices"], key
 
 
@@ -53,8 +63,12 @@ def test_sections_and_options_are_not_shared_between_configs() -> None:
 
 
 def test_a_range_holds_no_nan_and_nothing_negative() -> None:
+    def holds(allowed: tuple[Bound, ...], number: float) -> bool:
+        return all(bound.holds(number) for bound in allowed)
+
     for allowed in (POSITIVE, NOT_NEGATIVE, ACCURACY, between(1), between(0, 5)):
-        assert not allowed.holds(math.nan)
-        assert not allowed.holds(-1)
-    assert (POSITIVE.holds(0), NOT_NEGATIVE.holds(0), ACCURACY.holds(0)) == (False, True, False)
-    assert (POSITIVE.holds(math.inf), NOT_NEGATIVE.holds(math.inf), ACCURACY.holds(1)) == (False, False, True)
+        assert not holds(allowed, math.nan)
+        assert not holds(allowed, -1)
+    assert [holds(allowed, 0) for allowed in (POSITIVE, NOT_NEGATIVE, ACCURACY)] == [False, True, False]
+    assert [holds(allowed, math.inf) for allowed in (POSITIVE, NOT_NEGATIVE, ACCURACY)] == [False, False, False]
+    assert [holds(between(0, 5), number) for number in (0, 5, 6)] == [True, True, False]
