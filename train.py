@@ -32,25 +32,18 @@ import hydra
 import lightning
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS, build_callbacks, with_defaults
-from li2_lightning.cli.hydra_errors import explain_keys, prepare, show_error
+from li2_lightning.cli.hydra_errors import explain_groups, explain_keys, prepare, show_error
 from li2_lightning.config import CONFIGS
-from li2_lightning.config.schema import (
-    Config,
-    OptimizerConfig,
-    input_digests,
-    load_config,
-    multiplied,
-    multiply,
-    register_identity,
-    ridge_strength,
-    to_plain,
-)
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.identity import input_digests, multiplied, multiply, register_identity, ridge_strength
+from li2_lightning.config.schema import Config, OptimizerConfig, to_plain
 from li2_lightning.data import TableDataModule
 from li2_lightning.distributed.launcher import is_follower, run_as_follower
 from li2_lightning.distributed.machine import use_threads
@@ -239,10 +232,17 @@ def register_identities() -> None:
     register_identity("scheduler", scheduler_identity)
 
 
+def list_groups() -> str:
+    """The named variations in ``configs/`` and in the folder of ``--config-dir``, for ``--help``."""
+    loader = GlobalHydra.instance().config_loader()
+    return explain_groups({name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"})
+
+
 register_identities()
 ConfigStore.instance().store(name="schema", node=Config)
 # This file is loaded twice where it is __main__ and a plug-in imports it as train.
 OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
+OmegaConf.register_new_resolver("explain_groups", list_groups, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")

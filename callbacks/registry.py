@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning
 
-from li2_lightning.config.schema import register_identity
+from li2_lightning.config.identity import register_identity
 from li2_lightning.errors import InputError
 from li2_lightning.plugins import Registry, beyond_defaults, check_options
 

@@ -20,6 +20,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from li2_lightning.errors import InputError
+
 # What a file system without locks answers.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # How often, and seconds apart, a lock is tried: `held` takes it for a few microseconds.
@@ -97,6 +99,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically; NaN is an error, since JSON has none."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_input(path: str, key: str) -> bytes:
+    """The bytes of the file that ``key`` of the config names; `InputError` where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{key}={path!r} cannot be read: {error.strerror or error}.") from error
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:

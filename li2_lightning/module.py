@@ -76,7 +76,7 @@ class Li2Module(lightning.LightningModule):
             never ends early.
         compile_network: run the network through ``torch.compile``.
         config: the plain config, kept in every checkpoint.
-        inputs: digests of the input files (`li2_lightning.config.schema.input_digests`), kept in every checkpoint.
+        inputs: digests of the input files (`li2_lightning.config.identity.input_digests`), kept in every checkpoint.
     """
 
     def __init__(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
+import graphlib
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,12 @@ import train
 
 ROOT = Path(train.__file__).parent
 PARTS = ("li2_lightning", "optimizers", "callbacks")
+# The modules and packages directly below li2_lightning, bottom to top: each imports only from floors below its own.
+FLOORS = (
+    "errors", "_compat", "files", "seeds", "log", "plugins", "config", "distributed", "networks", "groups", "theory",
+    "tasks", "data", "losses", "measurement", "module", "trainer", "runs", "cli", "sweeps", "verification", "analysis",
+)  # fmt: skip
+MOST_LINES, MOST_MODULES = 450, 12
 
 
 def imports(path: Path) -> set[str]:
@@ -31,6 +41,43 @@ def imports(path: Path) -> set[str]:
             # A relative import stays inside its package.
             found.add((node.module or "").partition(".")[0] if node.level == 0 else path.relative_to(ROOT).parts[0])
     return found
+
+
+def module_name(path: Path) -> str:
+    """The dotted name that a file is imported by."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, known: Set[str]) -> set[str]:
+    """Which of the modules ``known`` a file imports, at its top or inside a function."""
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            names = {f"{origin}.{alias.name}" for alias in node.names}
+            # "from package import name": the name is a module, or something that the package itself holds.
+            found |= names & known
+            if names - known:
+                found.add(origin)
+    return found & known
+
+
+@functools.cache
+def arrows() -> dict[str, set[str]]:
+    """Every module of the library and of the plug-in folders, with the modules that it imports."""
+    paths = {module_name(path): path for part in PARTS for path in files(part)}
+    # Python runs li2_lightning/__init__.py before every module below it, so importing it adds no arrow.
+    known = paths.keys() - {"li2_lightning"}
+    return {name: imported_modules(path, known) for name, path in paths.items()}
+
+
+def floor(module: str) -> str:
+    """The entry of `FLOORS` that a module belongs to."""
+    return module.split(".")[1]
 
 
 def files(part: str) -> list[Path]:
@@ -60,13 +107,52 @@ def test_no_arrow_points_back(part: str, forbidden: set[str]) -> None:
         assert not imports(path) & forbidden, path
 
 
-def test_ranks_stand_below_the_network_and_the_trainer() -> None:
-    """What they need of these is handed in; networks, losses and the trainer import them."""
-    below = ("config", "distributed", "errors", "log")
-    for path in files("li2_lightning/distributed"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("li2_lightning."):
-                assert str(node.module).split(".")[1] in below, (path, node.module)
+def test_each_floor_imports_only_from_floors_below() -> None:
+    inside = {name: imported for name, imported in arrows().items() if name.startswith("li2_lightning.")}
+    assert {*map(floor, inside)} == {*FLOORS}, "a new module or package takes its place in FLOORS, an old one leaves it"
+    assert not [
+        f"{name} → {other}"
+        for name, imported in inside.items()
+        for other in imported
+        if FLOORS.index(floor(other)) > FLOORS.index(floor(name))
+    ]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = arrows()
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from li2_lightning.errors import InputError", {"li2_lightning.errors"}),
+        ("from li2_lightning import errors, __version__", {"li2_lightning.errors", "li2_lightning"}),
+        ("def f():\n    import li2_lightning.files", {"li2_lightning.files"}),
+        ("from . import files", {"li2_lightning.files"}),
+        ("from .errors import InputError", {"li2_lightning.errors"}),
+        ("import os", set()),
+    ],
+)
+def test_every_spelling_of_an_import_is_an_arrow(text: str, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"li2_lightning", "li2_lightning.errors", "li2_lightning.files"}
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert imported_modules(ROOT / "li2_lightning" / "any.py", known) == found
+
+
+def test_a_package_is_small_enough_to_know() -> None:
+    """callbacks/ and optimizers/ have one plug-in in each file, and so as many files as there are plug-ins."""
+    modules = Counter(path.parent for path in files("li2_lightning") if path.name != "__init__.py")
+    assert not {str(folder.relative_to(ROOT)): count for folder, count in modules.items() if count > MOST_MODULES}
+
+
+def test_a_module_is_short_enough_to_read() -> None:
+    paths = [ROOT / "train.py", *(path for part in (*PARTS, "hydra_plugins") for path in files(part))]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES}
 
 
 def test_optimizers_stand_on_torch_alone() -> None:

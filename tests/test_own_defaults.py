@@ -17,7 +17,8 @@ from torch.optim import SGD, Optimizer
 import train
 from li2_lightning.analysis.figures.style import headline
 from li2_lightning.analysis.race import race_table
-from li2_lightning.config.schema import Config, config_hash, role_value, to_plain
+from li2_lightning.config.identity import config_hash, role_value
+from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import load_run
 from optimizers import build_optimizer, describe, spell_out

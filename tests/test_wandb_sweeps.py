@@ -15,7 +15,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 import train
 from li2_lightning.cli.hydra_errors import prepare
-from li2_lightning.config.schema import load_config
+from li2_lightning.config.checks import load_config
 from li2_lightning.runs.directory import RunDirectory
 
 ROOT = Path(train.__file__).parent

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from li2_lightning.analysis.collect import report_unfinished
+from li2_lightning.analysis.figures import figure_names, find_figure
 from li2_lightning.analysis.figures.curves import curves
-from li2_lightning.analysis.figures.registry import figure_names, find_figure
 from li2_lightning.analysis.figures.style import SUFFIXES, save
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs
 from li2_lightning.runs.load import find_runs

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from li2_lightning.analysis.collect import report_unfinished
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs
-from li2_lightning.config.schema import role_value
+from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
 from li2_lightning.groups.representations import block_basis, block_slices

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import inspect
+import json
 import os
 import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from omegaconf.errors import OmegaConfBaseException
 
-from li2_lightning.config.schema import Config, explain, unknown_key
+from li2_lightning.config.checks import explain, unknown_key
+from li2_lightning.config.schema import Config, declared, section_of
 from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable, unknown
 
 # Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
@@ -40,6 +41,8 @@ CHOICES = {
 # The folders of configs/: such a key takes the name of one of their files.
 GROUPS = ("task", "network", "optimizer", "scheduler", "callbacks", "logger", "trainer", "experiment")
 _GROUP = re.compile(rf"({'|'.join(GROUPS)}|hydra(?:/\w+)*)(@[^=]*)?=")
+# The columns of the help text, and the column where the meaning of a key begins.
+HELP_WIDTH, HELP_INDENT = 100, 38
 # What Hydra reads as null, a truth value or a number.
 _NO_NAME = re.compile(r"(null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?))?", re.IGNORECASE)
 
@@ -119,16 +122,23 @@ def opened(override: str) -> str:
     return override
 
 
-def explain_keys(schema: type = Config, prefix: str = "") -> str:
-    """A line for every key that config.py has a comment for."""
+def explain_keys(schema: type = Config) -> str:
+    """Every key with its default, its meaning and the values it allows; the text of ``--help``."""
     lines = []
-    for line in inspect.getsource(schema).splitlines():
-        if match := re.match(r"    (\w+): .*?  # (.+)", line):
-            lines.append(f"{prefix + match.group(1):<34} {match.group(2)}")
-    for item in fields(schema):
-        if isinstance(item.default_factory, type) and is_dataclass(item.default_factory):
-            lines.append(explain_keys(item.default_factory, f"{prefix}{item.name}."))
-    return "\n".join(line for line in lines if line)
+    for key, item in declared(schema):
+        metadata, is_section = item.metadata, section_of(item) is not None
+        allowed = " and ".join(bound.words for bound in metadata["range"]) or " | ".join(metadata["choices"])
+        told = metadata["help"] + (f" ({allowed})" if allowed else "")
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        written = f"== {key}" if is_section else f"{key}={json.dumps(default, ensure_ascii=False)}"
+        lines += textwrap.wrap(f"{written:<{HELP_INDENT - 1}} {told}", HELP_WIDTH, subsequent_indent=" " * HELP_INDENT)
+    return "\n".join(lines)
+
+
+def explain_groups(options: Mapping[str, Sequence[str]]) -> str:
+    """The named variations of each group; the text of ``--help``."""
+    listed = (f"{group}: {', '.join(names)}" for group, names in options.items())
+    return "\n".join("\n".join(textwrap.wrap(line, HELP_WIDTH, subsequent_indent="  ")) for line in listed)
 
 
 def one_sentence(error: BaseException, composing: bool = False) -> str:

@@ -21,7 +21,8 @@ import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
-from li2_lightning.config.schema import LATEST, Config, config_hash, input_digests, leaves, run_name, to_plain
+from li2_lightning.config.identity import LATEST, config_hash, input_digests, run_name
+from li2_lightning.config.schema import Config, leaves, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say

@@ -19,7 +19,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from li2_lightning.config.schema import NOT_HASHED, is_within
+from li2_lightning.config.identity import NOT_HASHED, is_within
 from li2_lightning.errors import InputError, unknown
 from li2_lightning.networks.two_layer import network_weights, read_checkpoint
 from li2_lightning.runs.directory import RunDirectory

@@ -25,7 +25,8 @@ import lightning
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from li2_lightning.config.schema import Config, run_name, to_plain
+from li2_lightning.config.identity import run_name
+from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
 from li2_lightning.runs.directory import RunDirectory, Start

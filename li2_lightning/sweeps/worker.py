@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
@@ -35,16 +35,22 @@ from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.terminal import print_summary
 from li2_lightning.sweeps.plan import Outcome, key
 
-if TYPE_CHECKING:
-    from li2_lightning.sweeps.lead import Sweep
-
 LEADER = "leader.lock"
 POLL_S = 0.2
 # How long a run waits for its directory: a worker of a sweep that was killed may still be saving.
 DIRECTORY_S = 30.0
 
+
+class Leading(Protocol):
+    """The part of `li2_lightning.sweeps.lead.Sweep` that the runs in the process of the sweep call."""
+
+    def announce(self, job_directory: Path) -> None: ...
+
+    def stop(self, signum: int) -> SystemExit: ...
+
+
 # The sweep that this process leads; None in a worker.
-leading: Sweep | None = None
+leading: Leading | None = None
 # In a worker: whether a run may be sent SIGTERM, and the folders that a thread watches.
 _running = threading.Event()
 _watched: set[Path] = set()

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from li2_lightning import groups
-from li2_lightning.config.schema import register_identity
+from li2_lightning.config.identity import register_identity
 from li2_lightning.errors import InputError
 from li2_lightning.groups.finite_group import MAX_ORDER, FiniteGroup, check_integer
 from li2_lightning.groups.representations import max_irrep_dimension

@@ -22,7 +22,8 @@ from li2_lightning.analysis.race import (
     share_statistics,
 )
 from li2_lightning.cli import main as li2
-from li2_lightning.config.schema import load_config, to_plain
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.schema import to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, load_run
 

@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS
 from callbacks.registry import KEEPING, MEASURING
-from li2_lightning.config.schema import Config, config_hash, load_config
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.identity import config_hash
+from li2_lightning.config.schema import Config
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import ROOT, CommandLine

@@ -20,8 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 import callbacks
 import train
 from callbacks import CALLBACKS
-from li2_lightning.analysis import html_report
-from li2_lightning.analysis.figures import registry as figures
+from li2_lightning.analysis import figures, html_report
 from li2_lightning.cli import main as li2
 from li2_lightning.errors import InputError
 from tests.cli.conftest import ROOT, TINY

@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import train
-from li2_lightning.config.schema import Config, config_hash, keys, load_config, to_plain
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.identity import config_hash
+from li2_lightning.config.schema import Config, keys, to_plain
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.groups.finite_group import cyclic, from_table, symmetric
 from li2_lightning.networks.two_layer import read_checkpoint

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from pandas.api.types import is_numeric_dtype
 
 import train
-from li2_lightning.config.schema import config_hash, load_config
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.identity import config_hash
 from li2_lightning.errors import InputError
 from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import TINY, CommandLine

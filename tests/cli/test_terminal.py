@@ -11,10 +11,12 @@ import subprocess
 import sys
 import termios
 import unicodedata
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+from li2_lightning.config.schema import Config, declared
 from tests.cli.conftest import ROOT, TINY, CommandLine, StartProcess
 
 # Long enough for both transitions, so that their lines are looked at, too.
@@ -126,9 +128,19 @@ def test_help_explains_the_keys(command_line: CommandLine, workplace: Path) -> N
                  "optimizer: adam, adamw, lion, muon, orthogonal_gradient, sgd, slow_gradients, soap",
                  "callbacks.NAME", "resume: null", "task.expression"):  # fmt: skip
         assert text in outcome.out, text
-    # Explained, not just listed: the words that config.py has for them.
-    for explanation in ("one step = one optimizer update", "hidden nodes", "run again what is finished"):
-        assert explanation in outcome.out, explanation
+    words = " ".join(outcome.out.split())
+    for key, item in declared():
+        default = attrgetter(key)(Config())
+        assert f"{key}=" in words or f"== {key} " in words, key
+        assert " ".join(item.metadata["help"].split()) in words, key
+        if default is None or isinstance(default, float):
+            assert f"{key}={'null' if default is None else default}" in words, key
+        explained = words.partition(f"{key}=")[2].partition(str(item.metadata["help"]))[2]
+        if allowed := [bound.words for bound in item.metadata["range"]]:
+            assert explained.startswith(f" ({' and '.join(allowed)})"), key
+        if item.metadata["choices"]:
+            assert explained.startswith(f" ({' | '.join(item.metadata['choices'])})"), key
+    assert max(map(len, outcome.out.splitlines())) <= 100
     assert list(workplace.iterdir()) == []
 
 

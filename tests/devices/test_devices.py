@@ -11,7 +11,7 @@ import torch
 
 import train
 from callbacks import build_callbacks
-from li2_lightning.config.schema import load_config
+from li2_lightning.config.checks import load_config
 from li2_lightning.errors import InputError
 from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.networks.kernel import blocked_outputs

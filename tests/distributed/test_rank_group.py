@@ -14,7 +14,8 @@ import torch
 
 import train
 from callbacks import CALLBACKS
-from li2_lightning.config.schema import config_hash, load_config
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.identity import config_hash
 from li2_lightning.distributed import launcher
 from li2_lightning.distributed import machine as machine_module
 from li2_lightning.distributed.machine import CUDAAccelerator, MPSAccelerator, use_threads

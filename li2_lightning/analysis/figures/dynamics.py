@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import (
     BAND,
     BLUE,

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import BAND, GREY, curve_style, logarithmic, new_figure
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, groups_of_seeds

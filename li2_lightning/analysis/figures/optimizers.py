@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import (
     BAND,
     BLUE,
@@ -25,7 +25,7 @@ from li2_lightning.analysis.figures.style import (
     new_figure,
 )
 from li2_lightning.analysis.race import LEVEL, Entrant, describe_setting, entrants, node_statistics
-from li2_lightning.config.schema import role_value
+from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_slices
 from li2_lightning.runs.load import Run, task_name

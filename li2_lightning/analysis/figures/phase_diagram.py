@@ -13,7 +13,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import GREY, MARKERS, ORANGE, curve_style, new_figure
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import max_irrep_dimension

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
-from li2_lightning.analysis.figures.registry import FIGURES
 from li2_lightning.analysis.figures.style import GREY, MARKERS, curve_style, new_figure
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_basis, block_slices

@@ -18,7 +18,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import LogFormatter
 from PIL import Image
 
-from li2_lightning.config.schema import role_value
+from li2_lightning.config.identity import role_value
 from li2_lightning.files import replacing
 from li2_lightning.runs.load import Run, task_name
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import BLUE, COLORS, GREY, MARKERS, ORANGE, curve_style, new_figure
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
-from li2_lightning.analysis.figures.registry import FIGURES
+from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import BAND, MARKERS, curve_style, draw_band, new_figure, stopped_early
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, groups_of_seeds, task_name

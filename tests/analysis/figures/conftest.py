@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from li2_lightning.config.schema import load_config, to_plain
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.schema import to_plain
 from li2_lightning.runs.load import Run
 
 MakeRun = Callable[..., Run]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from li2_lightning.analysis.figures import find_figure
 from li2_lightning.analysis.figures.curves import MOST_CURVES, curves
-from li2_lightning.analysis.figures.registry import find_figure
 from li2_lightning.analysis.figures.style import save
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, find_runs

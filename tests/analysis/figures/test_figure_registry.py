@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from li2_lightning.analysis.figures.registry import FIGURES, figure_names, find_figure
+from li2_lightning.analysis.figures import FIGURES, figure_names, find_figure
 from li2_lightning.cli import main as li2
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from li2_lightning.analysis.figures import find_figure
 from li2_lightning.analysis.figures.lock_in import firing_step, lock_in
-from li2_lightning.analysis.figures.registry import find_figure
 from li2_lightning.analysis.figures.style import save
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run

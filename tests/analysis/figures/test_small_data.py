@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from li2_lightning.analysis.figures.registry import find_figure
+from li2_lightning.analysis.figures import find_figure
 from li2_lightning.analysis.figures.small_data import Nodes, weighed_nodes
 from li2_lightning.errors import InputError
 from li2_lightning.networks.activations import find_activation

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from li2_lightning.analysis.figures.registry import find_figure
+from li2_lightning.analysis.figures import find_figure
 from li2_lightning.analysis.figures.theorems import covered_share, found_blocks, half_crossing
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, find_runs

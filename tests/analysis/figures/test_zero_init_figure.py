@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from li2_lightning.analysis.figures.registry import find_figure
+from li2_lightning.analysis.figures import find_figure
 from li2_lightning.analysis.figures.style import save
 from li2_lightning.analysis.figures.zero_init import MOST_FRACTIONS, zero_init
 from li2_lightning.errors import InputError
