@@ -59,8 +59,9 @@ from li2_lightning.distributed.launcher import Team, invited, serve
 from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
-from li2_lightning.networks.two_layer import build_network
-from li2_lightning.runs.directory import RunDirectory, RunResult, Start
+from li2_lightning.networks.build import build_network
+from li2_lightning.runs.checkpoints import Start, read_weights
+from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.terminal import print_summary
 from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
 from li2_lightning.seeds import generator, keeping_random_state
@@ -192,7 +193,8 @@ def assemble(config: Config, directory: Path, team: Team) -> Parts:
     )
     team.check_rows(len(split.train))
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
-    network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
+    weights = read_weights(config.network.initial_weights, "network.initial_weights")
+    network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"), weights)
     check_cover(list(network.named_parameters()), network.roles())
     build = partial(build_optimizer, config=asdict(config.optimizer), layouts=network.layouts())
     with keeping_random_state():

@@ -45,7 +45,8 @@ from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums
 from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.networks.two_layer import Activity, Network
+from li2_lightning.networks.base import Activity, Network
+from li2_lightning.runs.checkpoints import updates_left
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 Row = dict[str, float | None]
@@ -65,7 +66,7 @@ class Li2Module(lightning.LightningModule):
     """Trains a network on a `TableDataModule` and publishes a row at a time.
 
     Args:
-        network: `li2_lightning.networks.two_layer.Network`.
+        network: `li2_lightning.networks.base.Network`.
         loss: the training loss.
         optimizer: over the network's parameters.
         scheduler: stepped once an update, or None.
@@ -434,23 +435,6 @@ class Li2Module(lightning.LightningModule):
         Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
         V = _ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge, rows.total)
         self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
-
-
-def updates_left(held: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
-    """How many updates a run makes from a checkpoint, 1 or 0, since it was asked to stop; None where it was not.
-
-    A stop counts for the run that continues, too, unless the accuracy to stop at is another one or, where none is
-    given, ``max_steps`` is.
-
-    Args:
-        held: ``li2_lightning`` of the checkpoint.
-        config: the plain config of the run that continues from it.
-    """
-    left: int | None = held.get("updates_left")
-    before, key = held["config"], "stop_at_test_accuracy"
-    if before.get(key) is None:
-        key = "max_steps" if config.get(key) is None else key
-    return left if before.get(key) == config.get(key) else None
 
 
 def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:

@@ -21,7 +21,7 @@ from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.losses import build_loss
 from li2_lightning.module import rows_to_host
-from li2_lightning.networks.two_layer import build_network
+from li2_lightning.networks.build import build_network
 from li2_lightning.seeds import generator
 from li2_lightning.tasks.tasks import build_task
 from li2_lightning.theory.lazy import center

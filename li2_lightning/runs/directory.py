@@ -21,18 +21,15 @@ import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
-from li2_lightning.config.schema import LATEST, Config, config_hash, input_digests, leaves, run_name, to_plain
+from li2_lightning.config.schema import LATEST, Config, config_hash, run_name, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
-from li2_lightning.module import updates_left
-from li2_lightning.networks.two_layer import read_checkpoint
-from li2_lightning.runs.metrics_csv import count_rows, read_metrics
+from li2_lightning.runs.checkpoints import Start, continue_from, lies_in, read_own_part
+from li2_lightning.runs.metrics_csv import read_metrics
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
-# Sections and keys that a run must share with the checkpoint it continues from.
-SHAPING = ("seed", "loss", "task", "data", "network", "optimizer", "scheduler", "trainer.precision")
 # What is wrong with a disk, whatever was being written.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -179,12 +176,12 @@ class RunDirectory:
             return None
         if config.resume != "auto":
             path = Path(config.resume)
-            return continue_from(path, _read_ours(path, f"resume={str(path)!r}"), config)
+            return continue_from(path, read_own_part(path, f"resume={str(path)!r}"), config, self.path)
         rows = {row: path for row, path in row_files(self._checkpoints, ".ckpt").items() if row < config.max_steps}
         while rows:
             _, path = rows.popitem()
             try:
-                ours = _read_ours(path, str(path))
+                ours = read_own_part(path, str(path))
             except DamagedError as error:
                 before = f"continue from row {max(rows)}" if rows else "start at row 0"
                 raise InputError(f"{str(error).rstrip('.')}; remove it, and resume=auto will {before}.") from error
@@ -193,7 +190,7 @@ class RunDirectory:
                 raise InputError(f"{str(error).rstrip('.')}; {instead}.") from error
             # That of the last row is written before the report and summary.json: from there nothing would follow.
             if not ours.get("is_last"):
-                return continue_from(path, ours, config)
+                return continue_from(path, ours, config, self.path)
         return None
 
     def _prepare(self, config: Config, start: Start | None) -> None:
@@ -224,7 +221,7 @@ class RunDirectory:
         """
         step, checkpoints, pictures = -1 if start is None else start.step, self._checkpoints, self.path / "features"
         rows = row_files(checkpoints, ".ckpt")
-        if start is not None and step not in rows and self.holds(start.checkpoint):
+        if start is not None and step not in rows and lies_in(start.checkpoint, self.path):
             rows[step] = checkpoints / f"row-{step:06d}.ckpt"
             link_or_copy(start.checkpoint, rows[step])
         if earlier := [path for at, path in sorted(rows.items()) if at <= step]:
@@ -235,16 +232,12 @@ class RunDirectory:
         for path in (checkpoints / "best.ckpt", *checkpoints.glob("stage-[0-9].ckpt")):
             # One that cannot be read tells no row; the next of its name takes its place.
             with contextlib.suppress(InputError):
-                later += [path] if _read_ours(path, str(path))["step"] > step else []
+                later += [path] if read_own_part(path, str(path))["step"] > step else []
         drawn = [path for at, path in reversed(row_files(pictures, ".png").items()) if at > step]
         # It holds the weights of the newest picture.
         later += [pictures / "last.npz", *drawn] if drawn else []
         for path in later:
             path.unlink(missing_ok=True)
-
-    def holds(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint lies in this directory's ``checkpoints/``."""
-        return self.path.resolve() == checkpoint.resolve().parent.parent
 
     @contextlib.contextmanager
     def summarizing(self, config: Config, start: int) -> Iterator[None]:
@@ -326,25 +319,6 @@ class RunDirectory:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a run continues from.
-
-    Attributes:
-        checkpoint: the file.
-        row: the last row before it.
-        step: the updates before it, more than ``row`` where it was interrupted between two rows.
-        max_steps: of the run that wrote it.
-        wandb: ``id`` of the W&B run to go on in; None: a new one.
-    """
-
-    checkpoint: Path
-    row: int
-    step: int
-    max_steps: int
-    wandb: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
 class Decision:
     """What a run does with its directory: it returns ``stored``, or continues from ``start``, or starts at row 0.
 
@@ -357,61 +331,6 @@ class Decision:
     result_id: tuple[int, int] | None
     stored: dict[str, Any] | None = None
     start: Start | None = None
-
-
-def _read_ours(checkpoint: Path, where: str) -> dict[str, Any]:
-    """The row, the config and what else we add to a checkpoint, and ``step``, the updates before it."""
-    held = read_checkpoint(str(checkpoint), where)
-    ours = held["li2_lightning"]
-    assert isinstance(ours, dict)
-    return {**ours, "step": held["global_step"]}
-
-
-def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config) -> Start:
-    """Check that a run may continue from ``checkpoint``.
-
-    Args:
-        ours: what we added to it.
-
-    Raises:
-        InputError: it lies at or after the end of this run, or belongs to another experiment: everything that shapes
-            the trajectory must agree; ``max_steps`` and what is measured may differ. Or metrics.csv lacks rows that
-            were there when it was written.
-    """
-    where = f"resume={str(checkpoint)!r}"
-    plain = to_plain(config)
-    directory = RunDirectory.of(config)
-    within = directory.holds(checkpoint)
-    before, now = OmegaConf.create(ours["config"]), OmegaConf.create(plain)
-    files = ours.get("inputs", {}), input_digests(config)
-    # A run's own directory has its hash, so there a key can differ only by a default that is spelled out.
-    for key in () if within else leaves():
-        if key not in SHAPING and key.partition(".")[0] not in SHAPING:
-            continue
-        if key in files[0] and key in files[1]:
-            # A file may have moved, and one that was edited has kept its name.
-            if files[0][key] != files[1][key]:
-                raise InputError(f"{where} was trained with another file as {key}; set it to that file.")
-        elif (theirs := OmegaConf.select(before, key)) != (own := OmegaConf.select(now, key)):
-            raise InputError(f"{where} was trained with {key}={theirs}, not {own}; set it alike.")
-    if ours["row"] >= config.max_steps:
-        raise InputError(f"{where} holds row {ours['row']} already, and max_steps={config.max_steps} ends there.")
-    if updates_left(ours, plain) == 0:
-        key = "max_steps" if config.stop_at_test_accuracy is None else "stop_at_test_accuracy"
-        raise InputError(f"{where} holds row {ours['row']}, with which its run ended; another {key} lets it go on.")
-    rows = directory.path / "metrics.csv"
-    if not rows.exists():
-        rows = checkpoint.parent.parent / "metrics.csv"
-    # A checkpoint that was taken out of its directory has left its rows behind, and starts a new file.
-    there = count_rows(rows, ours["row"]) if within or rows.exists() else ours.get("rows", 0)
-    if there < ours.get("rows", 0):
-        raise InputError(
-            f"{rows} has {there} of the {ours['rows']} rows that {where} continues; put the file back, or start over "
-            "with force=true."
-        )
-    # A longer run in a directory of its own is another run on W&B, too.
-    wandb = ours.get("wandb") if within else None
-    return Start(checkpoint, int(ours["row"]), int(ours["step"]), int(ours["config"]["max_steps"]), wandb)
 
 
 def versions() -> Mapping[str, str]:

@@ -28,7 +28,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from li2_lightning.config.schema import Config, run_name, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
-from li2_lightning.runs.directory import RunDirectory, Start
+from li2_lightning.runs.checkpoints import Start
+from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import MetricsFile, read_rows
 
 # W&B alone goes on trying for many minutes when its server is gone. Rows are sent all along: little is left at the end.

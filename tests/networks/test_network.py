@@ -17,7 +17,11 @@ from torch.nn import functional
 from li2_lightning.config.schema import NetworkConfig, TransformerConfig
 from li2_lightning.errors import InputError
 from li2_lightning.networks.activations import ACTIVATIONS
-from li2_lightning.networks.two_layer import Moments, Network, TransformerNetwork, TwoLayerNetwork, build_network
+from li2_lightning.networks.base import Moments, Network
+from li2_lightning.networks.build import build_network
+from li2_lightning.networks.transformer import TransformerNetwork
+from li2_lightning.networks.two_layer import TwoLayerNetwork
+from li2_lightning.runs.checkpoints import read_weights
 from li2_lightning.seeds import generator
 
 M, K, C = 5, 6, 4
@@ -29,7 +33,8 @@ def build(
 ) -> Network:
     config = NetworkConfig(**{"width": K, **options})
     sizes = SimpleNamespace(num_tokens=tokens, num_operands=operands, num_classes=classes)
-    return build_network(config, sizes, dtype, generator(seed, "test"))
+    given = read_weights(config.initial_weights, "network.initial_weights")
+    return build_network(config, sizes, dtype, generator(seed, "test"), given)
 
 
 def two_layer(**options: Any) -> TwoLayerNetwork:
