@@ -38,10 +38,10 @@ import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS, build_callbacks, with_defaults
+from li2_lightning._compat import is_first_rank
 from li2_lightning.cli.hydra_errors import explain_keys, prepare, show_error
 from li2_lightning.config.schema import (
     Config,
@@ -255,7 +255,7 @@ def train(config: DictConfig) -> None:
         result = run(config)
     except Exception as error:
         sys.exit(show_error(error, config.debug))
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # Lightning sets it
+    if not is_first_rank():
         return
     if result.stored:
         print("This run was finished before; force=true repeats it.")

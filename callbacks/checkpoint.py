@@ -12,6 +12,7 @@ import torch
 
 from callbacks.diagnostic import Cadence, positive_integer
 from callbacks.registry import CALLBACKS
+from li2_lightning._compat import dump_checkpoint
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.files import link_or_copy, replacing, row_files
 from li2_lightning.measurement.step_state import StepState
@@ -153,8 +154,7 @@ def _folder(trainer: lightning.Trainer) -> Path:
 
 def _snapshot(trainer: lightning.Trainer) -> dict[str, Any]:
     """Everything there is to save, as plain containers (`check_plain`); its tensors are those in use."""
-    # Trainer.save_checkpoint is this and a file; the best row waits in memory for its file.
-    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    checkpoint = dump_checkpoint(trainer)
     checkpoint["li2_lightning"] |= {"rows": rows_written(trainer), "wandb": wandb_position(trainer)}
     check_plain(checkpoint)
     return checkpoint

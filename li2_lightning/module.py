@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from li2_lightning._compat import has_gradient_hooks, is_step_overflow
 from li2_lightning.config.schema import PRECISIONS, NetworkConfig
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.distributed.collectives import from_first, gather_rows, sum_over_ranks, world_size
@@ -210,8 +211,7 @@ class Li2Module(lightning.LightningModule):
         try:
             super().optimizer_step(*args, **kwargs)
         except RuntimeError as error:
-            # What torch says of a step size that the weights' type cannot hold.
-            if "without overflow" not in str(error):
+            if not is_step_overflow(error):
                 raise
             raise DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.") from error
         self.network.normalize()
@@ -324,9 +324,8 @@ class Li2Module(lightning.LightningModule):
         """
         V = self.network.V
         is_there = self.data.is_full_batch and not self._has_eval_point
-        hooked = V._backward_hooks or V._post_accumulate_grad_hooks
         mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        return V.grad if is_there and not hooked and not mixed else None
+        return V.grad if is_there and not mixed and not has_gradient_hooks(V) else None
 
     def hand_over(self) -> None:
         """Move the waiting rows to the host in one transfer; callbacks and loggers get them in order.

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from li2_lightning._compat import write_count
 from li2_lightning.data import Rows
 from li2_lightning.distributed.collectives import gather_rows, share, sum_over_ranks
 from li2_lightning.losses import Loss, one_hot
@@ -305,7 +306,7 @@ class StepState:
         )
 
     def _weight_versions(self) -> list[int]:
-        return [parameter._version for parameter in self.network.parameters()]
+        return [write_count(parameter) for parameter in self.network.parameters()]
 
     def _check_weights(self) -> None:
         if self._weight_versions() != self._versions:

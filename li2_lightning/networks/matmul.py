@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from li2_lightning._compat import onednn_product
+
 # Multiplications below which MKL is done sooner: its calls cost less.
 SMALL = 2**21
 
@@ -33,13 +35,10 @@ def squared_magnitudes(values: Tensor) -> Tensor:
 
 
 def _find_onednn() -> Callable[..., Tensor] | None:
-    """oneDNN's xWᵀ on plain tensors, which torch has for its compiler; None where it is missing or gains nothing."""
+    """oneDNN's product of matrices; None where torch lacks it, or MKL is as fast."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
-    # Absent where torch was built without it.
-    operators = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    operator: Callable[..., Tensor] | None = getattr(operators, "default", None)
-    return operator
+    return onednn_product()
 
 
 _ONEDNN = _find_onednn()

@@ -6,14 +6,10 @@ wandb is imported where it is used: it takes as long as a fifth of torch, and a 
 from __future__ import annotations
 
 import contextlib
-import json
 import netrc
 import os
-import re
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -25,6 +21,15 @@ import lightning
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from li2_lightning._compat import (
+    SYNCED,
+    WANDB_SEGMENT,
+    WandbMessages,
+    inspect_segment,
+    read_wandb_environment,
+    wandb_environment,
+    wandb_reason,
+)
 from li2_lightning.config.schema import Config, run_name, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
@@ -35,8 +40,6 @@ from li2_lightning.runs.metrics_csv import MetricsFile, read_rows
 # W&B alone goes on trying for many minutes when its server is gone. Rows are sent all along: little is left at the end.
 FINISH_SECONDS = 60.0
 PROJECT = "li2_lightning"
-# How W&B names the folder of a part of a run: when it began, and the id of the run.
-SEGMENT = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
 # Older names of two modes.
 MODES = {"run": "online", "dryrun": "offline"}
 
@@ -48,9 +51,7 @@ def has_credentials() -> bool:
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    import wandb
-
-    host = urlsplit(str(wandb.setup().settings.base_url)).hostname
+    host = urlsplit(str(wandb_environment().base_url)).hostname
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return host is not None and netrc.netrc(path).authenticators(host) is not None
@@ -68,19 +69,14 @@ def wandb_mode(config: Config) -> str:
     """
     if config.logger.mode == "disabled":
         return "disabled"
-    # What W&B tells its makers about itself: a server that fails would delay the exit and print a line of its own.
+    # W&B reports its own errors to its makers; if that server fails, it delays the exit and prints a line.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    # Set up silent: W&B prints tips otherwise; the closing table says what there is to say.
-    silent = wandb.Settings(silent=True)
     try:
-        if wandb.setup(settings=silent).did_environment_change() and wandb.run is None:
-            # W&B reads the environment once a process; a notebook may change it between two runs.
-            wandb.teardown()
-            wandb.setup(settings=silent)
+        read_wandb_environment()
     except ValueError as error:
-        raise InputError(f"A WANDB_… variable of the environment does not fit W&B: {_reason(error)}.") from error
+        raise InputError(f"A WANDB_… variable of the environment does not fit W&B: {wandb_reason(error)}.") from error
     mode = config.logger.mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
@@ -91,17 +87,11 @@ def wandb_mode(config: Config) -> str:
                          ("job_type", "run_job_type"), ("tags", "run_tags")):  # fmt: skip
         value = getattr(config.logger, key)
         try:
-            # What W&B would refuse once the run has begun.
+            # Before training: W&B itself checks a value only when the run begins.
             wandb.Settings.model_validate({setting: tuple(value) if key == "tags" and value else value})
         except (wandb.errors.Error, ValueError) as error:
-            raise InputError(f"logger.{key}={value!r} does not fit W&B: {_reason(error)}.") from error
+            raise InputError(f"logger.{key}={value!r} does not fit W&B: {wandb_reason(error)}.") from error
     return mode
-
-
-def _reason(error: Exception) -> str:
-    """What W&B's settings have against a value, without what they say around it."""
-    line = re.sub(r"\s+", " ", str(error).partition(" [type=")[0]).rpartition("Value error, ")[2]
-    return re.sub(r"^\d+ validation errors? for Settings ", "", line).rstrip(".")
 
 
 @contextlib.contextmanager
@@ -230,13 +220,11 @@ def _wandb_run(
 ) -> Iterator[RunLogger]:
     """A W&B run, open as long as the block; it is marked as failed where the block raises."""
     import wandb
-    from wandb.errors import Error as WandbError
 
-    unheard = Unheard()
-    wandb.termsetup(wandb.setup().settings, unheard)
+    messages = WandbMessages()
     try:
         logger = _start(config, directory, mode, position, earlier)
-    except WandbError as error:
+    except wandb.errors.Error as error:
         if mode == "offline":
             raise
         say(f"W&B cannot be reached ({str(error).splitlines()[0]}); this run is logged offline.")
@@ -247,35 +235,19 @@ def _wandb_run(
         yield logger
         exit_code = 0
     finally:
-        # So that the next run in this process is another, and a failed one is marked as such.
+        # So that the next run in this process is another W&B run, and a failed run is marked as such.
         try:
             run.finish(exit_code=exit_code)
         except (TimeoutError, KeyboardInterrupt):
-            # Ctrl-C while it waits is about the waiting: training is over, and what came of it is written.
-            unheard.upload_failed = True
-        if unheard.upload_failed:
+            # Ctrl-C ends the waiting only: training is over, and its results are written.
+            messages.upload_failed = True
+        if messages.upload_failed:
             command = sync_command(directory)
             say(f"W&B did not receive all of this run; it is complete on disk, and `{command}` sends it.")
         elif not run.offline:
-            # W&B has every row now, those of earlier segments among them: the mark that `wandb sync` leaves, too.
+            # W&B has every row now, also those of earlier segments, so each gets the mark of `wandb sync`.
             for segment in segments(directory, str(run.id)):
-                (segment / f"run-{run.id}.wandb.synced").touch()
-
-
-class Unheard:
-    """What W&B, which is silent here, would have printed; of all that only a failed upload is of interest.
-
-    Attributes:
-        upload_failed: whether W&B gave up sending; it tells nowhere else.
-    """
-
-    def __init__(self) -> None:
-        self.upload_failed = False
-
-    def warning(self, message: str) -> None:
-        self.upload_failed |= "error while uploading" in message
-
-    info = error = warning
+                (segment / f"run-{run.id}{SYNCED}").touch()
 
 
 def _start(
@@ -289,7 +261,7 @@ def _start(
     import wandb
 
     # Of W&B's own files, too.
-    environment = wandb.setup().settings
+    environment = wandb_environment()
     run_id = environment.run_id
     # A trial of W&B's agent is a run of its own.
     if run_id is None and environment.sweep_id is None:
@@ -352,7 +324,7 @@ def segments(directory: Path, run_id: str | None = None) -> list[Path]:
     found = sorted(
         (match[1], path)
         for path in (directory / "wandb").glob("*run-*")
-        if (match := SEGMENT.fullmatch(path.name)) and path.exists()
+        if (match := WANDB_SEGMENT.fullmatch(path.name)) and path.exists()
     )
     run_id = _run_id(found[-1][1]) if found and run_id is None else run_id
     return [path for _, path in found if _run_id(path) == run_id]
@@ -366,13 +338,13 @@ def sync_command(directory: Path) -> str | None:
 
 
 def _run_id(segment: Path) -> str:
-    match = SEGMENT.fullmatch(segment.name)
+    match = WANDB_SEGMENT.fullmatch(segment.name)
     assert match is not None
     return match[2]
 
 
 def _is_sent(segment: Path) -> bool:
-    return any(segment.glob("*.wandb.synced"))
+    return any(segment.glob(f"*{SYNCED}"))
 
 
 def _rows_held(directory: Path, run_id: str, mode: str) -> int:
@@ -382,10 +354,8 @@ def _rows_held(directory: Path, run_id: str, mode: str) -> int:
     """
     held = 0
     for segment in segments(directory, run_id):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(segment)]
-        inspection = subprocess.run(command, capture_output=True, text=True, check=False)
-        told = json.loads(inspection.stdout) if inspection.returncode == 0 else {"exit_code": None}
-        if told["exit_code"] is None:
+        told = inspect_segment(segment)
+        if told is None or told["exit_code"] is None:
             _remove(segment)
         elif told["step"] is not None and (mode != "online" or _is_sent(segment)):
             held = max(held, told["step"] + 1)
