@@ -10,57 +10,50 @@ import os
 import re
 import shutil
 import struct
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 # What a file system without locks answers.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-# How often, and seconds apart, a lock is tried: `held` takes it for a few microseconds.
-TRIES, PAUSE_S = 10, 0.01
+# Seconds for which a lock is tried: `is_locked` takes it for a few microseconds.
+WAIT_S = 0.1
 
 
-def lock(path: Path) -> IO[str]:
-    """Lock a file for this process, as long as it is open or the process lives.
+def lock(path: Path) -> AcquireReturnProxy[FileLock]:
+    """Lock a file for this process, until the block that uses the lock ends or the process dies.
 
     Raises:
         BlockingIOError: another process holds the lock.
         OSError: the file cannot be opened, or its file system has no locks.
     """
-    file = path.open("w")
     try:
-        for left in reversed(range(TRIES)):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise
-                time.sleep(PAUSE_S)
+        return FileLock(path, timeout=WAIT_S, poll_interval=WAIT_S / 10, fallback_to_soft=False).acquire()
+    except Timeout as error:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path)) from error
     except OSError as error:
-        file.close()
         if error.errno in NO_LOCKS:
             reason = "its file system has no locks (flock), which keep two processes apart"
             raise OSError(error.errno, reason, str(path)) from error
         raise
-    return file
 
 
-def held(path: Path) -> bool:
-    """Whether a process holds the lock on a file; one that is not there is not held."""
+def is_locked(path: Path) -> bool:
+    """Whether a process has locked a file; a file that does not exist is not locked."""
     try:
         with path.open() as file:
+            # filelock has exclusive locks only, with which two processes that ask would each see the other.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:
-        # Held, or a file system that cannot tell.
+        # Locked, or a file system that cannot tell.
         return True
     return False
 

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 import li2_lightning
 from li2_lightning.config.schema import LATEST, Config, config_hash, run_name, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
-from li2_lightning.files import held, link_or_copy, lock, replacing, row_files, write_json
+from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
 from li2_lightning.runs.checkpoints import Start, continue_from, lies_in, read_own_part
 from li2_lightning.runs.metrics_csv import read_metrics
@@ -101,7 +101,7 @@ class RunDirectory:
             return self._decide(config, None)
         except InputError as error:
             # What is half-written by another process is no fault of the directory.
-            if held(self.path / ".lock"):
+            if is_locked(self.path / ".lock"):
                 raise self._busy() from error
             raise
 
@@ -122,12 +122,12 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = lock(self.path / ".lock")
+            own = lock(self.path / ".lock")
         except BlockingIOError as error:
             raise self._busy() from error
         except OSError as error:
             raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
-        with file:
+        with own:
             decision = self._decide(config, seen)
             if decision.stored is None:
                 try:

@@ -40,7 +40,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from li2_lightning.cli.hydra_errors import one_sentence
 from li2_lightning.config.schema import Config
 from li2_lightning.errors import BusyError, DivergenceError, InputError, Interrupted
-from li2_lightning.files import held, lock, write_json
+from li2_lightning.files import is_locked, lock, write_json
 from li2_lightning.log import say
 from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.terminal import print_summary
@@ -240,7 +240,7 @@ class Sweep:
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()
-        self._alive.close()
+        self._alive.lock.release()
         if error is None or isinstance(error, SystemExit):
             print(f"Sweep: {status}.", flush=True)
             for job in self.jobs:
@@ -276,7 +276,7 @@ class Sweep:
         """
         self._refresh()
         return any(
-            (job.outcome.state == "running" and held(self._path(job, "lock")))
+            (job.outcome.state == "running" and is_locked(self._path(job, "lock")))
             or (starting and self.launching.local and job.outcome.state == "waiting")
             for job in self._launched
         )
@@ -389,7 +389,7 @@ def run_in_sweep(run: Callable[[Config], RunResult], read: Callable[[], Config],
         return
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        orphaned = settings["local"] and not held(folder / "alive")
+        orphaned = settings["local"] and not is_locked(folder / "alive")
     except FileNotFoundError:
         orphaned = True
     if orphaned:
@@ -464,7 +464,7 @@ def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
 def _run_when_free(run: Callable[[Config], RunResult], config: Config, directory: Path) -> RunResult:
     deadline = time.monotonic() + DIRECTORY_S
     while True:
-        while held(directory / ".lock") and time.monotonic() < deadline:
+        while is_locked(directory / ".lock") and time.monotonic() < deadline:
             time.sleep(POLL_S)
         try:
             return run(config)
@@ -513,7 +513,7 @@ def _watch(folder: Path, local: bool) -> None:
     """Stop the run of this worker when the sweep is stopped; end the worker when nobody leads the sweep any more."""
     told = False
     while True:
-        orphaned = local and not held(folder / "alive")
+        orphaned = local and not is_locked(folder / "alive")
         if (orphaned or not folder.exists() or (folder / "stop").exists()) and _training.is_set() and not told:
             told = True
             os.kill(os.getpid(), signal.SIGTERM)

@@ -14,7 +14,7 @@ import pytest
 import train
 from li2_lightning.distributed.launcher import Team
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
-from li2_lightning.files import held, write_json
+from li2_lightning.files import is_locked, write_json
 from li2_lightning.runs import directory as run_directory
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.sweeps.lead import run_in_sweep
@@ -193,7 +193,7 @@ def contend(values: dict[str, Any], barrier: Any, results: Any, patient: bool, s
     lock = run_directory.lock
 
     def waiting(path: Path) -> Any:
-        while patient and (held(path) or not (folder / "summary.json").exists()):
+        while patient and (is_locked(path) or not (folder / "summary.json").exists()):
             pass
         return lock(path)
 
