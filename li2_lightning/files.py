@@ -60,7 +60,7 @@ def is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and goes away when not."""
+    """A temporary path that replaces ``path`` when the block ends, and is removed when the block raises."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -75,7 +75,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:
-            # Where the disk is to blame, copying says so.
+            # An error of the disk comes up again in the copy.
             shutil.copyfile(source, temporary)
 
 
@@ -94,7 +94,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The named arrays of an ``.npz`` file, all where None; never unpickles, ValueError when one is missing."""
-    # np.load leaves a file open that it opened itself and found broken; what it raises for one has many names.
+    # A broken file makes NumPy raise errors of many types.
     try:
         return _read_npz(path, names)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
@@ -102,6 +102,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.ND
 
 
 def _read_npz(path: Path, names: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
+    # np.load would leave open a broken file that it had opened itself.
     with path.open("rb") as file:
         arrays = np.load(file, allow_pickle=False)
         if isinstance(arrays, np.ndarray):

@@ -20,7 +20,6 @@ Callbacks may define, besides Lightning's hooks:
 
 from __future__ import annotations
 
-import itertools
 import math
 import signal
 from collections.abc import Callable, Mapping
@@ -39,18 +38,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from li2_lightning._compat import has_gradient_hooks, is_step_overflow
 from li2_lightning.config.schema import PRECISIONS, NetworkConfig
 from li2_lightning.data import Rows, TableDataModule
-from li2_lightning.distributed.collectives import from_first, gather_rows, sum_over_ranks, world_size
+from li2_lightning.distributed.collectives import gather_rows, sum_over_ranks, world_size
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums
+from li2_lightning.measurement.rows import rows_to_host
 from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Activity, Network
 from li2_lightning.runs.checkpoints import updates_left
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
-Row = dict[str, float | None]
 # Rows that wait on an accelerator before they are moved to the host together.
 ROWS_IN_FLIGHT = 16
 
@@ -445,25 +444,3 @@ def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) 
     F, Y = features.double(), targets.double()
     gram, right = sum_over_ranks(F.mT @ F, F.mT @ Y)
     return solve_shifted(gram, right, ridge).to(features.dtype)
-
-
-def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
-    """The rows as Python floats, by one transfer; NaN and ±inf become None except in train/loss."""
-    if not rows:
-        return []
-    tensors = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
-    by_type: dict[torch.dtype, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        by_type.setdefault(tensor.dtype, []).append(index)
-    stacks = [torch.stack([tensors[index] for index in members]).detach() for members in by_type.values()]
-    numbers = from_first(torch.cat([stack.to(_widest(stack)) for stack in stacks])).cpu().tolist()
-    host = iter([number for _, number in sorted(zip(itertools.chain(*by_type.values()), numbers, strict=True))])
-    finished: list[Row] = []
-    for row in rows:
-        values = {name: next(host) if isinstance(value, Tensor) else float(value) for name, value in row.items()}
-        finished.append({name: v if math.isfinite(v) or name == "train/loss" else None for name, v in values.items()})
-    return finished
-
-
-def _widest(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64

@@ -20,7 +20,7 @@ from callbacks.gradient import Gradient
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.losses import build_loss
-from li2_lightning.module import rows_to_host
+from li2_lightning.measurement.rows import rows_to_host
 from li2_lightning.networks.build import build_network
 from li2_lightning.seeds import generator
 from li2_lightning.tasks.tasks import build_task

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.networks.kernel import Observer
 
-# Rows whose features need not be kept go through the plain formula in blocks of this many: on a CPU as many as stay in
-# cache, on an accelerator as many as keep it busy, where each block costs the host some launches.
+# Rows of a block where features need not be kept. A block stays in the cache of a CPU; on an accelerator, where each
+# block costs the host some launches, it keeps the device busy.
 EVALUATION_BLOCK, ACCELERATOR_BLOCK = 256, 2**14
 
 
 class Sizes(Protocol):
-    """What a network has to know of its task (`li2_lightning.tasks.tasks.Task` has it)."""
+    """The numbers of a task that a network needs; `li2_lightning.tasks.tasks.Task` has them."""
 
     @property
     def num_tokens(self) -> int: ...
@@ -60,7 +60,7 @@ class Features:
 
 @dataclass
 class Activity:
-    """What one forward pass leaves behind.
+    """The result of one forward pass.
 
     Attributes:
         outputs: Ŷ, real (n × C).
@@ -77,7 +77,7 @@ class Activity:
 
 
 class Network(nn.Module):
-    """What every network here offers: features, a linear readout V, and a role for each parameter.
+    """The base of the networks: features, a linear readout V, and a role for each parameter.
 
     Args:
         config: the ``network`` section.
@@ -93,7 +93,7 @@ class Network(nn.Module):
         self._generator = generator
         scale = config.readout_init_scale
         self.V = nn.Parameter(scale * self._uniform(config.width, sizes.num_classes, dtype))
-        # The ridge readout is solved before each row, not trained.
+        # A ridge readout is not trained: `Li2Module` solves for it before each row.
         self.V.requires_grad_(config.readout == "gradient")
 
     @property
@@ -109,8 +109,8 @@ class Network(nn.Module):
         """Outputs of the rows ``tokens`` (n × k, integer), and their features where they are kept.
 
         Args:
-            moments: statistics for batch norm; those of the rows at hand where empty.
-            observe: looks at the features as they pass, in blocks of rows or all at once.
+            moments: statistics for batch norm; empty: the statistics of these rows.
+            observe: gets the features as they are computed, in blocks of rows or all at once.
         """
         if self.why_plain() is None:
             return Activity(self._blocked(tokens, observe))
@@ -121,7 +121,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Tensor:
-        """Ŷ of rows whose features nobody needs, n × C."""
+        """Ŷ of rows whose features are not needed, n × C."""
         if self.why_plain() is None:
             return self._blocked(tokens)
         rows = EVALUATION_BLOCK if tokens.device.type == "cpu" else ACCELERATOR_BLOCK
@@ -133,7 +133,7 @@ class Network(nn.Module):
         yield self.compute_features(tokens).last
 
     def why_plain(self) -> str | None:
-        """Why the plain formula is used instead of `li2_lightning.kernel`; None where the kernel is used."""
+        """Why the plain formula is used instead of the blocked kernel; None where the kernel is used."""
         return "this network has no blocked kernel"
 
     def _blocked(self, tokens: Tensor, observe: Observer | None = None) -> Tensor:
@@ -157,7 +157,7 @@ class Network(nn.Module):
         return "output" if name == "V" else "hidden"
 
     def layouts(self) -> dict[str, dict[str, str | int]]:
-        """For every matrix which side is its input, and of how many matrices it is made (`optimizers.layouts`)."""
+        """For every matrix, which side is its input and how many matrices it consists of (`optimizers.layouts`)."""
         return {name: self.layout_of(name) for name, parameter in self.named_parameters() if parameter.ndim > 1}
 
     def layout_of(self, name: str) -> dict[str, str | int]:

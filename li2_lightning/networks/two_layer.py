@@ -44,7 +44,7 @@ class TwoLayerNetwork(Network):
         return "embedding" if name == "E" else super().role_of(name, parameter)
 
     def layout_of(self, name: str) -> dict[str, str | int]:
-        # The projections of the operands are multiplied, so each operand's W_i is a map by itself.
+        # The projections of the operands are multiplied, so each operand has a matrix W_i of its own.
         if name == "W" and self.config.inner_product:
             return {**super().layout_of(name), "axis": -2, "matrices": len(self.W) // self.num_tokens}
         return super().layout_of(name)

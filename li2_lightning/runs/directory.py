@@ -1,4 +1,4 @@
-"""The directory that a run leaves: where it is, who may write it, and what is in it when it is done."""
+"""The run directory: where it is, which process may write it, and how a run begins and ends in it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,19 @@ from li2_lightning.runs.metrics_csv import read_metrics
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
-# What is wrong with a disk, whatever was being written.
+# Errors of the disk, not of the file that was being written.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left: its directory, its summary.json, and whether it was there before."""
+    """The result of a run.
+
+    Attributes:
+        directory: the run directory.
+        summary: summary.json.
+        stored: whether the run had ended before, and was not repeated.
+    """
 
     directory: Path
     summary: dict[str, Any]
@@ -54,7 +60,7 @@ class RunDirectory:
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:
-        """Where the run of ``config`` is or will be."""
+        """The directory of the run of ``config``; it need not exist."""
         return cls(Path(config.output_dir) / run_name(config) / f"{config_hash(config)}-s{config.seed}")
 
     @property
@@ -66,7 +72,7 @@ class RunDirectory:
         return self._checkpoints / "last.ckpt"
 
     def summary(self) -> dict[str, Any] | None:
-        """summary.json, which only an ended run has; None where there is none."""
+        """summary.json; None until the run has ended."""
         path = self.path / "summary.json"
         if not path.exists():
             return None
@@ -81,7 +87,7 @@ class RunDirectory:
         return summary
 
     def stored(self, config: Config) -> dict[str, Any] | None:
-        """The summary of this run where it has ended and is not to be repeated.
+        """The summary of a run that has ended and is not to be repeated; else None.
 
         Raises:
             DivergenceError: it ended by diverging.
@@ -100,7 +106,7 @@ class RunDirectory:
         try:
             return self._decide(config, None)
         except InputError as error:
-            # What is half-written by another process is no fault of the directory.
+            # A file that another process is writing may be incomplete; then the directory itself is sound.
             if is_locked(self.path / ".lock"):
                 raise self._busy() from error
             raise
@@ -151,7 +157,7 @@ class RunDirectory:
     def _decide(self, config: Config, seen: Decision | None) -> Decision:
         if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
             raise InputError(f"resume={config.resume!r} is no file; give a checkpoint, auto or null.")
-        # In this order: a run that ends while we look leaves a summary, and never passes for an unfinished one.
+        # Before the summary is read: a run that ends in between is then found ended, not unfinished.
         unfinished = (self.path / "config.yaml").exists()
         result_id = self._result_id()
         repeats = config.force and (seen is None or seen.result_id == result_id)
@@ -160,7 +166,7 @@ class RunDirectory:
         return Decision(result_id, start=None if config.force else self._find_start(config, unfinished))
 
     def _result_id(self) -> tuple[int, int] | None:
-        """Tells one summary.json from another that takes its place; None where there is none."""
+        """Identifies summary.json, so that a replacement is noticed; None where there is none."""
         try:
             stat = (self.path / "summary.json").stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -188,36 +194,37 @@ class RunDirectory:
             except InputError as error:
                 instead = "continue from another one with resume=PATH, or start over with force=true"
                 raise InputError(f"{str(error).rstrip('.')}; {instead}.") from error
-            # That of the last row is written before the report and summary.json: from there nothing would follow.
+            # No update follows the checkpoint of the last row. A run that dies between it and summary.json continues
+            # from an earlier checkpoint.
             if not ours.get("is_last"):
                 return continue_from(path, ours, config, self.path)
         return None
 
     def _prepare(self, config: Config, start: Start | None) -> None:
-        """What must be there, and nothing else, before the first row."""
+        """Bring the directory to the state that it has before the first row of this part of the run."""
         if config.resume is None or config.force:
-            # The summary first: what is half emptied must not pass for a finished run.
+            # The summary goes first: a half-emptied directory must not count as a finished run.
             for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name != "summary.json"):
                 if entry.name != ".lock":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        # What a killed process was writing; nobody else writes here while we hold the lock.
+        # A killed process leaves these; no other process writes here while this one holds the lock.
         for part in self.path.rglob(".*.part"):
             part.unlink()
         with replacing(self.path / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
         self._remove_later(start)
         if start is not None and not (self.path / "metrics.csv").exists():
-            # A longer run starts with the rows of the one that it continues.
+            # A longer run starts with the rows of the run that it continues.
             earlier = start.checkpoint.parent.parent / "metrics.csv"
             if earlier.exists():
                 with replacing(self.path / "metrics.csv") as temporary:
                     shutil.copyfile(earlier, temporary)
 
     def _remove_later(self, start: Start | None) -> None:
-        """Remove our files of the steps that come anew, after ``start``: checkpoints and pictures.
+        """Remove the checkpoints and pictures of the steps after ``start``, which this run makes again.
 
-        In an order that leaves a directory to be resumed whenever the process dies: the step that the run continues
-        from has a file of its own before later ones go, and of these the latest goes first.
+        The order leaves a directory that can be resumed, whenever the process dies: first the step from which the run
+        continues gets a file of its own; then later files go, the latest first.
         """
         step, checkpoints, pictures = -1 if start is None else start.step, self._checkpoints, self.path / "features"
         rows = row_files(checkpoints, ".ckpt")
@@ -230,18 +237,18 @@ class RunDirectory:
             self.last_checkpoint.unlink(missing_ok=True)
         later = [path for at, path in sorted(rows.items(), reverse=True) if at > step]
         for path in (checkpoints / "best.ckpt", *checkpoints.glob("stage-[0-9].ckpt")):
-            # One that cannot be read tells no row; the next of its name takes its place.
+            # A damaged file stays until the run writes the next file of that name.
             with contextlib.suppress(InputError):
                 later += [path] if read_own_part(path, str(path))["step"] > step else []
         drawn = [path for at, path in reversed(row_files(pictures, ".png").items()) if at > step]
-        # It holds the weights of the newest picture.
+        # last.npz holds the weights of the newest picture.
         later += [pictures / "last.npz", *drawn] if drawn else []
         for path in later:
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def summarizing(self, config: Config, start: int) -> Iterator[None]:
-        """Around the fit: summary.json when it ends well or diverges, and messages that say what is kept.
+        """Around the fit: write summary.json when it ends or diverges; errors say which state is kept.
 
         Args:
             start: the row that this part of the run starts at.
@@ -266,7 +273,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def _storing(self) -> Iterator[None]:
-        """Say in one sentence when the directory cannot be written any more."""
+        """Turn an error of the disk, or of a file of this directory, into a `StorageError`."""
         try:
             yield
         except OSError as error:
@@ -320,12 +327,12 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a run does with its directory: it returns ``stored``, or continues from ``start``, or starts at row 0.
+    """What a run does in its directory: return ``stored``, or continue from ``start``, or start at row 0.
 
     Attributes:
-        result_id: tells the result that was there from a newer one; None where there was none.
-        stored: summary.json of the run that is not repeated.
-        start: what the run continues from.
+        result_id: identifies the summary.json that was there; None where there was none.
+        stored: summary.json of a run that is not repeated.
+        start: the checkpoint from which the run continues.
     """
 
     result_id: tuple[int, int] | None
@@ -334,7 +341,7 @@ class Decision:
 
 
 def versions() -> Mapping[str, str]:
-    """What the numbers were made with."""
+    """The versions of Python and of the libraries that a run's numbers depend on."""
     return {
         "li2_lightning": li2_lightning.__version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Weights & Biases, through Lightning's logger, without ever asking for anything.
+"""Weights & Biases, through Lightning's logger; nothing here prompts.
 
 wandb is imported where it is used: it takes as long as a fifth of torch, and a run without it need not wait.
 """
@@ -37,7 +37,7 @@ from li2_lightning.runs.checkpoints import Start
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import MetricsFile, read_rows
 
-# W&B alone goes on trying for many minutes when its server is gone. Rows are sent all along: little is left at the end.
+# By default W&B tries for many minutes to reach a lost server. Rows are sent during the run, so that few are left then.
 FINISH_SECONDS = 60.0
 PROJECT = "li2_lightning"
 # Older names of two modes.
@@ -101,10 +101,10 @@ def logging_to(
     """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
 
     A resumed run goes on in the same W&B run; offline that is a further segment of it, a folder of its own with the
-    same id. Rows of metrics.csv that W&B lacks come first: those that a kill took, those of another mode, and for a
-    longer run in a directory of its own all of them. An unreachable W&B server is no reason to stop: the run goes on
-    offline. One that is lost later is tried until the run ends and `FINISH_SECONDS` longer; what it did not get is on
-    disk for ``wandb sync``, and said.
+    same id. Rows of metrics.csv that W&B lacks are sent first: rows lost by a kill, rows logged in another mode, and
+    all rows where a longer run has a directory of its own. If the W&B server cannot be reached, the run goes on offline. A
+    server that is lost later is tried until `FINISH_SECONDS` after the end of the run; rows that it did not receive are
+    on disk for ``wandb sync``, and a message says so.
 
     Args:
         mode: of `wandb_mode`.
@@ -123,10 +123,10 @@ def logging_to(
 
 @contextlib.contextmanager
 def answering_agent(config: Config, directory: RunDirectory) -> Iterator[None]:
-    """Around the look at a run's stored result: an agent of W&B gets it, as if the run had just been trained.
+    """Around the reading of a stored result: report the result to an agent of W&B as if the run had just been trained.
 
-    A search waits for its metric, whoever trained the run. What the block raises, as for a run that diverged, marks
-    the agent's run as failed.
+    An agent waits for the metric of every run that it starts. An error of the block, such as that of a diverged run,
+    marks the agent's run as failed.
     """
     summary = None if config.force or "WANDB_SWEEP_ID" not in os.environ else directory.summary()
     if summary is None or (mode := wandb_mode(config)) == "disabled":
@@ -145,9 +145,9 @@ def answering_agent(config: Config, directory: RunDirectory) -> Iterator[None]:
 
 
 class RunLogger(WandbLogger):
-    """Lightning's logger for W&B, whose own count of the rows is made to equal their ``step``.
+    """Lightning's logger for W&B; W&B's count of rows equals their ``step``.
 
-    W&B keeps the newest row open until the next one begins. Whatever else belongs to a row joins it there.
+    W&B keeps the newest row open until the next row begins; pictures and stage transitions are added to it.
 
     Args:
         run: what ``wandb.init`` gave.
@@ -167,7 +167,7 @@ class RunLogger(WandbLogger):
         self._log(metrics, self._newest if step is None else step)
 
     def catch_up(self) -> None:
-        """Log the earlier rows that W&B lacks, unless that is done."""
+        """Log the earlier rows that W&B lacks, the first time."""
         earlier, self._earlier = self._earlier, ()
         for row in earlier:
             self._log(row, int(row["step"]))
@@ -204,7 +204,7 @@ def run_loggers(trainer: lightning.Trainer) -> list[RunLogger]:
 
 
 def wandb_position(trainer: lightning.Trainer) -> dict[str, Any] | None:
-    """The id of the W&B run; None without a run."""
+    """What a checkpoint keeps of the W&B run, its id; None without a run."""
     for logger in run_loggers(trainer):
         return {"id": str(logger.experiment.id)}
     return None
@@ -257,13 +257,15 @@ def _start(
     position: Mapping[str, Any] | None,
     earlier: Iterable[Mapping[str, float]],
 ) -> RunLogger:
-    """Begin a W&B run, or a further segment of one: the config goes before the environment, which goes before ours."""
+    """Begin a W&B run, or a further segment of one.
+
+    A value of the config has priority over the environment, and the environment over the defaults here.
+    """
     import wandb
 
-    # Of W&B's own files, too.
     environment = wandb_environment()
     run_id = environment.run_id
-    # A trial of W&B's agent is a run of its own.
+    # A trial of W&B's agent is always a new run.
     if run_id is None and environment.sweep_id is None:
         if before := segments(directory):
             run_id = _run_id(before[-1])
@@ -272,7 +274,7 @@ def _start(
     held = 0
     if run_id is not None:
         held = _rows_held(directory, run_id, mode)
-        # W&B names the folder by run and second, and a segment of the same second would take the place of the last.
+        # W&B names a folder by run and second; a segment of the same second would overwrite the last.
         while any((directory / "wandb").glob(f"*run-{datetime.now():%Y%m%d_%H%M%S}-{run_id}")):
             time.sleep(0.1)
     logger = config.logger
@@ -302,7 +304,7 @@ def _start(
             ),
         )
     except wandb.errors.Error:
-        # What was begun holds nothing, and `wandb sync` would stop there.
+        # `wandb sync` would stop at the empty segment.
         for segment in set(segments(directory)) - there:
             _remove(segment)
         raise
@@ -331,7 +333,7 @@ def segments(directory: Path, run_id: str | None = None) -> list[Path]:
 
 
 def sync_command(directory: Path) -> str | None:
-    """What sends to W&B all that it has not received of the run in this directory; None where nothing is left."""
+    """The command that sends the unsent segments of a run to W&B; None where all were sent."""
     unsent = [segment for segment in segments(directory) if not _is_sent(segment)]
     online = [] if all(segment.name.startswith("offline-") for segment in unsent) else ["--include-online"]
     return shlex.join(["wandb", "sync", *online, *map(str, unsent)]) if unsent else None
@@ -348,9 +350,9 @@ def _is_sent(segment: Path) -> bool:
 
 
 def _rows_held(directory: Path, run_id: str, mode: str) -> int:
-    """One more than the last row that the segments of a run hold for W&B; online only those count that it received.
+    """One more than the last row in the segments of a run; online, in the segments that W&B has received.
 
-    A segment that a kill cut off is removed: `wandb sync` stops at its end, and the segments after it are not sent.
+    A segment that a kill cut off is removed, because `wandb sync` stops at its end and sends no later segment.
     """
     held = 0
     for segment in segments(directory, run_id):
@@ -369,7 +371,7 @@ def _remove(segment: Path) -> None:
 
 
 def _link(segment: Path, directory: Path) -> None:
-    """Make a segment that WANDB_DIR has put elsewhere appear in the run directory."""
+    """Link a segment into the run directory, where WANDB_DIR has put it elsewhere."""
     name = directory / "wandb" / segment.name
     if not name.exists():
         name.parent.mkdir(exist_ok=True)
