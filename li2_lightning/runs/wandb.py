@@ -102,9 +102,9 @@ def logging_to(
 
     A resumed run goes on in the same W&B run; offline that is a further segment of it, a folder of its own with the
     same id. Rows of metrics.csv that W&B lacks are sent first: rows lost by a kill, rows logged in another mode, and
-    all rows where a longer run has a directory of its own. If the W&B server cannot be reached, the run goes on offline. A
-    server that is lost later is tried until `FINISH_SECONDS` after the end of the run; rows that it did not receive are
-    on disk for ``wandb sync``, and a message says so.
+    all rows where a longer run has a directory of its own. If the W&B server cannot be reached, the run goes on
+    offline. A server that is lost later is tried until `FINISH_SECONDS` after the end of the run; rows that it did not
+    receive are on disk for ``wandb sync``, and a message says so.
 
     Args:
         mode: of `wandb_mode`.
