@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -34,11 +32,5 @@ def squared_magnitudes(values: Tensor) -> Tensor:
     return values.real.square() + values.imag.square() if values.is_complex() else values.square()
 
 
-def _find_onednn() -> Callable[..., Tensor] | None:
-    """oneDNN's product of matrices; None where torch lacks it, or MKL is as fast."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
-    return onednn_product()
-
-
-_ONEDNN = _find_onednn()
+# Without AVX-512 oneDNN gains nothing.
+_ONEDNN = onednn_product() if torch.backends.cpu.get_cpu_capability() == "AVX512" else None
