@@ -33,7 +33,10 @@ def build_network(
 
     Raises:
         InputError: ``weights`` do not fit the network.
+        ValueError: the section names initial weights, and ``weights`` are missing.
     """
+    if config.initial_weights is not None and weights is None:
+        raise ValueError(f"The weights of network.initial_weights={config.initial_weights!r} are missing.")
     kind = TransformerNetwork if config.name == "transformer" else TwoLayerNetwork
     network = kind(config, sizes, dtype, generator)
     if weights is not None:

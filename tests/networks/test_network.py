@@ -331,6 +331,14 @@ def test_weights_from_a_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(network.get_parameter(name), value) for name, value in values.items())
 
 
+def test_a_section_that_names_weights_builds_no_network_without_them() -> None:
+    sizes = SimpleNamespace(num_tokens=M, num_operands=2, num_classes=C)
+    for name in ("two_layer", "transformer"):
+        config = NetworkConfig(name=name, width=8, initial_weights="weights.npz")
+        with pytest.raises(ValueError, match=r"weights of network\.initial_weights='weights\.npz' are missing"):
+            build_network(config, sizes, F64, generator(0, "test"))
+
+
 def without(name: str) -> dict[str, Any]:
     return {key: value for key, value in arrays().items() if key != name}
 
