@@ -35,10 +35,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS, build_callbacks, with_defaults
+from li2_lightning._compat import is_first_rank
 from li2_lightning.cli.hydra_errors import explain_groups, explain_keys, prepare, show_error
 from li2_lightning.config import CONFIGS
 from li2_lightning.config.checks import load_config
@@ -50,8 +50,9 @@ from li2_lightning.distributed.machine import use_threads
 from li2_lightning.distributed.rank_group import RankGroup
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
-from li2_lightning.networks.two_layer import build_network
-from li2_lightning.runs.directory import RunDirectory, RunResult, Start
+from li2_lightning.networks.build import build_network
+from li2_lightning.runs.checkpoints import Start, read_weights
+from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.terminal import print_summary
 from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
 from li2_lightning.seeds import generator, keeping_random_state
@@ -190,7 +191,8 @@ def assemble(config: Config, directory: Path, ranks: RankGroup) -> Parts:
     )
     ranks.check_rows(len(split.train))
     data = TableDataModule(task, split, config.data.batch_size, config.seed)
-    network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"))
+    weights = read_weights(config.network.initial_weights, "network.initial_weights")
+    network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"), weights)
     check_cover(list(network.named_parameters()), network.roles())
     build = partial(build_optimizer, config=asdict(config.optimizer), layouts=network.layouts())
     with keeping_random_state():
@@ -258,7 +260,7 @@ def train(config: DictConfig) -> None:
         result = run(config)
     except Exception as error:
         sys.exit(show_error(error, config.debug))
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # Lightning sets it
+    if not is_first_rank():
         return
     if result.stored:
         print("This run was finished before; force=true repeats it.")

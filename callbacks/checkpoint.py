@@ -1,4 +1,4 @@
-"""What a killed or diverged run is continued from, and the networks worth coming back to."""
+"""Checkpoints: to continue a killed or diverged run, and to keep chosen networks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 
 from callbacks.diagnostic import Cadence, positive_integer
 from callbacks.registry import CALLBACKS
+from li2_lightning._compat import dump_checkpoint
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.files import link_or_copy, replacing, row_files
+from li2_lightning.measurement.rows import Row
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.module import Li2Module, Row
+from li2_lightning.module import Li2Module
+from li2_lightning.runs.checkpoints import check_plain
 from li2_lightning.runs.metrics_csv import rows_written
-from li2_lightning.runs.plain import check_plain
 from li2_lightning.runs.wandb import wandb_position
 from li2_lightning.seeds import plain_random_state, random_state, set_random_state
 from li2_lightning.theory.stages import Transition
@@ -31,17 +33,17 @@ class Checkpoint(lightning.Callback):
     * ``best.ckpt``: the earliest row with the highest test accuracy so far;
     * ``stage-2.ckpt``, ``stage-3.ckpt``: the row in which that stage was declared.
 
-    A checkpoint of row t holds the weights after t updates; optimizer, schedules, every callback and every source of
-    random numbers after row t; how many rows metrics.csv had; and the W&B run. It is written only once the row is known
-    to be finite, and takes its place in one move.
+    A checkpoint of row t holds the weights after t updates; the states after row t of the optimizer, the schedules,
+    every callback and every source of random numbers; the number of rows in metrics.csv; and the id of the W&B run. It
+    is written once row t is known to be finite, and replaces an older file in one move.
 
-    The best row waits in memory until the next row-… file is written: a run that is killed before that continues from
-    an earlier row, and meets it again. On an accelerator ``best`` and ``transitions`` have to know each row before the
-    weights move on, one synchronization a row.
+    The best row stays in memory until the next row-… file is written. A run that is killed before then continues from
+    an earlier row, and reaches the best row again. On an accelerator ``best`` and ``transitions`` need each row before
+    the weights change, which costs one synchronization a row.
 
     Args:
-        every_n_steps: cadence; the last row and an interrupted one are kept, too.
-        keep: how many row-… files stay, not counting that of the last row; the oldest go first.
+        every_n_steps: cadence; the last row and an interrupted row are kept, too.
+        keep: how many row-… files stay, beside the file of the last row; the oldest go first.
         best: whether best.ckpt is kept.
         transitions: whether stage-….ckpt are kept.
     """
@@ -58,7 +60,7 @@ class Checkpoint(lightning.Callback):
         self._is_best = False
         self._reached: int | None = None
         self._best_snapshot: dict[str, Any] | None = None
-        # Before the forward pass of this step, which a resumed run repeats; and what a resumed run goes on with.
+        # The random state before the forward pass of this step, which a resumed run repeats, and the states to restore.
         self._random_before: dict[str, Any] = {}
         self._resumed_random: dict[str, Any] | None = None
 
@@ -97,7 +99,7 @@ class Checkpoint(lightning.Callback):
         self._keep(trainer, row_file=True, is_last=True)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        # The row that diverged is not kept; the best one before it is.
+        # The row that diverged is not kept; the best row before it is.
         if isinstance(exception, DivergenceError):
             self._write_best(trainer)
 
@@ -118,9 +120,9 @@ class Checkpoint(lightning.Callback):
     # -- files ------------------------------------------------------------------------------------------------------
 
     def _keep(self, trainer: lightning.Trainer, row_file: bool, is_last: bool = False) -> None:
-        """Write, or note, what this row is kept for; its weights are still the current ones."""
+        """Write, or keep in memory, the checkpoints of this row, whose weights are still the current weights."""
         if self._is_best:
-            self._best_snapshot = None  # gives its memory back first
+            self._best_snapshot = None  # frees its memory before the next copy is made
             self._best_snapshot, self._is_best = _copy(_snapshot(trainer)), False
         if self._reached is not None:
             _write(trainer, _snapshot(trainer), f"stage-{self._reached}.ckpt")
@@ -138,7 +140,10 @@ class Checkpoint(lightning.Callback):
             self._best_snapshot = None
 
     def _tidy(self, trainer: lightning.Trainer, is_last: bool) -> None:
-        """Name the newest row's file last.ckpt, and remove the oldest; that of the last row leads nowhere."""
+        """Link last.ckpt to the newest row's file, and remove the oldest files.
+
+        The file of the last row does not count for ``keep``, since no run continues from it.
+        """
         folder = _folder(trainer)
         rows = row_files(folder, ".ckpt")
         newest = rows.pop(trainer.global_step) if is_last else rows[trainer.global_step]
@@ -152,16 +157,18 @@ def _folder(trainer: lightning.Trainer) -> Path:
 
 
 def _snapshot(trainer: lightning.Trainer) -> dict[str, Any]:
-    """Everything there is to save, as plain containers (`check_plain`); its tensors are those in use."""
-    # Trainer.save_checkpoint is this and a file; the best row waits in memory for its file.
-    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    """The whole state of the run in plain containers (`check_plain`); it shares its tensors with the run."""
+    checkpoint = dump_checkpoint(trainer)
     checkpoint["li2_lightning"] |= {"rows": rows_written(trainer), "wandb": wandb_position(trainer)}
     check_plain(checkpoint)
     return checkpoint
 
 
 def _copy(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A snapshot that later steps do not write to; it shares what callbacks hand over in tuples of tensors."""
+    """A deep copy, except for tensors inside tuples.
+
+    A callback stores tensors in a tuple to promise that it never writes to them again.
+    """
     shared: dict[int, Any] = {}
     for state in checkpoint["callbacks"].values():
         for value in state.values():
@@ -171,7 +178,7 @@ def _copy(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(trainer: lightning.Trainer, checkpoint: dict[str, Any], name: str) -> None:
-    """One file, whole or not at all; rows up to this one reach metrics.csv first."""
+    """Write one file, whole or not at all, after the rows up to this one are in metrics.csv."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
@@ -186,7 +193,7 @@ def _write(trainer: lightning.Trainer, checkpoint: dict[str, Any], name: str) ->
 
 
 class _Stream:
-    """A file whose first error is kept for later: torch answers one in the middle of its archive with one of its own.
+    """A file that keeps its first error: torch replaces an error in the middle of its archive by one that hides it.
 
     Args:
         file: open for writing.

@@ -12,7 +12,8 @@ from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.log import say
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
-from li2_lightning.networks.two_layer import EVALUATION_BLOCK, TwoLayerNetwork
+from li2_lightning.networks.base import EVALUATION_BLOCK
+from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.theory.energy import column_norms, energy, unit_energy
 
 

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from callbacks.diagnostic import positive_integer
 from callbacks.registry import CALLBACKS
-from li2_lightning.module import Li2Module, Row
+from li2_lightning.measurement.rows import Row
+from li2_lightning.module import Li2Module
 from li2_lightning.runs.terminal import describe_transition
 from li2_lightning.theory.stages import Transition
 

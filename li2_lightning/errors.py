@@ -69,6 +69,12 @@ def readable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def reason(error: Exception) -> str:
+    """What an exception of a library says, on one line and without its last full stop."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """The hint ``" Did you mean 'x'?"`` with the option that ``word`` was meant to be, or nothing where none is near.
 

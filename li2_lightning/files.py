@@ -10,54 +10,47 @@ import os
 import re
 import shutil
 import struct
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from li2_lightning.errors import InputError
 
 # What a file system without locks answers.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-# How often, and seconds apart, a lock is tried: `held` takes it for a few microseconds.
-TRIES, PAUSE_S = 10, 0.01
+# Seconds for which a lock is tried: `is_locked` takes it for a few microseconds.
+WAIT_S = 0.1
 
 
-def lock(path: Path) -> IO[str]:
-    """Lock a file for this process, as long as it is open or the process lives.
+def lock(path: Path) -> AcquireReturnProxy[FileLock]:
+    """Lock a file for this process, until the block that uses the lock ends or the process dies.
 
     Raises:
         BlockingIOError: another process holds the lock.
         OSError: the file cannot be opened, or its file system has no locks.
     """
-    file = path.open("w")
     try:
-        for left in reversed(range(TRIES)):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise
-                time.sleep(PAUSE_S)
+        return FileLock(path, timeout=WAIT_S, poll_interval=WAIT_S / 10, fallback_to_soft=False).acquire()
+    except Timeout as error:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path)) from error
     except OSError as error:
-        file.close()
         if error.errno in NO_LOCKS:
             reason = "its file system has no locks (flock), which keep two processes apart"
             raise OSError(error.errno, reason, str(path)) from error
         raise
-    return file
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process has locked a file; a file that does not exist is not locked."""
     try:
         with path.open() as file:
+            # filelock has exclusive locks only, with which two processes that ask would each see the other.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -69,7 +62,7 @@ def is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and goes away when not."""
+    """A temporary path that replaces ``path`` when the block ends, and is removed when the block raises."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -84,7 +77,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:
-            # Where the disk is to blame, copying says so.
+            # An error of the disk comes up again in the copy.
             shutil.copyfile(source, temporary)
 
 
@@ -111,7 +104,7 @@ def read_input(path: str, key: str) -> bytes:
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The named arrays of an ``.npz`` file, all where None; never unpickles, ValueError when one is missing."""
-    # np.load leaves a file open that it opened itself and found broken; what it raises for one has many names.
+    # A broken file makes NumPy raise errors of many types.
     try:
         return _read_npz(path, names)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
@@ -119,6 +112,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.ND
 
 
 def _read_npz(path: Path, names: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
+    # np.load would leave open a broken file that it had opened itself.
     with path.open("rb") as file:
         arrays = np.load(file, allow_pickle=False)
         if isinstance(arrays, np.ndarray):

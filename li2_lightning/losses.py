@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from li2_lightning._compat import write_count
 from li2_lightning.distributed.collectives import row_mean
 from li2_lightning.errors import InputError
 from li2_lightning.plugins import Registry
@@ -74,7 +75,7 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Y, n × C. Calls with the same labels share one tensor, which must not be written to."""
     if labels.is_inference():  # has no version counter, so a change would go unnoticed
         return functional.one_hot(labels, num_classes).to(dtype)
-    made_for = num_classes, dtype, labels._version
+    made_for = num_classes, dtype, write_count(labels)
     known = _ONE_HOTS.get(labels)  # type: ignore[no-untyped-call]
     if known is None or known[0] != made_for:
         # A later caller may differentiate, which a tensor made in inference mode does not allow.

@@ -21,7 +21,6 @@ Besides Lightning's hooks a callback may define:
 
 from __future__ import annotations
 
-import itertools
 import math
 import signal
 from collections.abc import Callable, Mapping
@@ -37,19 +36,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from li2_lightning._compat import has_gradient_hooks, is_step_overflow
 from li2_lightning.config.schema import PRECISIONS, NetworkConfig
 from li2_lightning.data import Rows, TableDataModule
-from li2_lightning.distributed.collectives import from_first, gather_rows, sum_over_ranks, world_size
+from li2_lightning.distributed.collectives import gather_rows, sum_over_ranks, world_size
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums
+from li2_lightning.measurement.rows import rows_to_host
 from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.networks.two_layer import Activity, Network
+from li2_lightning.networks.base import Activity, Network
+from li2_lightning.runs.checkpoints import updates_left
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
-Row = dict[str, float | None]
 # Rows that collect on an accelerator before one transfer moves them to the host.
 ROWS_PER_TRANSFER = 16
 
@@ -66,7 +67,7 @@ class Li2Module(lightning.LightningModule):
     """Trains a network on a `TableDataModule` and publishes one row after the other.
 
     Args:
-        network: `li2_lightning.networks.two_layer.Network`.
+        network: `li2_lightning.networks.base.Network`.
         loss: the training loss.
         optimizer: over the network's parameters.
         scheduler: stepped once after each update, or None.
@@ -212,8 +213,7 @@ class Li2Module(lightning.LightningModule):
         try:
             super().optimizer_step(*args, **kwargs)
         except RuntimeError as error:
-            # torch's message for a step size that the dtype of the weights cannot represent.
-            if "without overflow" not in str(error):
+            if not is_step_overflow(error):
                 raise
             raise DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.") from error
         self.network.normalize()
@@ -325,10 +325,9 @@ class Li2Module(lightning.LightningModule):
         Mixed precision rounds it to half precision and may scale the loss. A hook on V may change it in any way.
         """
         V = self.network.V
-        of_row = self.data.is_full_batch and not self._has_eval_point
-        hooked = V._backward_hooks or V._post_accumulate_grad_hooks
+        is_there = self.data.is_full_batch and not self._has_eval_point
         mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        return V.grad if of_row and not hooked and not mixed else None
+        return V.grad if is_there and not mixed and not has_gradient_hooks(V) else None
 
     def hand_over(self) -> None:
         """Move the waiting rows to the host in one transfer and give them to callbacks and loggers in order.
@@ -439,23 +438,6 @@ class Li2Module(lightning.LightningModule):
         self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
 
 
-def updates_left(saved: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
-    """How many updates (1 or 0) a run makes from a checkpoint that was written after a request to stop, else None.
-
-    The request counts for the run that continues, too, unless its ``stop_at_test_accuracy`` differs or, where none is
-    given, its ``max_steps``.
-
-    Args:
-        saved: ``li2_lightning`` of the checkpoint.
-        config: the plain config of the run that continues from the checkpoint.
-    """
-    left: int | None = saved.get("updates_left")
-    before, key = saved["config"], "stop_at_test_accuracy"
-    if before.get(key) is None:
-        key = "max_steps" if config.get(key) is None else key
-    return left if before.get(key) == config.get(key) else None
-
-
 def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:
     """`ridge_readout` on the rows of all ranks, ``total`` rows; it also solves the smaller of the two systems."""
     if world_size() == 1:
@@ -465,25 +447,3 @@ def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) 
     F, Y = features.double(), targets.double()
     gram, right = sum_over_ranks(F.mT @ F, F.mT @ Y)
     return solve_shifted(gram, right, ridge).to(features.dtype)
-
-
-def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
-    """The rows as Python floats, by one transfer; NaN and ±inf become None except in train/loss."""
-    if not rows:
-        return []
-    tensors = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
-    by_type: dict[torch.dtype, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        by_type.setdefault(tensor.dtype, []).append(index)
-    stacks = [torch.stack([tensors[index] for index in members]).detach() for members in by_type.values()]
-    numbers = from_first(torch.cat([stack.to(_widest(stack)) for stack in stacks])).cpu().tolist()
-    host = iter([number for _, number in sorted(zip(itertools.chain(*by_type.values()), numbers, strict=True))])
-    finished: list[Row] = []
-    for row in rows:
-        values = {name: next(host) if isinstance(value, Tensor) else float(value) for name, value in row.items()}
-        finished.append({name: v if math.isfinite(v) or name == "train/loss" else None for name, v in values.items()})
-    return finished
-
-
-def _widest(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64

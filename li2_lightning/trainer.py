@@ -17,6 +17,7 @@ import lightning
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from li2_lightning._compat import HALF_ON_CPU, LEAF_SPEC
 from li2_lightning.config.schema import Config
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import InputError
@@ -57,7 +58,7 @@ def build_trainer(
     try:
         with quiet_lightning(), warnings.catch_warnings():
             # Lightning takes another precision with a warning; below that is an error.
-            warnings.filterwarnings("ignore", message=".*AMP with fp16.*")
+            warnings.filterwarnings("ignore", message=HALF_ON_CPU)
             built = lightning.Trainer(
                 accelerator=trainer.accelerator,
                 devices=trainer.devices,
@@ -121,8 +122,7 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # torch warns about its own keyword inside Lightning; nothing that a user of ours can change.
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=LEAF_SPEC, category=FutureWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -165,12 +165,13 @@ def test_theory_knows_neither_lightning_nor_files() -> None:
         assert not imports(path) & {"lightning", "wandb", "omegaconf", "os", "pathlib", "io"}, path
 
 
-def test_hydra_is_in_train_py_and_its_sweeper_alone() -> None:
+def test_hydra_is_in_train_py_its_sweeper_and_compat_alone() -> None:
     assert "hydra" in imports(ROOT / "train.py")
     assert "hydra" in imports(ROOT / "hydra_plugins" / "li2_sweeper" / "__init__.py")
     for part in PARTS:
         for path in files(part):
-            assert "hydra" not in imports(path), path
+            # Its private names are those of every library.
+            assert "hydra" not in imports(path) or path.name == "_compat.py", path
 
 
 def test_nothing_is_instantiated_from_a_config() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import multiprocessing
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +86,71 @@ def test_a_file_system_without_locks_is_named_in_one_sentence(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
-def test_a_lock_is_not_refused_since_somebody_asked_whether_it_is_held(
+def test_a_lock_is_not_refused_since_somebody_asked_whether_it_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / ".lock"
     path.touch()
     probe = path.open()
     fcntl.flock(probe, fcntl.LOCK_SH)
-    monkeypatch.setattr("time.sleep", lambda seconds: probe.close())
+    with monkeypatch.context() as patch:
+        patch.setattr("time.sleep", lambda seconds: probe.close())
+        with lock(path):
+            assert is_locked(path)
+            with pytest.raises(BlockingIOError):
+                lock(path)
+    assert not is_locked(path)
+
+
+def test_to_ask_whether_a_file_is_locked_neither_makes_it_nor_locks_it(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert not is_locked(path)
+    assert not path.exists()
+    path.touch()
+    with path.open() as another:
+        fcntl.flock(another, fcntl.LOCK_SH)
+        assert not is_locked(path)
     with lock(path):
+        pass
+
+
+def locked_by_a_process(path: Path, ready: Any) -> None:
+    with lock(path):
+        ready.set()
+        signal.pause()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    path, context = tmp_path / ".lock", multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=locked_by_a_process, args=(path, ready))
+    process.start()
+    try:
+        assert ready.wait(60)
         assert is_locked(path)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
         with pytest.raises(BlockingIOError):
             lock(path)
+    finally:
+        process.kill()
+        process.join()
     assert not is_locked(path)
+    with lock(path):
+        assert is_locked(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_lock_is_held_does_not_keep_it(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with lock(path):
+        process = multiprocessing.get_context("fork").Process(target=signal.pause)
+        process.start()
+        assert is_locked(path)
+    try:
+        assert not is_locked(path)
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_only_files_with_our_names_have_a_row(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from callbacks.gradient import Gradient
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.losses import build_loss
-from li2_lightning.module import rows_to_host
-from li2_lightning.networks.two_layer import build_network
+from li2_lightning.measurement.rows import rows_to_host
+from li2_lightning.networks.build import build_network
+from li2_lightning.runs.checkpoints import read_weights
 from li2_lightning.seeds import generator
 from li2_lightning.tasks.tasks import build_task
 from li2_lightning.theory.lazy import center
@@ -643,7 +644,8 @@ def test_a_checkpoint_evaluated_reproduces_its_row_bit_for_bit(
         assert path.name == f"row-{int(row['step']):06d}.ckpt"
         section = dict(checkpoint["li2_lightning"]["config"]["network"], initial_weights=str(path))
         del section["transformer"]
-        network = build_network(NetworkConfig(**section), task, dtype, generator(9, "other weights"))
+        weights = read_weights(str(path), "network.initial_weights")
+        network = build_network(NetworkConfig(**section), task, dtype, generator(9, "other weights"), weights)
         with torch.no_grad():
             train = network(data.train.tokens)
             test = network(data.test.tokens, train.moments)

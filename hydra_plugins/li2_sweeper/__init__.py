@@ -1,25 +1,35 @@
-"""Hydra's own grid sweeper, of which `li2_lightning.sweeps` launches what is not finished.
+"""A grid sweeper like Hydra's own, of which `li2_lightning.sweeps` launches what is not finished.
 
 Hydra takes a sweeper from no other place than the namespace package ``hydra_plugins``.
 """
 
+import itertools
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
+from hydra.plugins.sweeper import Sweeper as HydraSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 
-class Sweeper(BasicSweeper):
-    """Takes ``hydra.sweeper.params`` and the command line, as Hydra's own does."""
+class Sweeper(HydraSweeper):
+    """Takes ``hydra.sweeper.params`` and the command line, as Hydra's own does.
+
+    Args:
+        max_batch_size: how many runs are launched at once; None: all.
+        params: values of the grid by key, as on the command line.
+    """
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+        self.max_batch_size = max_batch_size
+        self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from li2_lightning.sweeps.lead import FOLDER
@@ -27,9 +37,13 @@ class Sweeper(BasicSweeper):
         self.folder = Path(config.output_dir).absolute() / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         # Where launchers keep what is theirs, before they are built with it.
         config.hydra.sweep.dir = str(self.folder)
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> None:
+        from li2_lightning._compat import end_joblib_workers, job_error
         from li2_lightning.cli.hydra_errors import opened, quoted
         from li2_lightning.distributed.machine import search_path
         from li2_lightning.errors import InputError
@@ -42,12 +56,20 @@ class Sweeper(BasicSweeper):
         assert self.hydra_context is not None
         loader, master, launcher = self.hydra_context.config_loader, self.config, self.launcher
         grid = OverridesParser.create(config_loader=loader).parse_overrides(
-            [*map(opened, self._parse_config()), *arguments]
+            [*(opened(f"{key}={value}") for key, value in self.params.items()), *arguments]
         )
+        axes: dict[str, list[str]] = {}
         for override in grid:
-            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+            key = override.get_key_element()
+            if not override.is_sweep_override():
+                axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+            elif override.is_discrete_sweep():
+                axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            else:
+                raise InputError(f"{override.input_line} is no list of values; give values as in {key}=1,2,3.")
+            if not axes[key]:
                 raise InputError(f"{override.input_line} names no value, so the sweep has no run.")
-        (overrides,) = self.split_arguments(grid, None)
+        overrides = [list(own) for own in itertools.product(*axes.values())]
 
         def compose(own: list[str]) -> DictConfig:
             config = loader.load_sweep_config(master, own)
@@ -60,7 +82,7 @@ class Sweeper(BasicSweeper):
             for result in launcher.launch([[*own, where] for own in jobs], initial_job_idx=0):
                 if result.status is JobStatus.FAILED:
                     # What a run does not note itself never happens in a run.
-                    raise result._return_value
+                    raise job_error(result)
 
         launching = self._launching(len(overrides))
         if not launching.in_this_process:
@@ -70,7 +92,7 @@ class Sweeper(BasicSweeper):
             os.environ["PYTHONSAFEPATH"] = "1"
         with Sweep(plan(overrides, compose, read_config), self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
-            self._end_workers()
+            end_joblib_workers()
 
     def _launching(self, runs: int) -> Any:
         """What the chosen launcher does with runs."""
@@ -89,19 +111,14 @@ class Sweeper(BasicSweeper):
                 return Launching(parallel=self.max_batch_size or runs, in_this_process=False, reuses_workers=False)
         return Launching(parallel=None, in_this_process=False, on_this_machine=False, reuses_workers=False)
 
-    def _end_workers(self) -> None:
-        """Joblib's workers would wait some minutes for more."""
-        if "joblib" in sys.modules:
-            from joblib.externals.loky import get_reusable_executor
-
-            get_reusable_executor().shutdown(wait=True)
-
 
 @dataclass
-class SweeperConf(BasicSweeperConf):
-    """Hydra's own keys, params and max_batch_size."""
+class SweeperConf:
+    """The arguments of `Sweeper`."""
 
     _target_: str = f"{Sweeper.__module__}.{Sweeper.__qualname__}"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="unfinished", node=SweeperConf, provider="li2_lightning")

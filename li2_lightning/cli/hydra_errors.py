@@ -14,6 +14,15 @@ from typing import NoReturn
 
 from omegaconf.errors import OmegaConfBaseException
 
+from li2_lightning._compat import (
+    KNOWN_CHOICE,
+    SEVERAL_VALUES,
+    UNKNOWN_CHOICE,
+    UNKNOWN_OVERRIDE,
+    is_refused_value,
+    is_unknown_key,
+    unreadable_override,
+)
 from li2_lightning.config.checks import explain, unknown_key
 from li2_lightning.config.schema import Config, declared, section_of
 from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable, unknown
@@ -181,25 +190,25 @@ def _composition_error(error: BaseException) -> InputError:
     """What Hydra says about an override, in our words."""
     text = str(error)
     cause = error.__cause__
-    if match := re.search(r"Could not override '([^']+)'", text):
-        if isinstance(cause, OmegaConfBaseException) and "not in" not in str(cause):
+    if match := UNKNOWN_OVERRIDE.search(text):
+        if isinstance(cause, OmegaConfBaseException) and not is_unknown_key(cause):
             return explain(cause)
         return unknown_key(getattr(cause, "full_key", None) or match.group(1))
-    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
+    if match := SEVERAL_VALUES.search(text):
         key, _, value = match.group(1).lstrip("+").partition("=")
         return InputError(
             f"{key}={value} names several values; add -m for a sweep, or write a list as {key}=[{value}]."
         )
-    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
+    if match := UNKNOWN_CHOICE.search(text):
         group, choice = match.groups()
-        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        options = KNOWN_CHOICE.findall(text)
         if group == "hydra/launcher" and choice in LAUNCHERS:
             return InputError(f"{group}={choice} is not installed; install it with pip install 'li2-lightning[sweep]'.")
         return InputError(f"Unknown {group} {choice!r}; known are {', '.join(options)}.{nearest(choice, options)}")
-    if "Error merging override" in text and isinstance(cause, OmegaConfBaseException):
+    if is_refused_value(error) and isinstance(cause, OmegaConfBaseException):
         return explain(cause)
-    if type(error).__name__ == "OverrideParseException":
-        argument = str(getattr(error, "override", "")).lstrip("+")
+    if (unreadable := unreadable_override(error)) is not None:
+        argument = unreadable.lstrip("+")
         key, _, value = argument.partition("=")
         if value:
             return InputError(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, reason
 from li2_lightning.files import read_npz
 
 IntArray = npt.NDArray[np.int64]
@@ -222,12 +222,6 @@ def check_integer(value: Any, name: str, low: int, high: int) -> int:
     if isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high:
         return int(value)
     raise InputError(f"{name} is {value!r}; allowed is an integer from {low} to {high}.")
-
-
-def reason(error: Exception) -> str:
-    """The message of an exception on one line, or the name of its type if it has no message."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def _frozen(array: npt.NDArray[Any]) -> IntArray:

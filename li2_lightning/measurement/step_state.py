@@ -8,11 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from li2_lightning._compat import write_count
 from li2_lightning.data import Rows
 from li2_lightning.distributed.collectives import gather_rows, share, sum_over_ranks
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums, at_least_single
-from li2_lightning.networks.two_layer import Activity, Features, Network, TwoLayerNetwork
+from li2_lightning.networks.base import Activity, Features, Network
+from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
 
@@ -310,7 +312,7 @@ class StepState:
         )
 
     def _weight_versions(self) -> list[int]:
-        return [parameter._version for parameter in self.network.parameters()]
+        return [write_count(parameter) for parameter in self.network.parameters()]
 
     def _check_weights(self) -> None:
         if self._weight_versions() != self._versions:

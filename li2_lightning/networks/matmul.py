@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+from li2_lightning._compat import onednn_product
 
 # Below this many multiplications MKL is faster, since a call of it costs less.
 SMALL = 2**21
@@ -32,17 +32,8 @@ def squared_magnitudes(values: Tensor) -> Tensor:
     return values.real.square() + values.imag.square() if values.is_complex() else values.square()
 
 
-def _find_onednn() -> Callable[..., Tensor] | None:
-    """oneDNN's operator xWᵀ, which torch has for its compiler; None where it is missing or saves no time."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
-    # torch may have been built without oneDNN.
-    operators = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    operator: Callable[..., Tensor] | None = getattr(operators, "default", None)
-    return operator
-
-
-_ONEDNN = _find_onednn()
+# Without AVX-512 oneDNN gains nothing.
+_ONEDNN = onednn_product() if torch.backends.cpu.get_cpu_capability() == "AVX512" else None
 
 
 def explain_product() -> str:

@@ -1,4 +1,4 @@
-"""The directory that a run leaves: where it is, who may write it, and what is in it when it is done."""
+"""The run directory: where it is, which process may write it, and how a run begins and ends in it."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
-from li2_lightning.config.identity import LATEST, config_hash, input_digests, run_name
-from li2_lightning.config.schema import Config, leaves, to_plain
+from li2_lightning.config.identity import LATEST, config_hash, run_name
+from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
-from li2_lightning.module import updates_left
-from li2_lightning.networks.two_layer import read_checkpoint
-from li2_lightning.runs.metrics_csv import count_rows, read_metrics
+from li2_lightning.runs.checkpoints import Start, continue_from, lies_in, read_own_part
+from li2_lightning.runs.metrics_csv import read_metrics
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
-# Sections and keys that a run must share with the checkpoint it continues from.
-SHAPING = ("seed", "loss", "task", "data", "network", "optimizer", "scheduler", "trainer.precision")
-# What is wrong with a disk, whatever was being written.
+# Errors of the disk, not of the file that was being written.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left: its directory, its summary.json, and whether it was there before."""
+    """The result of a run.
+
+    Attributes:
+        directory: the run directory.
+        summary: summary.json.
+        stored: whether the run had ended before, and was not repeated.
+    """
 
     directory: Path
     summary: dict[str, Any]
@@ -58,7 +61,7 @@ class RunDirectory:
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:
-        """Where the run of ``config`` is or will be."""
+        """The directory of the run of ``config``; it need not exist."""
         return cls(Path(config.output_dir) / run_name(config) / f"{config_hash(config)}-s{config.seed}")
 
     @property
@@ -70,7 +73,7 @@ class RunDirectory:
         return self._checkpoints / "last.ckpt"
 
     def summary(self) -> dict[str, Any] | None:
-        """summary.json, which only an ended run has; None where there is none."""
+        """summary.json; None until the run has ended."""
         path = self.path / "summary.json"
         if not path.exists():
             return None
@@ -85,7 +88,7 @@ class RunDirectory:
         return summary
 
     def stored(self, config: Config) -> dict[str, Any] | None:
-        """The summary of this run where it has ended and is not to be repeated.
+        """The summary of a run that has ended and is not to be repeated; else None.
 
         Raises:
             DivergenceError: it ended by diverging.
@@ -104,7 +107,7 @@ class RunDirectory:
         try:
             return self._decide(config, None)
         except InputError as error:
-            # What is half-written by another process is no fault of the directory.
+            # A file that another process is writing may be incomplete; then the directory itself is sound.
             if is_locked(self.path / ".lock"):
                 raise self._busy() from error
             raise
@@ -126,12 +129,12 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = lock(self.path / ".lock")
+            own = lock(self.path / ".lock")
         except BlockingIOError as error:
             raise self._busy() from error
         except OSError as error:
             raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
-        with file:
+        with own:
             decision = self._decide(config, seen)
             if decision.stored is None:
                 try:
@@ -155,7 +158,7 @@ class RunDirectory:
     def _decide(self, config: Config, seen: Decision | None) -> Decision:
         if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
             raise InputError(f"resume={config.resume!r} is no file; give a checkpoint, auto or null.")
-        # In this order: a run that ends while we look leaves a summary, and never passes for an unfinished one.
+        # Before the summary is read: a run that ends in between is then found ended, not unfinished.
         unfinished = (self.path / "config.yaml").exists()
         result_id = self._result_id()
         repeats = config.force and (seen is None or seen.result_id == result_id)
@@ -164,7 +167,7 @@ class RunDirectory:
         return Decision(result_id, start=None if config.force else self._find_start(config, unfinished))
 
     def _result_id(self) -> tuple[int, int] | None:
-        """Tells one summary.json from another that takes its place; None where there is none."""
+        """Identifies summary.json, so that a replacement is noticed; None where there is none."""
         try:
             stat = (self.path / "summary.json").stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -180,52 +183,53 @@ class RunDirectory:
             return None
         if config.resume != "auto":
             path = Path(config.resume)
-            return continue_from(path, _read_ours(path, f"resume={str(path)!r}"), config)
+            return continue_from(path, read_own_part(path, f"resume={str(path)!r}"), config, self.path)
         rows = {row: path for row, path in row_files(self._checkpoints, ".ckpt").items() if row < config.max_steps}
         while rows:
             _, path = rows.popitem()
             try:
-                ours = _read_ours(path, str(path))
+                ours = read_own_part(path, str(path))
             except DamagedError as error:
                 before = f"continue from row {max(rows)}" if rows else "start at row 0"
                 raise InputError(f"{str(error).rstrip('.')}; remove it, and resume=auto will {before}.") from error
             except InputError as error:
                 instead = "continue from another one with resume=PATH, or start over with force=true"
                 raise InputError(f"{str(error).rstrip('.')}; {instead}.") from error
-            # That of the last row is written before the report and summary.json: from there nothing would follow.
+            # No update follows the checkpoint of the last row. A run that dies between it and summary.json continues
+            # from an earlier checkpoint.
             if not ours.get("is_last"):
-                return continue_from(path, ours, config)
+                return continue_from(path, ours, config, self.path)
         return None
 
     def _prepare(self, config: Config, start: Start | None) -> None:
-        """What must be there, and nothing else, before the first row."""
+        """Bring the directory to the state that it has before the first row of this part of the run."""
         if config.resume is None or config.force:
-            # The summary first: what is half emptied must not pass for a finished run.
+            # The summary goes first: a half-emptied directory must not count as a finished run.
             for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name != "summary.json"):
                 if entry.name != ".lock":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        # What a killed process was writing; nobody else writes here while we hold the lock.
+        # A killed process leaves these; no other process writes here while this one holds the lock.
         for part in self.path.rglob(".*.part"):
             part.unlink()
         with replacing(self.path / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
         self._remove_later(start)
         if start is not None and not (self.path / "metrics.csv").exists():
-            # A longer run starts with the rows of the one that it continues.
+            # A longer run starts with the rows of the run that it continues.
             earlier = start.checkpoint.parent.parent / "metrics.csv"
             if earlier.exists():
                 with replacing(self.path / "metrics.csv") as temporary:
                     shutil.copyfile(earlier, temporary)
 
     def _remove_later(self, start: Start | None) -> None:
-        """Remove our files of the steps that come anew, after ``start``: checkpoints and pictures.
+        """Remove the checkpoints and pictures of the steps after ``start``, which this run makes again.
 
-        In an order that leaves a directory to be resumed whenever the process dies: the step that the run continues
-        from has a file of its own before later ones go, and of these the latest goes first.
+        The order leaves a directory that can be resumed, whenever the process dies: first the step from which the run
+        continues gets a file of its own; then later files go, the latest first.
         """
         step, checkpoints, pictures = -1 if start is None else start.step, self._checkpoints, self.path / "features"
         rows = row_files(checkpoints, ".ckpt")
-        if start is not None and step not in rows and self.holds(start.checkpoint):
+        if start is not None and step not in rows and lies_in(start.checkpoint, self.path):
             rows[step] = checkpoints / f"row-{step:06d}.ckpt"
             link_or_copy(start.checkpoint, rows[step])
         if earlier := [path for at, path in sorted(rows.items()) if at <= step]:
@@ -234,22 +238,18 @@ class RunDirectory:
             self.last_checkpoint.unlink(missing_ok=True)
         later = [path for at, path in sorted(rows.items(), reverse=True) if at > step]
         for path in (checkpoints / "best.ckpt", *checkpoints.glob("stage-[0-9].ckpt")):
-            # One that cannot be read tells no row; the next of its name takes its place.
+            # A damaged file stays until the run writes the next file of that name.
             with contextlib.suppress(InputError):
-                later += [path] if _read_ours(path, str(path))["step"] > step else []
+                later += [path] if read_own_part(path, str(path))["step"] > step else []
         drawn = [path for at, path in reversed(row_files(pictures, ".png").items()) if at > step]
-        # It holds the weights of the newest picture.
+        # last.npz holds the weights of the newest picture.
         later += [pictures / "last.npz", *drawn] if drawn else []
         for path in later:
             path.unlink(missing_ok=True)
 
-    def holds(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint lies in this directory's ``checkpoints/``."""
-        return self.path.resolve() == checkpoint.resolve().parent.parent
-
     @contextlib.contextmanager
     def summarizing(self, config: Config, start: int) -> Iterator[None]:
-        """Around the fit: summary.json when it ends well or diverges, and messages that say what is kept.
+        """Around the fit: write summary.json when it ends or diverges; errors say which state is kept.
 
         Args:
             start: the row that this part of the run starts at.
@@ -274,7 +274,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def _storing(self) -> Iterator[None]:
-        """Say in one sentence when the directory cannot be written any more."""
+        """Turn an error of the disk, or of a file of this directory, into a `StorageError`."""
         try:
             yield
         except OSError as error:
@@ -327,32 +327,13 @@ class RunDirectory:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a run continues from.
-
-    Attributes:
-        checkpoint: the file.
-        row: the last row before it.
-        step: the updates before it, more than ``row`` where it was interrupted between two rows.
-        max_steps: of the run that wrote it.
-        wandb: ``id`` of the W&B run to go on in; None: a new one.
-    """
-
-    checkpoint: Path
-    row: int
-    step: int
-    max_steps: int
-    wandb: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
 class Decision:
-    """What a run does with its directory: it returns ``stored``, or continues from ``start``, or starts at row 0.
+    """What a run does in its directory: return ``stored``, or continue from ``start``, or start at row 0.
 
     Attributes:
-        result_id: tells the result that was there from a newer one; None where there was none.
-        stored: summary.json of the run that is not repeated.
-        start: what the run continues from.
+        result_id: identifies the summary.json that was there; None where there was none.
+        stored: summary.json of a run that is not repeated.
+        start: the checkpoint from which the run continues.
     """
 
     result_id: tuple[int, int] | None
@@ -360,63 +341,8 @@ class Decision:
     start: Start | None = None
 
 
-def _read_ours(checkpoint: Path, where: str) -> dict[str, Any]:
-    """The row, the config and what else we add to a checkpoint, and ``step``, the updates before it."""
-    held = read_checkpoint(str(checkpoint), where)
-    ours = held["li2_lightning"]
-    assert isinstance(ours, dict)
-    return {**ours, "step": held["global_step"]}
-
-
-def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config) -> Start:
-    """Check that a run may continue from ``checkpoint``.
-
-    Args:
-        ours: what we added to it.
-
-    Raises:
-        InputError: it lies at or after the end of this run, or belongs to another experiment: everything that shapes
-            the trajectory must agree; ``max_steps`` and what is measured may differ. Or metrics.csv lacks rows that
-            were there when it was written.
-    """
-    where = f"resume={str(checkpoint)!r}"
-    plain = to_plain(config)
-    directory = RunDirectory.of(config)
-    within = directory.holds(checkpoint)
-    before, now = OmegaConf.create(ours["config"]), OmegaConf.create(plain)
-    files = ours.get("inputs", {}), input_digests(config)
-    # A run's own directory has its hash, so there a key can differ only by a default that is spelled out.
-    for key in () if within else leaves():
-        if key not in SHAPING and key.partition(".")[0] not in SHAPING:
-            continue
-        if key in files[0] and key in files[1]:
-            # A file may have moved, and one that was edited has kept its name.
-            if files[0][key] != files[1][key]:
-                raise InputError(f"{where} was trained with another file as {key}; set it to that file.")
-        elif (theirs := OmegaConf.select(before, key)) != (own := OmegaConf.select(now, key)):
-            raise InputError(f"{where} was trained with {key}={theirs}, not {own}; set it alike.")
-    if ours["row"] >= config.max_steps:
-        raise InputError(f"{where} holds row {ours['row']} already, and max_steps={config.max_steps} ends there.")
-    if updates_left(ours, plain) == 0:
-        key = "max_steps" if config.stop_at_test_accuracy is None else "stop_at_test_accuracy"
-        raise InputError(f"{where} holds row {ours['row']}, with which its run ended; another {key} lets it go on.")
-    rows = directory.path / "metrics.csv"
-    if not rows.exists():
-        rows = checkpoint.parent.parent / "metrics.csv"
-    # A checkpoint that was taken out of its directory has left its rows behind, and starts a new file.
-    there = count_rows(rows, ours["row"]) if within or rows.exists() else ours.get("rows", 0)
-    if there < ours.get("rows", 0):
-        raise InputError(
-            f"{rows} has {there} of the {ours['rows']} rows that {where} continues; put the file back, or start over "
-            "with force=true."
-        )
-    # A longer run in a directory of its own is another run on W&B, too.
-    wandb = ours.get("wandb") if within else None
-    return Start(checkpoint, int(ours["row"]), int(ours["step"]), int(ours["config"]["max_steps"]), wandb)
-
-
 def versions() -> Mapping[str, str]:
-    """What the numbers were made with."""
+    """The versions of Python and of the libraries that a run's numbers depend on."""
     return {
         "li2_lightning": li2_lightning.__version__,
         "python": platform.python_version(),

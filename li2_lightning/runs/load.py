@@ -21,7 +21,7 @@ from torch import Tensor
 
 from li2_lightning.config.identity import NOT_HASHED, is_within
 from li2_lightning.errors import InputError, unknown
-from li2_lightning.networks.two_layer import network_weights, read_checkpoint
+from li2_lightning.runs.checkpoints import network_weights, read_checkpoint
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.tasks.splits import split_rows
@@ -119,7 +119,7 @@ class Run:
             if not kept:
                 raise InputError(f"{self.directory} has kept no checkpoint.")
             raise unknown(f"checkpoint of {self.directory}:", checkpoint, kept)
-        return network_weights(read_checkpoint(str(path), str(path)))
+        return network_weights(read_checkpoint(path, str(path)))
 
     def __getitem__(self, key: str) -> Any:
         """The value, or section, of the config at a dotted key; an unknown one is an `InputError`."""

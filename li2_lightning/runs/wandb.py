@@ -1,4 +1,4 @@
-"""Weights & Biases, through Lightning's logger, without ever asking for anything.
+"""Weights & Biases, through Lightning's logger; nothing here prompts.
 
 wandb is imported where it is used: it takes as long as a fifth of torch, and a run without it need not wait.
 """
@@ -6,14 +6,10 @@ wandb is imported where it is used: it takes as long as a fifth of torch, and a 
 from __future__ import annotations
 
 import contextlib
-import json
 import netrc
 import os
-import re
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -25,18 +21,26 @@ import lightning
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from li2_lightning._compat import (
+    SYNCED,
+    WANDB_SEGMENT,
+    WandbMessages,
+    inspect_segment,
+    read_wandb_environment,
+    wandb_environment,
+    wandb_reason,
+)
 from li2_lightning.config.identity import run_name
 from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
-from li2_lightning.runs.directory import RunDirectory, Start
+from li2_lightning.runs.checkpoints import Start
+from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import MetricsFile, read_rows
 
-# W&B alone goes on trying for many minutes when its server is gone. Rows are sent all along: little is left at the end.
+# By default W&B tries for many minutes to reach a lost server. Rows are sent during the run, so that few are left then.
 FINISH_SECONDS = 60.0
 PROJECT = "li2_lightning"
-# How W&B names the folder of a part of a run: when it began, and the id of the run.
-SEGMENT = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
 # Older names of two modes.
 MODES = {"run": "online", "dryrun": "offline"}
 
@@ -48,9 +52,7 @@ def has_credentials() -> bool:
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    import wandb
-
-    host = urlsplit(str(wandb.setup().settings.base_url)).hostname
+    host = urlsplit(str(wandb_environment().base_url)).hostname
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return host is not None and netrc.netrc(path).authenticators(host) is not None
@@ -68,19 +70,14 @@ def wandb_mode(config: Config) -> str:
     """
     if config.logger.mode == "disabled":
         return "disabled"
-    # What W&B tells its makers about itself: a server that fails would delay the exit and print a line of its own.
+    # W&B reports its own errors to its makers; if that server fails, it delays the exit and prints a line.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    # Set up silent: W&B prints tips otherwise; the closing table says what there is to say.
-    silent = wandb.Settings(silent=True)
     try:
-        if wandb.setup(settings=silent).did_environment_change() and wandb.run is None:
-            # W&B reads the environment once a process; a notebook may change it between two runs.
-            wandb.teardown()
-            wandb.setup(settings=silent)
+        read_wandb_environment()
     except ValueError as error:
-        raise InputError(f"A WANDB_… variable of the environment does not fit W&B: {_reason(error)}.") from error
+        raise InputError(f"A WANDB_… variable of the environment does not fit W&B: {wandb_reason(error)}.") from error
     mode = config.logger.mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
@@ -91,17 +88,11 @@ def wandb_mode(config: Config) -> str:
                          ("job_type", "run_job_type"), ("tags", "run_tags")):  # fmt: skip
         value = getattr(config.logger, key)
         try:
-            # What W&B would refuse once the run has begun.
+            # Before training: W&B itself checks a value only when the run begins.
             wandb.Settings.model_validate({setting: tuple(value) if key == "tags" and value else value})
         except (wandb.errors.Error, ValueError) as error:
-            raise InputError(f"logger.{key}={value!r} does not fit W&B: {_reason(error)}.") from error
+            raise InputError(f"logger.{key}={value!r} does not fit W&B: {wandb_reason(error)}.") from error
     return mode
-
-
-def _reason(error: Exception) -> str:
-    """What W&B's settings have against a value, without what they say around it."""
-    line = re.sub(r"\s+", " ", str(error).partition(" [type=")[0]).rpartition("Value error, ")[2]
-    return re.sub(r"^\d+ validation errors? for Settings ", "", line).rstrip(".")
 
 
 @contextlib.contextmanager
@@ -111,10 +102,10 @@ def logging_to(
     """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
 
     A resumed run goes on in the same W&B run; offline that is a further segment of it, a folder of its own with the
-    same id. Rows of metrics.csv that W&B lacks come first: those that a kill took, those of another mode, and for a
-    longer run in a directory of its own all of them. An unreachable W&B server is no reason to stop: the run goes on
-    offline. One that is lost later is tried until the run ends and `FINISH_SECONDS` longer; what it did not get is on
-    disk for ``wandb sync``, and said.
+    same id. Rows of metrics.csv that W&B lacks are sent first: rows lost by a kill, rows logged in another mode, and
+    all rows where a longer run has a directory of its own. If the W&B server cannot be reached, the run goes on
+    offline. A server that is lost later is tried until `FINISH_SECONDS` after the end of the run; rows that it did not
+    receive are on disk for ``wandb sync``, and a message says so.
 
     Args:
         mode: of `wandb_mode`.
@@ -133,10 +124,10 @@ def logging_to(
 
 @contextlib.contextmanager
 def answering_agent(config: Config, directory: RunDirectory) -> Iterator[None]:
-    """Around the look at a run's stored result: an agent of W&B gets it, as if the run had just been trained.
+    """Around the reading of a stored result: report the result to an agent of W&B as if the run had just been trained.
 
-    A search waits for its metric, whoever trained the run. What the block raises, as for a run that diverged, marks
-    the agent's run as failed.
+    An agent waits for the metric of every run that it starts. An error of the block, such as that of a diverged run,
+    marks the agent's run as failed.
     """
     summary = None if config.force or "WANDB_SWEEP_ID" not in os.environ else directory.summary()
     if summary is None or (mode := wandb_mode(config)) == "disabled":
@@ -155,9 +146,9 @@ def answering_agent(config: Config, directory: RunDirectory) -> Iterator[None]:
 
 
 class RunLogger(WandbLogger):
-    """Lightning's logger for W&B, whose own count of the rows is made to equal their ``step``.
+    """Lightning's logger for W&B; W&B's count of rows equals their ``step``.
 
-    W&B keeps the newest row open until the next one begins. Whatever else belongs to a row joins it there.
+    W&B keeps the newest row open until the next row begins; pictures and stage transitions are added to it.
 
     Args:
         run: what ``wandb.init`` gave.
@@ -177,7 +168,7 @@ class RunLogger(WandbLogger):
         self._log(metrics, self._newest if step is None else step)
 
     def catch_up(self) -> None:
-        """Log the earlier rows that W&B lacks, unless that is done."""
+        """Log the earlier rows that W&B lacks, the first time."""
         earlier, self._earlier = self._earlier, ()
         for row in earlier:
             self._log(row, int(row["step"]))
@@ -214,7 +205,7 @@ def run_loggers(trainer: lightning.Trainer) -> list[RunLogger]:
 
 
 def wandb_position(trainer: lightning.Trainer) -> dict[str, Any] | None:
-    """The id of the W&B run; None without a run."""
+    """What a checkpoint keeps of the W&B run, its id; None without a run."""
     for logger in run_loggers(trainer):
         return {"id": str(logger.experiment.id)}
     return None
@@ -230,13 +221,11 @@ def _wandb_run(
 ) -> Iterator[RunLogger]:
     """A W&B run, open as long as the block; it is marked as failed where the block raises."""
     import wandb
-    from wandb.errors import Error as WandbError
 
-    unheard = Unheard()
-    wandb.termsetup(wandb.setup().settings, unheard)
+    messages = WandbMessages()
     try:
         logger = _start(config, directory, mode, position, earlier)
-    except WandbError as error:
+    except wandb.errors.Error as error:
         if mode == "offline":
             raise
         say(f"W&B cannot be reached ({str(error).splitlines()[0]}); this run is logged offline.")
@@ -247,35 +236,19 @@ def _wandb_run(
         yield logger
         exit_code = 0
     finally:
-        # So that the next run in this process is another, and a failed one is marked as such.
+        # So that the next run in this process is another W&B run, and a failed run is marked as such.
         try:
             run.finish(exit_code=exit_code)
         except (TimeoutError, KeyboardInterrupt):
-            # Ctrl-C while it waits is about the waiting: training is over, and what came of it is written.
-            unheard.upload_failed = True
-        if unheard.upload_failed:
+            # Ctrl-C ends the waiting only: training is over, and its results are written.
+            messages.upload_failed = True
+        if messages.upload_failed:
             command = sync_command(directory)
             say(f"W&B did not receive all of this run; it is complete on disk, and `{command}` sends it.")
         elif not run.offline:
-            # W&B has every row now, those of earlier segments among them: the mark that `wandb sync` leaves, too.
+            # W&B has every row now, also those of earlier segments, so each gets the mark of `wandb sync`.
             for segment in segments(directory, str(run.id)):
-                (segment / f"run-{run.id}.wandb.synced").touch()
-
-
-class Unheard:
-    """What W&B, which is silent here, would have printed; of all that only a failed upload is of interest.
-
-    Attributes:
-        upload_failed: whether W&B gave up sending; it tells nowhere else.
-    """
-
-    def __init__(self) -> None:
-        self.upload_failed = False
-
-    def warning(self, message: str) -> None:
-        self.upload_failed |= "error while uploading" in message
-
-    info = error = warning
+                (segment / f"run-{run.id}{SYNCED}").touch()
 
 
 def _start(
@@ -285,13 +258,15 @@ def _start(
     position: Mapping[str, Any] | None,
     earlier: Iterable[Mapping[str, float]],
 ) -> RunLogger:
-    """Begin a W&B run, or a further segment of one: the config goes before the environment, which goes before ours."""
+    """Begin a W&B run, or a further segment of one.
+
+    A value of the config has priority over the environment, and the environment over the defaults here.
+    """
     import wandb
 
-    # Of W&B's own files, too.
-    environment = wandb.setup().settings
+    environment = wandb_environment()
     run_id = environment.run_id
-    # A trial of W&B's agent is a run of its own.
+    # A trial of W&B's agent is always a new run.
     if run_id is None and environment.sweep_id is None:
         if before := segments(directory):
             run_id = _run_id(before[-1])
@@ -300,7 +275,7 @@ def _start(
     held = 0
     if run_id is not None:
         held = _rows_held(directory, run_id, mode)
-        # W&B names the folder by run and second, and a segment of the same second would take the place of the last.
+        # W&B names a folder by run and second; a segment of the same second would overwrite the last.
         while any((directory / "wandb").glob(f"*run-{datetime.now():%Y%m%d_%H%M%S}-{run_id}")):
             time.sleep(0.1)
     logger = config.logger
@@ -330,7 +305,7 @@ def _start(
             ),
         )
     except wandb.errors.Error:
-        # What was begun holds nothing, and `wandb sync` would stop there.
+        # `wandb sync` would stop at the empty segment.
         for segment in set(segments(directory)) - there:
             _remove(segment)
         raise
@@ -352,40 +327,38 @@ def segments(directory: Path, run_id: str | None = None) -> list[Path]:
     found = sorted(
         (match[1], path)
         for path in (directory / "wandb").glob("*run-*")
-        if (match := SEGMENT.fullmatch(path.name)) and path.exists()
+        if (match := WANDB_SEGMENT.fullmatch(path.name)) and path.exists()
     )
     run_id = _run_id(found[-1][1]) if found and run_id is None else run_id
     return [path for _, path in found if _run_id(path) == run_id]
 
 
 def sync_command(directory: Path) -> str | None:
-    """What sends to W&B all that it has not received of the run in this directory; None where nothing is left."""
+    """The command that sends the unsent segments of a run to W&B; None where all were sent."""
     unsent = [segment for segment in segments(directory) if not _is_sent(segment)]
     online = [] if all(segment.name.startswith("offline-") for segment in unsent) else ["--include-online"]
     return shlex.join(["wandb", "sync", *online, *map(str, unsent)]) if unsent else None
 
 
 def _run_id(segment: Path) -> str:
-    match = SEGMENT.fullmatch(segment.name)
+    match = WANDB_SEGMENT.fullmatch(segment.name)
     assert match is not None
     return match[2]
 
 
 def _is_sent(segment: Path) -> bool:
-    return any(segment.glob("*.wandb.synced"))
+    return any(segment.glob(f"*{SYNCED}"))
 
 
 def _rows_held(directory: Path, run_id: str, mode: str) -> int:
-    """One more than the last row that the segments of a run hold for W&B; online only those count that it received.
+    """One more than the last row in the segments of a run; online, in the segments that W&B has received.
 
-    A segment that a kill cut off is removed: `wandb sync` stops at its end, and the segments after it are not sent.
+    A segment that a kill cut off is removed, because `wandb sync` stops at its end and sends no later segment.
     """
     held = 0
     for segment in segments(directory, run_id):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(segment)]
-        inspection = subprocess.run(command, capture_output=True, text=True, check=False)
-        told = json.loads(inspection.stdout) if inspection.returncode == 0 else {"exit_code": None}
-        if told["exit_code"] is None:
+        told = inspect_segment(segment)
+        if told is None or told["exit_code"] is None:
             _remove(segment)
         elif told["step"] is not None and (mode != "online" or _is_sent(segment)):
             held = max(held, told["step"] + 1)
@@ -399,7 +372,7 @@ def _remove(segment: Path) -> None:
 
 
 def _link(segment: Path, directory: Path) -> None:
-    """Make a segment that WANDB_DIR has put elsewhere appear in the run directory."""
+    """Link a segment into the run directory, where WANDB_DIR has put it elsewhere."""
     name = directory / "wandb" / segment.name
     if not name.exists():
         name.parent.mkdir(exist_ok=True)

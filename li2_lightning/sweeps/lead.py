@@ -126,7 +126,7 @@ class Sweep:
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()
-        self._lead.close()
+        self._lead.lock.release()
         if error is None or isinstance(error, SystemExit):
             print(f"Sweep: {status}.", flush=True)
             for job in self.jobs:

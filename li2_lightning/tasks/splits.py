@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from li2_lightning.config.schema import TRAIN_FRACTION
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, reason
 from li2_lightning.files import read_npz
-from li2_lightning.groups.finite_group import check_integer, reason
+from li2_lightning.groups.finite_group import check_integer
 from li2_lightning.tasks.tasks import IntArray, Task
 
 

@@ -14,7 +14,7 @@ from li2_lightning.data import Rows
 from li2_lightning.errors import InputError
 from li2_lightning.losses import build_loss
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.networks.two_layer import build_network
+from li2_lightning.networks.build import build_network
 from li2_lightning.seeds import generator
 from li2_lightning.tasks.splits import split_rows
 from li2_lightning.tasks.tasks import build_task

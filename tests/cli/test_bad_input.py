@@ -38,6 +38,7 @@ TYPED = [
     ("-m seed=glob(*)", "seed=glob(*) names no value"),
     ("-m seed=0,1 task=glob(nothing*)", "task=glob(nothing*) names no value"),
     ("-m max_steps=range(5,5)", "max_steps=range(5,5) names no value"),
+    ("-m optimizer.lr=interval(0,1)", "optimizer.lr=interval(0,1) is no list of values"),
     ("~scheduler.name", "set it instead"),
     ("~task", "set it instead"),
     ("scheduler=step ~scheduler.name=step", "set it instead"),

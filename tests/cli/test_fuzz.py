@@ -30,7 +30,7 @@ from li2_lightning.config.identity import config_hash
 from li2_lightning.config.schema import Config, keys, to_plain
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.groups.finite_group import cyclic, from_table, symmetric
-from li2_lightning.networks.two_layer import read_checkpoint
+from li2_lightning.runs.checkpoints import read_checkpoint
 from li2_lightning.tasks.splits import split_rows
 from li2_lightning.tasks.tasks import build_task
 from optimizers.errors import OptimizerError
@@ -357,7 +357,7 @@ def test_a_damaged_checkpoint(
     path = tmp_path_factory.getbasetemp() / "damaged.ckpt"
     path.write_bytes(damaged(checkpoint, position, byte, truncated))
     try:
-        read = read_checkpoint(str(path), "resume='damaged.ckpt'")
+        read = read_checkpoint(path, "resume='damaged.ckpt'")
     except InputError as error:
         assert_sentence(str(error))
         return

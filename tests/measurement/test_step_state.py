@@ -20,7 +20,9 @@ from li2_lightning.measurement.feature_sums import FeatureSums
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks import kernel
 from li2_lightning.networks.activations import ACTIVATIONS
-from li2_lightning.networks.two_layer import Activity, Features, Network, TwoLayerNetwork, build_network
+from li2_lightning.networks.base import Activity, Features, Network
+from li2_lightning.networks.build import build_network
+from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.seeds import generator
 from li2_lightning.theory.lazy import ridge_readout
 

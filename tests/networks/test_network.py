@@ -17,7 +17,11 @@ from torch.nn import functional
 from li2_lightning.config.schema import NetworkConfig, TransformerConfig
 from li2_lightning.errors import InputError
 from li2_lightning.networks.activations import ACTIVATIONS
-from li2_lightning.networks.two_layer import Moments, Network, TransformerNetwork, TwoLayerNetwork, build_network
+from li2_lightning.networks.base import Moments, Network
+from li2_lightning.networks.build import build_network
+from li2_lightning.networks.transformer import TransformerNetwork
+from li2_lightning.networks.two_layer import TwoLayerNetwork
+from li2_lightning.runs.checkpoints import read_weights
 from li2_lightning.seeds import generator
 
 M, K, C = 5, 6, 4
@@ -29,7 +33,8 @@ def build(
 ) -> Network:
     config = NetworkConfig(**{"width": K, **options})
     sizes = SimpleNamespace(num_tokens=tokens, num_operands=operands, num_classes=classes)
-    return build_network(config, sizes, dtype, generator(seed, "test"))
+    given = read_weights(config.initial_weights, "network.initial_weights")
+    return build_network(config, sizes, dtype, generator(seed, "test"), given)
 
 
 def two_layer(**options: Any) -> TwoLayerNetwork:
@@ -324,6 +329,14 @@ def test_weights_from_a_checkpoint(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, values, optimizer_states=[{"names": {"hidden": "adam"}}])
     network = build(initial_weights=path)
     assert all(torch.equal(network.get_parameter(name), value) for name, value in values.items())
+
+
+def test_a_section_that_names_weights_builds_no_network_without_them() -> None:
+    sizes = SimpleNamespace(num_tokens=M, num_operands=2, num_classes=C)
+    for name in ("two_layer", "transformer"):
+        config = NetworkConfig(name=name, width=8, initial_weights="weights.npz")
+        with pytest.raises(ValueError, match=r"weights of network\.initial_weights='weights\.npz' are missing"):
+            build_network(config, sizes, F64, generator(0, "test"))
 
 
 def without(name: str) -> dict[str, Any]:

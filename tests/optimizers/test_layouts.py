@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from li2_lightning.config.schema import NetworkConfig, TransformerConfig
-from li2_lightning.networks.two_layer import Network, build_network
+from li2_lightning.networks.base import Network
+from li2_lightning.networks.build import build_network
 from li2_lightning.seeds import generator
 from optimizers import CompositeOptimizer, Muon, OptimizerError, build_optimizer
 from optimizers.layouts import matrices

@@ -17,9 +17,8 @@ from torch.nn import Parameter
 
 import train
 from li2_lightning.errors import DamagedError, InputError
-from li2_lightning.networks.two_layer import read_checkpoint
+from li2_lightning.runs.checkpoints import CONTAINERS, VALUES, check_plain, find_foreign, read_checkpoint
 from li2_lightning.runs.load import load_run
-from li2_lightning.runs.plain import CONTAINERS, VALUES, check_plain, find_foreign
 
 
 class Level(enum.IntEnum):
@@ -101,7 +100,7 @@ def test_a_callback_whose_state_could_not_be_read_is_refused_before_it_is_writte
     kept = {path.name for path in (run.directory / "checkpoints").glob("row-*")}
     assert kept == ({"row-000002.ckpt", "row-000004.ckpt"} if since else set())
     for name in kept:
-        read_checkpoint(str(run.directory / "checkpoints" / name), name)
+        read_checkpoint(run.directory / "checkpoints" / name, name)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -170,7 +169,7 @@ def test_a_damaged_file_is_called_so_and_may_be_removed(saved: dict[str, Any], h
     try:
         path.write_bytes(damaged[how])
         with pytest.raises(DamagedError, match="is damaged"):
-            read_checkpoint(str(path), str(path))
+            read_checkpoint(path, str(path))
         with pytest.raises(InputError, match=r"is damaged .*; remove it, and resume=auto will continue from row 2\.$"):
             train.run(config)
     finally:

@@ -1,0 +1,175 @@
+"""Private names and messages of other libraries: what this project cannot do through their documented interfaces.
+
+Each entry names the library and the versions that it was tested with. `tests/test_compat.py` has a test for each, which
+fails with a sentence when the library changes. Libraries that take long to import are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import lightning
+
+# -- torch 2.13 -------------------------------------------------------------------------------------------------------
+
+write_count: Callable[[Tensor], int] = attrgetter("_version")
+"""How often a tensor has been written to in place, in a count that autograd keeps (``Tensor._version``)."""
+
+
+def onednn_product() -> Callable[..., Tensor] | None:
+    """oneDNN's xWᵀ on plain tensors, an operator of torch's compiler; None where torch was built without it.
+
+    Called as ``product(x, W, None, "none", [], "")``.
+    """
+    operators = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    operator: Callable[..., Tensor] | None = getattr(operators, "default", None)
+    return operator
+
+
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Whether a hook may change the gradient that a backward pass leaves in a leaf tensor."""
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+def is_step_overflow(error: RuntimeError) -> bool:
+    """Whether torch refuses a step size that the type of the weights cannot hold."""
+    return "without overflow" in str(error)
+
+
+# -- Lightning 2.6 ----------------------------------------------------------------------------------------------------
+
+HALF_ON_CPU = ".*AMP with fp16.*"
+"""Matches the warning with which Lightning replaces ``16-mixed`` on a CPU by another precision."""
+LEAF_SPEC = ".*LeafSpec.*"
+"""Matches the warning of torch 2.13 about a class that Lightning 2.6 makes at every fit."""
+
+
+def dump_checkpoint(trainer: lightning.Trainer) -> dict[str, Any]:
+    """What ``trainer.save_checkpoint`` writes to a file: Lightning has no documented way to get it without a file."""
+    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    return checkpoint
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, also before and after a fit; Lightning keeps the rank on a decorator."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+
+
+# -- Hydra 1.3 and OmegaConf 2.3 --------------------------------------------------------------------------------------
+
+UNKNOWN_OVERRIDE = re.compile(r"Could not override '([^']+)'")
+"""Hydra's message about an override of a key that no config has: the key."""
+SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '(.+)'")
+"""Hydra's message about ``key=a,b`` without ``-m``: the argument."""
+UNKNOWN_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]*)'")
+"""Hydra's message about a file that a config group lacks: the group and the choice."""
+KNOWN_CHOICE = re.compile(r"^\t(\S+)$", re.MULTILINE)
+"""A line of the same message: a choice that the group has."""
+
+
+def is_refused_value(error: BaseException) -> bool:
+    """Whether Hydra passes on that OmegaConf refuses the value of an override; OmegaConf's error is the cause."""
+    return "Error merging override" in str(error)
+
+
+def is_unknown_key(error: BaseException) -> bool:
+    """Whether OmegaConf refuses a key, and not its value."""
+    return "not in" in str(error)
+
+
+def unreadable_override(error: BaseException) -> str | None:
+    """The argument that Hydra's grammar of overrides cannot read; None where the error is another one."""
+    from hydra.errors import OverrideParseException
+
+    return str(error.override) if isinstance(error, OverrideParseException) else None
+
+
+def job_error(result: Any) -> BaseException:
+    """The exception that ended a failed job of a sweep; the documented ``return_value`` prints before it raises."""
+    error: BaseException = result._return_value
+    return error
+
+
+def end_joblib_workers() -> None:
+    """End the workers of joblib 1.6, which wait some minutes for more work; nothing where joblib was not used."""
+    if (loky := sys.modules.get("joblib.externals.loky")) is not None:
+        loky.get_reusable_executor().shutdown(wait=True)
+
+
+# -- W&B 0.31 ---------------------------------------------------------------------------------------------------------
+
+# The name of a segment's folder: when the segment began, and the id of the run.
+WANDB_SEGMENT = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
+SYNCED = ".wandb.synced"
+"""The ending of the file with which ``wandb sync`` marks a segment as sent."""
+
+
+def read_wandb_environment() -> None:
+    """Let W&B read the environment, which it does once a process; a notebook may change it between two runs.
+
+    Raises:
+        ValueError: a variable that W&B refuses.
+    """
+    import wandb
+
+    # Silent: W&B prints tips otherwise.
+    silent = wandb.Settings(silent=True)
+    if wandb.setup(settings=silent).did_environment_change() and wandb.run is None:
+        wandb.teardown()
+        wandb.setup(settings=silent)
+
+
+def wandb_environment() -> Any:
+    """The settings that the environment and W&B's own files give, as ``wandb.Settings``."""
+    import wandb
+
+    return wandb.setup().settings
+
+
+def wandb_reason(error: Exception) -> str:
+    """Why W&B's settings refuse a value, without what pydantic says around it."""
+    line = re.sub(r"\s+", " ", str(error).partition(" [type=")[0]).rpartition("Value error, ")[2]
+    return re.sub(r"^\d+ validation errors? for Settings ", "", line).rstrip(".")
+
+
+class WandbMessages:
+    """Takes what W&B would print if it were not silent. W&B reports a failed upload in no other way.
+
+    Attributes:
+        upload_failed: whether W&B has given up sending.
+    """
+
+    def __init__(self) -> None:
+        import wandb
+
+        self.upload_failed = False
+        wandb.termsetup(wandb_environment(), self)
+
+    def warning(self, message: str) -> None:
+        self.upload_failed |= "error while uploading" in message
+
+    info = error = warning
+
+
+def inspect_segment(segment: Path) -> dict[str, Any] | None:
+    """``step``, the last step in the folder of a segment, and ``exit_code``, None where it was cut off.
+
+    None where W&B cannot read the segment.
+    """
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(segment)]
+    inspection = subprocess.run(command, capture_output=True, text=True, check=False)
+    told: dict[str, Any] | None = json.loads(inspection.stdout) if inspection.returncode == 0 else None
+    return told

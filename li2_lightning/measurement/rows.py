@@ -1,0 +1,35 @@
+"""Rows of metrics on their way from the device to callbacks and loggers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from li2_lightning.distributed.collectives import from_first
+
+Row = dict[str, float | None]
+
+
+def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
+    """The rows as Python floats, by one transfer; NaN and ±inf become None except in train/loss."""
+    if not rows:
+        return []
+    tensors = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
+    by_type: dict[torch.dtype, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_type.setdefault(tensor.dtype, []).append(index)
+    stacks = [torch.stack([tensors[index] for index in members]).detach() for members in by_type.values()]
+    numbers = from_first(torch.cat([stack.to(_widest(stack)) for stack in stacks])).cpu().tolist()
+    host = iter([number for _, number in sorted(zip(itertools.chain(*by_type.values()), numbers, strict=True))])
+    finished: list[Row] = []
+    for row in rows:
+        values = {name: next(host) if isinstance(value, Tensor) else float(value) for name, value in row.items()}
+        finished.append({name: v if math.isfinite(v) or name == "train/loss" else None for name, v in values.items()})
+    return finished
+
+
+def _widest(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

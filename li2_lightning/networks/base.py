@@ -1,0 +1,185 @@
+"""What every network here has: features, a linear readout V, and a role and a layout for each parameter.
+
+Shapes, here and in the modules of the networks: n rows, k operands, M tokens, K = width, C classes, d = kM inputs. X is
+k one-hots side by side. Matrices are (inputs × outputs), except in torch's encoder; `Network.layouts` tells which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from li2_lightning.config.schema import NetworkConfig
+from li2_lightning.networks.kernel import Observer
+
+# Rows of a block where features need not be kept. A block stays in the cache of a CPU; on an accelerator, where each
+# block costs the host some launches, it keeps the device busy.
+EVALUATION_BLOCK, ACCELERATOR_BLOCK = 256, 2**14
+
+
+class Sizes(Protocol):
+    """The numbers of a task that a network needs; `li2_lightning.tasks.tasks.Task` has them."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_operands(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+@dataclass
+class Moments:
+    """Mean and variance over the training rows of one layer's pre-activation, each (K,)."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass
+class Features:
+    """Everything before the readout.
+
+    Attributes:
+        last: F, what the readout sees (n × K).
+        first: what the first hidden layer gives (n × K); F itself without extra layers.
+        moments: of every batch-normalized layer; empty without batch norm.
+    """
+
+    last: Tensor
+    first: Tensor
+    moments: tuple[Moments, ...] = ()
+
+
+@dataclass
+class Activity:
+    """The result of one forward pass.
+
+    Attributes:
+        outputs: Ŷ, real (n × C).
+        features: None where the blocked kernel computed the outputs, which keeps none.
+    """
+
+    outputs: Tensor
+    features: Features | None = None
+
+    @property
+    def moments(self) -> tuple[Moments, ...]:
+        """Batch norm's statistics of this pass; empty without batch norm."""
+        return () if self.features is None else self.features.moments
+
+
+class Network(nn.Module):
+    """The base of the networks: features, a linear readout V, and a role for each parameter.
+
+    Args:
+        config: the ``network`` section.
+        sizes: of the task.
+        dtype: of the parameters.
+        generator: draws the initial weights, so that they depend on the seed alone.
+    """
+
+    def __init__(self, config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.num_tokens, self.num_operands = sizes.num_tokens, sizes.num_operands
+        self._generator = generator
+        scale = config.readout_init_scale
+        self.V = nn.Parameter(scale * self._uniform(config.width, sizes.num_classes, dtype))
+        # A ridge readout is not trained: `Li2Module` solves for it before each row.
+        self.V.requires_grad_(config.readout == "gradient")
+
+    @property
+    def readout(self) -> Tensor:
+        """βV, the matrix that takes F to Ŷ (K × C), detached."""
+        return self.config.output_scale * self.V.detach()
+
+    def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
+        """Everything before the readout."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, moments: tuple[Moments, ...] = (), observe: Observer | None = None) -> Activity:
+        """Outputs of the rows ``tokens`` (n × k, integer), and their features where they are kept.
+
+        Args:
+            moments: statistics for batch norm; empty: the statistics of these rows.
+            observe: gets the features as they are computed, in blocks of rows or all at once.
+        """
+        if self.why_plain() is None:
+            return Activity(self._blocked(tokens, observe))
+        features = self.compute_features(tokens, moments)
+        if observe is not None:
+            observe.add_first_pass(features.last.detach())
+        return Activity(self.read(features.last), features)
+
+    @torch.no_grad()
+    def evaluate(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Tensor:
+        """Ŷ of rows whose features are not needed, n × C."""
+        if self.why_plain() is None:
+            return self._blocked(tokens)
+        rows = EVALUATION_BLOCK if tokens.device.type == "cpu" else ACCELERATOR_BLOCK
+        return torch.cat([self(block, moments).outputs for block in torch.split(tokens, rows)])
+
+    @torch.no_grad()
+    def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
+        """F of the rows in order, some rows at a time, computed anew; the blocks together are n × K."""
+        yield self.compute_features(tokens).last
+
+    def why_plain(self) -> str | None:
+        """Why the plain formula is used instead of the blocked kernel; None where the kernel is used."""
+        return "this network has no blocked kernel"
+
+    def _blocked(self, tokens: Tensor, observe: Observer | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def read(self, features: Tensor) -> Tensor:
+        """Ŷ = Re(β F V), n × C; float32 at least, since losses are sums of small differences."""
+        outputs = features @ (self.config.output_scale * self.V)
+        outputs = outputs.real if outputs.is_complex() else outputs
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def roles(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Every parameter under the role whose optimizer moves it: hidden, output or embedding."""
+        roles: dict[str, list[tuple[str, nn.Parameter]]] = {"hidden": [], "output": [], "embedding": []}
+        for name, parameter in self.named_parameters():
+            roles[self.role_of(name, parameter)].append((name, parameter))
+        return roles
+
+    def role_of(self, name: str, parameter: nn.Parameter) -> str:
+        """The role of one parameter."""
+        return "output" if name == "V" else "hidden"
+
+    def layouts(self) -> dict[str, dict[str, str | int]]:
+        """For every matrix, which side is its input and how many matrices it consists of (`optimizers.layouts`)."""
+        return {name: self.layout_of(name) for name, parameter in self.named_parameters() if parameter.ndim > 1}
+
+    def layout_of(self, name: str) -> dict[str, str | int]:
+        """The layout of one matrix."""
+        return {"orientation": "input_output"}
+
+    def input_weights(self) -> Tensor | None:
+        """The weights from the one-hots to the first hidden layer, d × K, detached; None where there are none."""
+        return None
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        """Apply ``network.normalize_weights`` after an update; nothing where it is off."""
+
+    def _uniform(self, fan_in: int, fan_out: int, dtype: torch.dtype, rows: int | None = None) -> Tensor:
+        """``torch.nn.Linear``'s default: uniform in ±1/√fan_in. Complex parts are drawn independently, each so."""
+        bound = 1 / math.sqrt(fan_in)
+        shape = (rows or fan_in, fan_out)
+
+        def draw() -> Tensor:
+            # Drawn in float32 whatever the precision, so that a float64 run starts where the float32 one does.
+            values = torch.empty(shape).uniform_(-bound, bound, generator=self._generator)
+            return values.to(dtype.to_real())
+
+        return torch.complex(draw(), draw()) if dtype.is_complex else draw()

@@ -1,0 +1,65 @@
+"""From the ``network`` section to a network with its initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from li2_lightning.config.schema import NetworkConfig
+from li2_lightning.errors import InputError
+from li2_lightning.networks.base import Network, Sizes
+from li2_lightning.networks.transformer import TransformerNetwork
+from li2_lightning.networks.two_layer import TwoLayerNetwork
+
+
+def build_network(
+    config: NetworkConfig,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Network:
+    """The network of the ``network`` section.
+
+    Args:
+        config: the section.
+        sizes: of the task.
+        dtype: of the parameters.
+        generator: draws the initial weights.
+        weights: what ``network.initial_weights`` names (`li2_lightning.runs.checkpoints.read_weights`); they replace
+            the drawn ones.
+
+    Raises:
+        InputError: ``weights`` do not fit the network.
+        ValueError: the section names initial weights, and ``weights`` are missing.
+    """
+    if config.initial_weights is not None and weights is None:
+        raise ValueError(f"The weights of network.initial_weights={config.initial_weights!r} are missing.")
+    kind = TransformerNetwork if config.name == "transformer" else TwoLayerNetwork
+    network = kind(config, sizes, dtype, generator)
+    if weights is not None:
+        _set_weights(network, weights, f"network.initial_weights={config.initial_weights!r}")
+    return network
+
+
+def _set_weights(network: Network, weights: Mapping[str, Tensor], where: str) -> None:
+    """Replace every parameter by the array of its name; ``where`` begins each error."""
+    parameters = dict(network.named_parameters())
+    for name in sorted(parameters.keys() ^ weights.keys()):
+        have = "has no" if name in parameters else "has an unexpected"
+        raise InputError(f"{where} {have} array {name!r}; this network has {', '.join(parameters)}.")
+    for name, parameter in parameters.items():
+        value = weights[name]
+        if value.shape != parameter.shape:
+            raise InputError(
+                f"{where}: {name} has shape {tuple(value.shape)}, but this network needs {tuple(parameter.shape)}."
+            )
+        if value.is_complex() and not parameter.is_complex():
+            raise InputError(f"{where}: {name} is complex, so it needs network.complex_weights=true.")
+        with torch.no_grad():
+            parameter.copy_(value)
+        # After the copy: a float64 value may be too large for this network's precision.
+        if not torch.isfinite(parameter.abs()).all():
+            raise InputError(f"{where}: {name} holds values that are not finite in {parameter.dtype}.")
