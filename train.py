@@ -50,16 +50,16 @@ from li2_lightning.config.schema import (
     load_config,
     multiplied,
     multiply,
-    register_identity,
     ridge_strength,
     to_plain,
 )
 from li2_lightning.data import TableDataModule
 from li2_lightning.distributed.launcher import Team, invited, serve
-from li2_lightning.errors import InputError, Interrupted
+from li2_lightning.errors import Interrupted
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
-from li2_lightning.networks.two_layer import build_network
+from li2_lightning.networks.activations import ACTIVATIONS
+from li2_lightning.networks.two_layer import NETWORKS, build_network
 from li2_lightning.runs.directory import RunDirectory, RunResult, Start
 from li2_lightning.runs.terminal import print_summary
 from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
@@ -69,17 +69,15 @@ from li2_lightning.tasks.splits import split_rows
 from li2_lightning.tasks.tasks import TASKS, build_task
 from li2_lightning.trainer import build_trainer, keep_freed_memory, quiet_lightning, stopping_on_signals, use_threads
 from optimizers import (
+    OPTIMIZERS,
     ROLES,
-    OptimizerError,
+    SCHEDULES,
     build_optimizer,
     build_scheduler,
     check_cover,
     describe,
     knows_length,
-    module_of,
-    optimizer_identity,
     rehearse,
-    scheduler_identity,
     spell_out,
 )
 
@@ -112,10 +110,7 @@ def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     """
     config = load_config(values)
     config.callbacks = with_defaults(config.callbacks)
-    try:
-        config.optimizer = OptimizerConfig(**spell_out(asdict(config.optimizer), multiplied(config)))
-    except OptimizerError as error:
-        raise InputError(str(error)) from error
+    config.optimizer = OptimizerConfig(**spell_out(asdict(config.optimizer), multiplied(config)))
     multiply(config)
     return config
 
@@ -217,24 +212,23 @@ def assemble(config: Config, directory: Path, team: Team) -> Parts:
 
 def plug_ins(config: Config) -> list[tuple[str, str]]:
     """Every key that names a plug-in, and the module that another process imports to know it."""
-    found = [("task.name", TASKS.module_of(config.task.name)), ("loss", LOSSES.module_of(config.loss))]
+    found = [
+        ("task.name", TASKS.module_of(config.task.name)),
+        ("network.name", NETWORKS.module_of(config.network.name)),
+        ("network.activation", ACTIVATIONS.module_of(config.network.activation)),
+        ("loss", LOSSES.module_of(config.loss)),
+        ("scheduler.name", SCHEDULES.module_of(str(config.scheduler.get("name")))),
+    ]
     for label, options in config.callbacks.items():
         found.append((f"callbacks.{label}.name", CALLBACKS.module_of(options.get("name", label))))
     for role in ROLES:
         for key in ("name", "inner"):
             named = getattr(config.optimizer, role).get(key) or []
             names = [named] if isinstance(named, str) else named
-            found += [(f"optimizer.{role}.{key}", module_of(str(name))) for name in names]
+            found += [(f"optimizer.{role}.{key}", OPTIMIZERS.module_of(str(name))) for name in names]
     return [(key, module) for key, module in found if module is not None]
 
 
-def register_identities() -> None:
-    """Let the hash of a config know the defaults of optimizers and schedules; tasks and callbacks do so themselves."""
-    register_identity("optimizer", optimizer_identity)
-    register_identity("scheduler", scheduler_identity)
-
-
-register_identities()
 ConfigStore.instance().store(name="schema", node=Config)
 # This file is loaded twice where it is __main__ and a plug-in imports it as train.
 OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
@@ -245,8 +239,6 @@ def train(config: DictConfig) -> None:
     """One run from the command line, or one of a sweep in whatever process its launcher starts."""
     shell = HydraConfig.get()
     if shell.mode is RunMode.MULTIRUN:
-        # A launcher may send this function to a process that has not run the rest of this file.
-        register_identities()
         run_in_sweep(run, lambda: read_config(config), Path(shell.sweep.dir))
         return
     try:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
 
-from li2_lightning.config.schema import register_identity
 from li2_lightning.errors import InputError
-from li2_lightning.plugins import Registry, beyond_defaults, check_options
+from li2_lightning.plugins import Registry, beyond_defaults, identifies, options_of
 
-CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry("callback", "li2_lightning.callbacks")
+CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry(
+    "callback", "li2_lightning.callbacks", makes=lightning.Callback
+)
 
 # On unless they are switched off. Measurements come first; the stages read their columns; plug-ins see the stage; the
 # terminal shows it all; a checkpoint holds the state of everything before it; the report reads the finished files.
@@ -30,17 +30,9 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
     Raises:
         InputError: an unknown callback or option, or a plug-in that is no callback.
     """
-    callbacks = []
-    for label in _labels(sections):
-        name, enabled, options = _read(label, sections.get(label, {}))
-        # The options of one that is off are checked, too: a typo there is a typo.
-        check_options(CALLBACKS.find(name), options, f"callback {name!r}", f"callbacks.{label}")
-        if enabled:
-            callback = CALLBACKS.build(name, f"callbacks.{label}", options)
-            if not isinstance(callback, lightning.Callback):
-                raise InputError(f"The callback {name!r} gave a {type(callback).__name__}, not a lightning.Callback.")
-            callbacks.append(callback)
-    return callbacks
+    # The options of a callback that is off are checked as well, so that a slip of the hand never passes unnoticed.
+    read = [(label, *_read(label, sections.get(label, {}))) for label in _labels(sections)]
+    return [CALLBACKS.build(name, f"callbacks.{label}", options) for label, name, enabled, options in read if enabled]
 
 
 def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -54,15 +46,15 @@ def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
     complete: dict[str, dict[str, Any]] = {}
     for label in _labels(sections):
         name, enabled, options = _read(label, sections.get(label, {}))
-        factory = CALLBACKS.find(name)
-        check_options(factory, options, f"callback {name!r}", f"callbacks.{label}")
-        parameters = inspect.signature(factory).parameters.values()
-        defaults = {p.name: p.default for p in parameters if isinstance(p.default, bool | int | float | str | None)}
+        parameters, _ = options_of(CALLBACKS.find(name))
+        simple = (bool, int, float, str, type(None))
+        defaults = {key: p.default for key, p in parameters.items() if isinstance(p.default, simple)}
         named = {} if name == label else {"name": name}
         complete[label] = named | ({"enabled": True} | defaults | options if enabled else {"enabled": False})
     return complete
 
 
+@identifies("callbacks")
 def callbacks_identity(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each callback what is not as it is by default (`config_hash`): ours are on, those of others are off.
 
@@ -79,16 +71,13 @@ def callbacks_identity(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     return counted
 
 
-register_identity("callbacks", callbacks_identity)
-
-
 def _labels(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Every label in the order of the calls."""
     return [*MEASURING, *(label for label in sections if label not in MEASURING + KEEPING), *KEEPING]
 
 
 def _read(label: str, section: Mapping[str, Any]) -> tuple[str, bool, dict[str, Any]]:
-    """The callback that a section names, whether it is on, and its options."""
+    """The callback that a section names, whether it is on, and its options, which fit it."""
     options = dict(section)
     enabled, name = options.pop("enabled", True), options.pop("name", label)
     if not isinstance(enabled, bool):
@@ -97,4 +86,4 @@ def _read(label: str, section: Mapping[str, Any]) -> tuple[str, bool, dict[str, 
         raise InputError(f"callbacks.{label}.name={name!r} does not fit; it is the name or import path of a callback.")
     if label in MEASURING + KEEPING and name != label:
         raise InputError(f"callbacks.{label}.name={name!r} would replace a callback of ours; give yours another label.")
-    return name, enabled, options
+    return name, enabled, CALLBACKS.fit(name, CALLBACKS.find(name), options, f"callbacks.{label}")

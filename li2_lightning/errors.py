@@ -123,3 +123,16 @@ def unknown(kind: str, word: str, options: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among ``options``: lists them and points at the nearest."""
     known = sorted(options)
     return InputError(f"Unknown {kind} {word!r}; known are {', '.join(known)}.{nearest(word, known)}")
+
+
+def check_choice(what: str, value: object, options: Iterable[str]) -> None:
+    """Raise an `InputError` unless ``value`` is one of ``options``: lists them and points at the nearest."""
+    known = list(options)
+    if value not in known:
+        raise InputError(f"{what} {value!r} is unknown; known are {', '.join(known)}.{nearest(str(value), known)}")
+
+
+def reason(error: BaseException) -> str:
+    """An exception as part of a sentence: its message on one line, with its type unless it is a `Li2Error`."""
+    message = " ".join(str(error).split()).rstrip(".")
+    return message if isinstance(error, Li2Error) else f"{type(error).__name__}: {message}"

@@ -34,11 +34,11 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from li2_lightning.errors import InputError, reason
+from li2_lightning.plugins import accepts
 from optimizers import registry
-from optimizers.errors import OptimizerError, reason
-from optimizers.modes import switch
+from optimizers.problems import Loss, least_squares, network, quadratic, train
 from optimizers.roles import ROLES, build_optimizer
-from optimizers.signature import accepts
 
 # Where a candidate names no learning rate of its own, one of these must do.
 LEARNING_RATES = (0.02, 0.1, 0.003, 0.5)
@@ -59,7 +59,7 @@ class Candidate:
     def takes(self, hyperparameter: str) -> bool:
         """Whether the candidate has such a hyperparameter."""
         factory, _ = registry.resolve(self.name, self.hyperparameters, {}, "hidden")
-        return accepts(factory, hyperparameter)
+        return accepts(factory, hyperparameter, 1)
 
     def build(self, *weights: Tensor, **overrides: float) -> Optimizer:
         """Over ``weights``; ``overrides`` are values for ``lr`` and ``weight_decay``, where it takes them."""
@@ -79,37 +79,6 @@ CHECKS: dict[str, Check] = {}
 def _enter(check: Check) -> Check:
     CHECKS[check.__name__] = check
     return check
-
-
-# -- problems ------------------------------------------------------------------------------------------------
-
-Loss = Callable[[Tensor], Tensor]
-
-
-def quadratic(dtype: torch.dtype = torch.float64) -> tuple[Parameter, Loss]:
-    """½ Σ h_ij (W_ij − T_ij)², a 6×9 matrix, h from .1 to 10: every entry for itself, condition number 100."""
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randn(6, 9, generator=generator, dtype=dtype)
-    curvature = torch.logspace(-1, 1, 54, dtype=torch.float64).view(6, 9).to(target.real.dtype)
-    return Parameter(torch.zeros_like(target)), lambda W: 0.5 * (curvature * (W - target).abs().square()).sum()
-
-
-def least_squares(dtype: torch.dtype = torch.float64) -> tuple[Parameter, Loss]:
-    """½‖XW − Y‖²/32, a 6×9 matrix that some W solves exactly: the entries of a column work together."""
-    generator = torch.Generator().manual_seed(0)
-    X = torch.randn(32, 6, generator=generator, dtype=dtype)
-    Y = X @ torch.randn(6, 9, generator=generator, dtype=dtype)
-    return Parameter(torch.zeros(6, 9, dtype=dtype)), lambda W: 0.5 * (X @ W - Y).abs().square().sum() / len(X)
-
-
-def train(optimizer: Optimizer, weight: Parameter, loss: Loss, steps: int) -> Tensor:
-    """A copy of the weight after so many steps more."""
-    switch([optimizer], "train")
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss(weight).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return weight.detach().clone()
 
 
 def _learning_rates(candidate: Candidate) -> Sequence[float | None]:
@@ -260,29 +229,9 @@ def one_role(candidate: Candidate) -> str:
     return ""
 
 
-def _network() -> tuple[dict[str, Parameter], Callable[[], Tensor]]:
-    """W, two extra residual layers and V, and a loss in which all of them take part."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"W": (6, 9), "H1": (9, 9), "H2": (9, 9), "V": (9, 4)}
-    weights = {
-        name: Parameter(0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64))
-        for name, shape in shapes.items()
-    }
-    X = torch.randn(32, 6, generator=generator, dtype=torch.float64)
-    Y = torch.randn(32, 4, generator=generator, dtype=torch.float64)
-
-    def loss() -> Tensor:
-        F = (X @ weights["W"]).square()
-        for layer in ("H1", "H2"):
-            F = (F + F @ weights[layer]).tanh()
-        return (F @ weights["V"] - Y).square().mean()
-
-    return weights, loss
-
-
 def _train_network(candidate: Candidate, roles: Mapping[str, str], steps: int = 5) -> None:
     """With weight → role: after five steps every weight has moved and is finite."""
-    weights, loss = _network()
+    weights, loss = network()
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     used = {role: [(name, weights[name]) for name in roles if roles[name] == role] for role in ROLES}
     composite = build_optimizer(used, {role: candidate.section() for role, named in used.items() if named})
@@ -343,7 +292,7 @@ def vectors(candidate: Candidate) -> str:
 @_enter
 def schedulers(candidate: Candidate) -> str:
     """A scheduler acts on every group: at learning rate 0 from the third update on, all weights stay."""
-    weights, loss = _network()
+    weights, loss = network()
     optimizer = candidate.build(weights["W"])
     for name in ("H1", "H2", "V"):
         optimizer.add_param_group({"params": [weights[name]]})
@@ -371,7 +320,7 @@ def learning_rate_zero(candidate: Candidate) -> str:
     weight, loss = least_squares()
     try:
         optimizer = candidate.build(weight, lr=0.0, weight_decay=0.1)
-    except OptimizerError as error:
+    except InputError as error:
         return f"refuses lr 0: {error}"
     found = train(optimizer, weight, loss, 3)
     _require(_finite(found), "the weights are not finite after three steps at lr 0")
@@ -455,7 +404,7 @@ def run(candidate: Candidate, show: Callable[[str], None] = print) -> bool:
         Whether the contract holds.
 
     Raises:
-        OptimizerError: the candidate cannot be built over a matrix.
+        InputError: the candidate cannot be built over a matrix.
     """
     candidate.build(Parameter(torch.zeros(6, 9)))
     holds = True
@@ -480,7 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         hyperparameters = dict(_read(text) for text in given.hyperparameter)
         return 0 if run(Candidate(given.optimizer, hyperparameters)) else 1
-    except OptimizerError as error:
+    except InputError as error:
         print(error, file=sys.stderr)
         return error.exit_code
 
@@ -488,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise OptimizerError(f"A hyperparameter is name=value, for example lr=0.01, not {text!r}.")
+        raise InputError(f"A hyperparameter is name=value, for example lr=0.01, not {text!r}.")
     try:
         return name, json.loads(value)
     except ValueError:  # a word, as in scale=rms

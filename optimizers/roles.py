@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from li2_lightning.errors import InputError, check_choice
+from li2_lightning.plugins import accepts, beyond_defaults, identifies, options_of
 from optimizers.composite import CompositeOptimizer
-from optimizers.errors import OptimizerError, check_choice
 from optimizers.layouts import Layout, check_layouts
-from optimizers.registry import build, listing, resolve
-from optimizers.signature import accepts, beyond_defaults, own_default
+from optimizers.registry import OPTIMIZERS, Factory, build, resolve
 
 ROLES = ("hidden", "output", "embedding")
 SHARED = ("lr", "weight_decay")
@@ -38,7 +38,7 @@ def build_optimizer(
         layouts: name of a parameter -> what the network declares of it (`optimizers.layouts`).
 
     Raises:
-        OptimizerError: an unknown role, a role without ``name``, a parameter in two roles, nothing to train,
+        InputError: an unknown role, a role without ``name``, a parameter in two roles, nothing to train,
             a hyperparameter that contradicts a layout, and whatever `registry.build` refuses.
     """
     for key in config:
@@ -64,10 +64,10 @@ def build_optimizer(
             group["layouts"] = [_plain((layouts or {}).get(label)) for label in group["param_names"]]
             try:
                 check_layouts(group)
-            except OptimizerError as error:
-                raise OptimizerError(f"optimizer.{role}: {name}: {error}") from None
+            except InputError as error:
+                raise InputError(f"optimizer.{role}: {name}: {error}") from None
         if shared["weight_decay"] and hyperparameters.get("weight_decay") is None:
-            is_taken = accepts(factory, "weight_decay")
+            is_taken = accepts(factory, "weight_decay", 1)
             notes[role] = (
                 "shared decay"
                 if is_taken
@@ -88,7 +88,7 @@ def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> di
         multiplied: those of ``lr`` and ``weight_decay`` that are to be multiplied afterwards.
 
     Raises:
-        OptimizerError: a role without ``name``, hyperparameters that do not fit, an optimizer that needs a value and
+        InputError: a role without ``name``, hyperparameters that do not fit, an optimizer that needs a value and
             has none, one whose default is to be multiplied and is not known.
     """
     complete = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
@@ -98,10 +98,10 @@ def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> di
         name, hyperparameters = _read(role, config.get(role))
         factory, given = resolve(name, hyperparameters, shared, role)
         for key in SHARED:
-            if key not in given and accepts(factory, key):
-                value = defaults[key][role] = own_default(factory, key)
+            if key not in given and accepts(factory, key, 1):
+                value = defaults[key][role] = _own_default(factory, key)
                 if value is None and key in multiplied:
-                    raise OptimizerError(
+                    raise InputError(
                         f"optimizer.{role}: {name} does not tell its own {key}, which multiple.{key} cannot multiply "
                         f"then; set optimizer.{role}.{key}."
                     )
@@ -116,6 +116,7 @@ def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> di
     return complete
 
 
+@identifies("optimizer")
 def optimizer_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What tells optimizers apart: of each role the name, and what its optimizer would not do by itself.
 
@@ -131,7 +132,7 @@ def optimizer_identity(config: Mapping[str, Any]) -> dict[str, Any]:
         name, given = config[role]["name"], {key: v for key, v in config[role].items() if key != "name"}
         try:
             factory, arguments = resolve(name, given, shared, role)
-        except OptimizerError:
+        except InputError:
             return dict(config)
         roles[role] = {"name": name, **beyond_defaults(factory, arguments)}
     return roles
@@ -145,14 +146,14 @@ def check_cover(all_named_parameters: Iterable[tuple[str, Tensor]], parameters: 
         parameters: as for `build_optimizer`.
 
     Raises:
-        OptimizerError: one belongs to two roles, or to none.
+        InputError: one belongs to two roles, or to none.
     """
     covered = {id(parameter) for named in _trainable(parameters).values() for parameter in named.values()}
     missing = [
         name for name, parameter in all_named_parameters if parameter.requires_grad and id(parameter) not in covered
     ]
     if missing:
-        raise OptimizerError(
+        raise InputError(
             f"No role trains {', '.join(missing)}; every trainable parameter belongs to one of {', '.join(ROLES)}."
         )
 
@@ -180,10 +181,17 @@ def describe(composite: CompositeOptimizer) -> str:
 def _read(role: str, section: Any) -> tuple[str, dict[str, Any]]:
     """The name that a role's section gives, and the hyperparameters."""
     if not isinstance(section, Mapping) or not section.get("name"):
-        raise OptimizerError(
-            f"optimizer.{role} needs a name, for example optimizer.{role}.name=adam; known are {listing()}."
+        raise InputError(
+            f"optimizer.{role} needs a name, for example optimizer.{role}.name=adam; known are {OPTIMIZERS.listing()}."
         )
     return section["name"], {key: value for key, value in section.items() if key != "name"}
+
+
+def _own_default(factory: Factory, key: str) -> float | None:
+    """The number that ``factory`` takes by itself; None where its signature does not tell one."""
+    parameters, _ = options_of(factory, 1)
+    default = parameters[key].default if key in parameters else None
+    return default if isinstance(default, int | float) and not isinstance(default, bool) else None
 
 
 def _plain(layout: Layout | None) -> dict[str, Any] | None:
@@ -199,7 +207,7 @@ def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str,
             if not parameter.requires_grad:
                 continue
             if id(parameter) in owner:
-                raise OptimizerError(
+                raise InputError(
                     f"{role}: {name} is trained already as {owner[id(parameter)]}; "
                     "every trainable parameter belongs to exactly one role."
                 )

@@ -13,7 +13,7 @@ import pytest
 
 from li2_lightning import plugins as registry_module
 from li2_lightning.errors import InputError
-from li2_lightning.plugins import Registry, check_options
+from li2_lightning.plugins import Registry, fit
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_an_import_path_is_found(registry: Any) -> None:
         ("plian", r"Unknown probe 'plian'; known are plain\. Did you mean 'plain'\?"),
         ("zzz", r"Unknown probe 'zzz'; known are plain\.$"),
         ("no_such_module:thing", r"probe 'no_such_module:thing' could not be imported: ModuleNotFoundError: No module"),
-        ("math:no_such_name", r"probe 'math:no_such_name' could not be imported: AttributeError"),
+        ("math:no_such_name", r"probe 'math:no_such_name' could not be imported: module math has no attribute"),
         ("math:pi", r"probe 'math:pi' is a float, not a class or function"),
     ],
 )
@@ -149,10 +149,10 @@ def test_options_that_do_not_fit_show_the_signature(registry: Any, options: dict
 
 def test_a_plug_in_without_options_says_so_and_one_that_takes_any_is_left_alone() -> None:
     with pytest.raises(InputError, match="it takes no options"):
-        check_options(lambda: None, {"size": 1}, "probe 'none'", "probes.none")
-    check_options(lambda **options: None, {"size": 1}, "probe 'any'", "probes.any")
+        fit(lambda: None, {"size": 1}, "probe 'none'", "probes.none")
+    fit(lambda **options: None, {"size": 1}, "probe 'any'", "probes.any")
 
 
 def test_what_has_no_signature_cannot_be_checked() -> None:
     with pytest.raises(InputError, match="is no class or function of Python"):
-        check_options(dict, {"size": 1}, "probe 'dict'", "probes.dict")
+        fit(dict, {"size": 1}, "probe 'dict'", "probes.dict")

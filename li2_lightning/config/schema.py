@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from li2_lightning.errors import InputError, nearest, readable, unknown
 from li2_lightning.networks.activations import find_activation
+from li2_lightning.plugins import IDENTITIES
 
 
 @dataclass
@@ -157,10 +158,8 @@ NOT_HASHED = (
 # or order of mini-batches, another definition of a column. Every run then has a new directory. A new key whose default
 # is the old behaviour leaves it alone.
 NUMERICS = 1
-# Sections with options of plug-ins, which have defaults of their own; see `register_identity`.
+# Sections with options of plug-ins, which have defaults of their own (`li2_lightning.plugins.identifies`).
 PLUG_IN_SECTIONS = ("task", "optimizer", "scheduler", "callbacks")
-Identity = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-_identities: dict[str, Identity] = {}
 # The share of all rows that is trained on where the data section says nothing.
 TRAIN_FRACTION = 0.4
 FILES = ("task.path", "data.split_file", "network.initial_weights")
@@ -252,16 +251,6 @@ def to_plain(config: Config) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def register_identity(section: str, identity: Identity) -> None:
-    """Let `config_hash` know the defaults of plug-ins, which the packages that own the plug-ins know.
-
-    Args:
-        section: of `PLUG_IN_SECTIONS`.
-        identity: gets the section, and leaves out what the plug-ins would do by themselves.
-    """
-    _identities[section] = identity
-
-
 def config_hash(config: Config) -> str:
     """Ten hexadecimal digits that change with everything that changes the numbers, but not with the seed.
 
@@ -281,10 +270,11 @@ def config_hash(config: Config) -> str:
 def _identity(config: Config) -> dict[str, Any]:
     """Everything that may change the numbers, by its dotted key; None is what nobody said."""
     plain = asdict(config)
-    if missing := set(PLUG_IN_SECTIONS) - set(_identities):
-        raise RuntimeError(f"Nobody has said what counts of {', '.join(sorted(missing))}; import train first.")
+    if missing := set(PLUG_IN_SECTIONS) - set(IDENTITIES):
+        sections = ", ".join(sorted(missing))
+        raise RuntimeError(f"The packages that own the plug-ins of {sections} are not imported; import train first.")
     for section in PLUG_IN_SECTIONS:
-        plain[section] = _identities[section](plain[section])
+        plain[section] = IDENTITIES[section](plain[section])
     if plain["data"]["train_fraction"] == TRAIN_FRACTION:
         plain["data"]["train_fraction"] = None
     # The shared values count as what they make of each role; η of a ridge readout is not of any role.
@@ -480,8 +470,6 @@ def _check_network(network: NetworkConfig, loss: str) -> None:
                 f"network.width={network.width} is no multiple of network.transformer.heads="
                 f"{network.transformer.heads}; each head takes an equal part."
             )
-    elif network.name != "two_layer":
-        raise unknown("network", network.name, ("two_layer", "transformer"))
     if network.inner_product and network.hidden_layers == 0 and network.activation not in ("square", "identity"):
         raise InputError(
             f"network.inner_product=true applies no activation, so network.activation={network.activation!r} would "

@@ -27,6 +27,7 @@ from li2_lightning.errors import DamagedError, InputError
 from li2_lightning.files import read_npz
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.networks.kernel import Observer, blocked_outputs, feature_blocks
+from li2_lightning.plugins import Registry
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
@@ -198,6 +199,10 @@ class Network(nn.Module):
         return torch.complex(draw(), draw()) if dtype.is_complex else draw()
 
 
+NETWORKS: Registry[type[Network]] = Registry("network", "li2_lightning.networks", makes=Network)
+
+
+@NETWORKS.register("two_layer")
 class TwoLayerNetwork(Network):
     """Ŷ = β·σ(XW)V, no biases, with the options of the ``network`` section.
 
@@ -324,6 +329,7 @@ class TwoLayerNetwork(Network):
         return (z - current.mean) * torch.rsqrt(current.variance + BATCH_NORM_EPSILON)
 
 
+@NETWORKS.register("transformer")
 class TransformerNetwork(Network):
     """Token embedding + learned positions, an encoder, mean pooling, and a linear readout V.
 
@@ -379,8 +385,7 @@ def _take_rows(table: Tensor, index: Tensor) -> Tensor:
 
 def build_network(config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Network:
     """The network of the ``network`` section, with its initial weights."""
-    kind = TransformerNetwork if config.name == "transformer" else TwoLayerNetwork
-    network = kind(config, sizes, dtype, generator)
+    network: Network = NETWORKS.build(config.name, "network", {}, config, sizes, dtype, generator)
     if config.initial_weights is not None:
         _load_weights(network, config.initial_weights)
     return network

@@ -21,7 +21,7 @@ from li2_lightning.errors import InputError
 from li2_lightning.losses import LOSSES
 from li2_lightning.tasks.tasks import TASKS
 from li2_lightning.trainer import CUDAAccelerator, MPSAccelerator, use_threads
-from optimizers import registry
+from optimizers import OPTIMIZERS
 
 
 @pytest.fixture
@@ -138,9 +138,8 @@ class Nothing(lightning.Callback): ...
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plug-ins that were registered in a notebook, taken back afterwards."""
-    for owner, names in ((registry, ("_registered", "_modules")), *((r, ("_factories", "_modules")) for r in
-                         (CALLBACKS, LOSSES, TASKS))):  # fmt: skip
-        for name in names:
+    for owner in (CALLBACKS, LOSSES, OPTIMIZERS, TASKS):
+        for name in ("_entries", "_modules"):
             monkeypatch.setattr(owner, name, dict(getattr(owner, name)))
     exec(SESSION, {"__name__": "__main__"})
 

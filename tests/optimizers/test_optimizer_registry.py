@@ -14,14 +14,15 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 import optimizers
-from optimizers import OptimizerError, find, names, register, registry
+from li2_lightning import plugins
+from optimizers import OPTIMIZERS, OptimizerError, find, names, register
 from optimizers.registry import build
 
 
 @pytest.fixture(autouse=True)
 def _clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    monkeypatch.setattr(registry, "_broken", {})
+    monkeypatch.setattr(OPTIMIZERS, "_entries", dict(OPTIMIZERS._entries))
+    monkeypatch.setattr(OPTIMIZERS, "_broken", {})
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def announce(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """Entry points as installed packages would announce them; append to it."""
     points: list[EntryPoint] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [p for p in points if p.group == group])
     return points
 
 
@@ -150,7 +151,7 @@ def test_the_ten_lines_of_the_docstring_work(folder: Path) -> None:
     lines = str(optimizers.__doc__).split("\n")
     code = [line for line in lines if line.startswith("    ") or not line]
     (folder / "ten_lines.py").write_text("\n".join(line[4:] for line in code))
-    registry.import_plugin("ten_lines")
+    OPTIMIZERS.import_plugin("ten_lines")
     W = Parameter(torch.zeros(2, 2))
     optimizer = build("sign_descent", [W], {"lr": 0.5}, role="hidden")
     W.grad = torch.tensor([[3.0, -0.1], [0.0, 1.0]])
@@ -232,7 +233,7 @@ def test_a_plugin_that_fails_on_import(source: str, words: str, folder: Path, an
 )
 def test_a_broken_file_in_the_folder_stops_every_run_with_one_sentence(folder: Path, source: str, words: str) -> None:
     (folder / "broken.py").write_text(source)
-    registry.import_plugin("broken")
+    OPTIMIZERS.import_plugin("broken")
     assert refused("adam") == (f"The plug-in broken could not be imported: {words}; repair it or remove the file.")
 
 

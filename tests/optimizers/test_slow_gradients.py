@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam
 
-from optimizers import OptimizerError, build_optimizer, describe, register, registry
+from optimizers import OPTIMIZERS, OptimizerError, build_optimizer, describe, register
 from optimizers.check import CHECKS, Candidate
 from optimizers.filters.slow_gradients import SlowGradients
 from optimizers.registry import build
@@ -189,7 +189,7 @@ def test_what_is_refused(given: dict[str, object], words: str) -> None:
 
 
 def test_an_inner_optimizer_of_open_keywords_takes_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(OPTIMIZERS, "_entries", dict(OPTIMIZERS._entries))
     register("opened")(lambda params, **rest: SGD(params, **rest))
     optimizer = build(
         "slow_gradients", [Parameter(torch.zeros(2, 3))], {"inner": "opened", "momentum": 0.5}, role="hidden"
