@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -153,6 +156,43 @@ def test_a_plug_in_without_options_says_so_and_one_that_takes_any_is_left_alone(
     fit(lambda **options: None, {"size": 1}, "probe 'any'", "probes.any")
 
 
-def test_what_has_no_signature_cannot_be_checked() -> None:
-    with pytest.raises(InputError, match="is no class or function of Python"):
-        fit(dict, {"size": 1}, "probe 'dict'", "probes.dict")
+def test_what_has_no_signature_takes_any_option() -> None:
+    assert fit(dict, {"size": 1}, "probe 'dict'", "probes.dict") == {"size": 1}
+
+
+def test_what_an_entry_builds_must_be_of_the_kind() -> None:
+    registry: Registry[Any] = Registry("probe", "li2_lightning.probes", makes=Path)
+    with pytest.raises(InputError, match=r"The probe 'builtins:list' gave a list, not a pathlib\.Path\."):
+        registry.build("builtins:list", "probes.list", {})
+    assert registry.build("pathlib:Path.cwd", "probes.here", {}) == Path.cwd()
+
+
+def test_a_string_that_reads_as_a_number_is_one_except_where_text_is_asked_for() -> None:
+    def plain(size=3, rate=None, text="x", label: str | None = None, *, pair=(1, 0.5)):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+    given = {"size": "4", "rate": "1e-3", "text": "5", "label": "007", "pair": ["2", "1e-1"]}
+    found = fit(plain, given, "probe 'plain'", "probes.plain")
+    assert found == {"size": 4, "rate": 1e-3, "text": "5", "label": "007", "pair": (2, 0.1)}
+    assert isinstance(found["size"], int)
+    with pytest.raises(InputError, match=r"^probes\.plain\.pair=\[1\] must be a list of 2 values, like \[1, 0\.5\]\.$"):
+        fit(plain, {"pair": [1]}, "probe 'plain'", "probes.plain")
+
+
+def test_a_registry_is_a_mapping_of_what_it_can_find(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(monkeypatch, installed="collections:OrderedDict")
+    assert (list(registry), len(registry)) == (["installed", "plain"], 2)
+    assert "plain" in registry
+    assert "plian" not in registry
+    assert dict(registry)["installed"] is registry["installed"] is registry.find("installed")
+
+
+def test_it_needs_the_standard_library_alone() -> None:
+    """So that a plug-in's author pays for nothing but what the plug-in itself imports."""
+    program = (
+        "import sys, li2_lightning.plugins\n"
+        "print(*{name.partition('.')[0] for name in sys.modules} - {*sys.stdlib_module_names})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(registry_module.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-S", "-c", program], env=environment, capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == ["__main__", "li2_lightning"], done.stderr

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import optimizers
-from optimizers import Muon, OptimizerError, polar_table
+from optimizers import Muon, OptimizerError
+from optimizers.muon import polar_table
 from optimizers.muon.orthogonalize import METHODS, coefficients, optimal_quintics, orthogonalize
 
 POLYNOMIAL = [method for method in METHODS if method != "svd"]

@@ -117,7 +117,7 @@ def test_nothing_to_train() -> None:
 
 
 def test_a_mistake_in_a_role_without_parameters_is_a_mistake_still() -> None:
-    with pytest.raises(OptimizerError, match=r"optimizer\.embedding: adam has no hyperparameter 'lrr'"):
+    with pytest.raises(OptimizerError, match=r"'adam' has no option 'lrr' \(from optimizer\.embedding\.lrr\)"):
         build_optimizer(
             {"hidden": [("W", matrix(2, 2))]},
             {"hidden": {"name": "sgd"}, "embedding": {"name": "adam", "lrr": 1}},

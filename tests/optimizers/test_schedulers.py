@@ -116,14 +116,14 @@ def test_state_is_plain_and_resumes(config: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"name": "cosin"}, r"scheduler 'cosin' is unknown; known are none, step, .* Did you mean 'cosine'"),
-        ({}, "scheduler None is unknown"),
+        ({"name": "cosin"}, r"Unknown scheduler 'cosin'; known are cosine, .*, none, step\. Did you mean 'cosine'"),
+        ({}, "Unknown scheduler None"),
         ({"name": "none", "gamma": 0.1}, r"scheduler\.gamma needs a schedule"),
         (
             {"name": "step", "step_sise": 3},
-            r"step has no hyperparameter 'step_sise'; it takes step_size, gamma=0\.1.* 'step_size'",
+            r"'step' has no option 'step_sise' \(from scheduler\.step_sise\); it takes step_size, .*'step_size'",
         ),
-        ({"name": "step"}, "step needs a value for 'step_size'"),
+        ({"name": "step"}, "'step' needs scheduler.step_size"),
         ({"name": "step", "step_size": 0}, "step_size=0 must be a whole number from 1 on"),
         ({"name": "step", "step_size": 2.5}, r"step_size=2\.5 must be a whole"),
         ({"name": "step", "step_size": 2, "gamma": "fast"}, "gamma='fast' must be a number"),
@@ -134,7 +134,7 @@ def test_state_is_plain_and_resumes(config: dict[str, object]) -> None:
         ({"name": "multistep", "milestones": [1, -2]}, "milestones"),
         ({"name": "cosine", "final_fraction": 2}, "final_fraction=2 must be between 0 and 1"),
         ({"name": "cosine", "warmup_steps": 8}, "warmup_steps=8 must be below max_steps=8"),
-        ({"name": "cosine", "max_steps": 9}, "no hyperparameter 'max_steps'"),
+        ({"name": "cosine", "max_steps": 9}, "no option 'max_steps'"),
         ({"name": "linear_warmup", "warmup_steps": 0}, "warmup_steps=0 must be a whole number from 1 on"),
     ],
 )

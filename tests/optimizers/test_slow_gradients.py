@@ -164,11 +164,11 @@ def test_hyperparameters_are_those_of_the_inner_optimizer_and_its_own() -> None:
     assert optimizer.amplification == 5.0
     message = refused(inner="sgd", momentun=0.9)
     assert message.startswith(
-        "optimizer.hidden: slow_gradients has no hyperparameter 'momentun'; it takes inner='adam'"
+        "The optimizer 'slow_gradients' has no option 'momentun' (from optimizer.hidden.momentun); it takes inner="
     )
     assert "amplification=2.0" in message
     assert message.endswith("Did you mean 'momentum'?")
-    assert "no hyperparameter 'betas'" in refused(inner="sgd", betas=[0.9, 0.99])
+    assert "no option 'betas'" in refused(inner="sgd", betas=[0.9, 0.99])
 
 
 @pytest.mark.parametrize(
