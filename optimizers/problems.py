@@ -54,10 +54,15 @@ def network() -> tuple[dict[str, Parameter], Callable[[], Tensor]]:
 
 
 def train(optimizer: Optimizer, weight: Parameter, loss: Loss, steps: int) -> Tensor:
-    """A copy of the weight after so many steps more."""
+    """A copy of the weight after ``steps`` updates."""
     switch([optimizer], "train")
     for _ in range(steps):
-        optimizer.zero_grad()
-        loss(weight).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        update(optimizer, loss(weight))
     return weight.detach().clone()
+
+
+def update(optimizer: Optimizer, loss: Tensor) -> None:
+    """One update by the gradient of a scalar loss."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

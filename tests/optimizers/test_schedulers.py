@@ -141,3 +141,23 @@ def test_state_is_plain_and_resumes(config: dict[str, object]) -> None:
 def test_what_is_refused(config: dict[str, object], words: str) -> None:
     with pytest.raises(OptimizerError, match=words):
         build_scheduler(make(), config, 8)
+
+
+def halves(max_steps: int, floor: float = 0.1) -> object:
+    """A schedule of a plug-in."""
+    return lambda t: max(floor, 0.5**t)
+
+
+def no_schedule(max_steps: int) -> float:
+    """A plug-in that does not keep the contract."""
+    return 0.5
+
+
+def test_a_schedule_of_ones_own_is_named_by_import_path() -> None:
+    assert rates({"name": f"{__name__}:halves", "floor": "2e-1"}, 4) == [1, 0.5, 0.25, 0.2]
+    with pytest.raises(
+        OptimizerError, match=r"has no option 'flor' \(from scheduler\.flor\); it takes floor=0\.1\. Did"
+    ):
+        rates({"name": f"{__name__}:halves", "flor": 0.2})
+    with pytest.raises(OptimizerError, match=r"no_schedule' gave a float, not a collections\.abc\.Callable\."):
+        rates({"name": f"{__name__}:no_schedule"})
