@@ -56,7 +56,9 @@ def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 
 @identifies("callbacks")
 def callbacks_identity(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each callback what is not as it is by default (`config_hash`): ours are on, those of others are off.
+    """The part of a ``callbacks`` section that counts: the options that are not the defaults of their callback.
+
+    A callback of this project is on by default; a plug-in is off.
 
     Raises:
         InputError: as for `build_callbacks`.

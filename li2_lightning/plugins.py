@@ -58,8 +58,9 @@ class Registry(Mapping[str, Entry]):
 
         def enter(entry: Any) -> Any:
             if name in self._entries:
+                plural = f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
                 raise InputError(
-                    f"Two {self.kind}s are registered as {name!r}: {_where(self._entries[name])} "
+                    f"Two {plural} are registered as {name!r}: {_where(self._entries[name])} "
                     f"and {_where(entry)}; rename one of them."
                 )
             self._entries[name], self._modules[name] = entry, module
@@ -105,6 +106,8 @@ class Registry(Mapping[str, Entry]):
             raise InputError(
                 f"The plug-in {broken} could not be imported: {reason(error)}; repair it or remove the file."
             ) from error
+        if not isinstance(name, str):
+            raise self._unknown(name)
         if name in self._entries:
             return self._entries[name]
         points = {_announced(point): point for point in entry_points(group=self.group) if point.name == name}
@@ -115,12 +118,12 @@ class Registry(Mapping[str, Entry]):
             )
         for point in points.values():
             return self._load(name, point.load)
-        if ":" in str(name):
+        if ":" in name:
             return self._load(name, lambda: self._import(name))
         for library in self.libraries():
             if name in library:
                 return library[name]
-        raise InputError(f"Unknown {self.kind} {name!r}; known are {self.listing()}.{nearest(str(name), self.names())}")
+        raise self._unknown(name)
 
     def build(self, name: str, section: str, options: Options, *args: Any) -> Any:
         """Call the plug-in with ``args`` and the user's ``options``, which must fit its signature.
@@ -158,6 +161,10 @@ class Registry(Mapping[str, Entry]):
 
     def __len__(self) -> int:
         return len(self.names())
+
+    def _unknown(self, name: object) -> InputError:
+        hint = nearest(str(name), self.names())
+        return InputError(f"Unknown {self.kind} {name!r}; known are {self.listing()}.{hint}")
 
     def _load(self, name: str, load: Callable[[], Any]) -> Entry:
         try:
@@ -293,11 +300,11 @@ def _convert(value: Any, default: Any, key: str) -> Any:
 Identity = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 IDENTITIES: dict[str, Identity] = {}
-"""For each section of the config that holds options of plug-ins, the function that tells what counts of it."""
+"""Section of the config -> the function that leaves out of it what does not count for the hash."""
 
 
 def identifies(section: str) -> Callable[[Identity], Identity]:
-    """Decorator of a function from a section to the same without what its plug-ins would do by themselves.
+    """Decorator of a function that takes a section of the config and leaves out the defaults of its plug-ins.
 
     The hash of a config asks these functions, because the package that owns a plug-in knows the plug-in's defaults.
     """

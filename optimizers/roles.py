@@ -14,7 +14,7 @@ from li2_lightning.errors import InputError, check_choice
 from li2_lightning.plugins import accepts, beyond_defaults, identifies, options_of
 from optimizers.composite import CompositeOptimizer
 from optimizers.layouts import Layout, check_layouts
-from optimizers.registry import OPTIMIZERS, Factory, build, resolve
+from optimizers.registry import OPTIMIZERS, Factory, construct, resolve
 
 ROLES = ("hidden", "output", "embedding")
 SHARED = ("lr", "weight_decay")
@@ -34,12 +34,12 @@ def build_optimizer(
     Args:
         parameters: role -> pairs of name and parameter; those that require no gradient are left out.
         config: ``lr`` and ``weight_decay`` (shared, may be None), and for each role a mapping with ``name``
-            and hyperparameters. A role without parameters builds nothing, but what it says must still fit.
+            and hyperparameters. The section of a role without parameters builds nothing and must fit all the same.
         layouts: name of a parameter -> what the network declares of it (`optimizers.layouts`).
 
     Raises:
         InputError: an unknown role, a role without ``name``, a parameter in two roles, nothing to train,
-            a hyperparameter that contradicts a layout, and whatever `registry.build` refuses.
+            a hyperparameter that contradicts a layout, and all that `registry.build` refuses.
     """
     for key in config:
         check_choice("The optimizer key", key, (*SHARED, *ROLES))
@@ -53,10 +53,10 @@ def build_optimizer(
         if section is None and not trainable[role]:
             continue
         name, hyperparameters = _read(role, section)
-        factory, _ = resolve(name, hyperparameters, shared, role)
+        factory, arguments = resolve(name, hyperparameters, shared, role)
         if not trainable[role]:
             continue
-        children[role] = build(name, list(trainable[role].values()), hyperparameters, shared=shared, role=role)
+        children[role] = construct(name, factory, list(trainable[role].values()), arguments, f"optimizer.{role}")
         called[role] = name
         named = {id(parameter): label for label, parameter in trainable[role].items()}
         for group in children[role].param_groups:
@@ -118,10 +118,10 @@ def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> di
 
 @identifies("optimizer")
 def optimizer_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells optimizers apart: of each role the name, and what its optimizer would not do by itself.
+    """The part of an ``optimizer`` section that counts: each role's name, and the options that are not its defaults.
 
-    The shared values count as what they make of each role. What cannot be built is left as it is; `build_optimizer`
-    refuses it.
+    A shared value counts as an option of each role that it fills in for. A section that cannot be built is left as it
+    is; `build_optimizer` refuses it.
 
     Args:
         config: as for `build_optimizer`.

@@ -111,14 +111,14 @@ def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: 
 
     Args:
         optimizer: its groups' present learning rates are the ones that the factors multiply.
-        config: ``name`` (none, step, multistep, exponential, cosine, linear_warmup) and hyperparameters.
+        config: ``name`` of a schedule and its options.
         max_steps: where ``cosine`` ends.
 
     Returns:
         None for ``none``.
 
     Raises:
-        InputError: an unknown name or hyperparameter, a value out of its range, an optimizer without lr.
+        InputError: an unknown name or option, a value out of its range, an optimizer without lr.
     """
     name, given = _read(config)
     if name == "none":
@@ -138,9 +138,9 @@ def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: 
 
 @identifies("scheduler")
 def scheduler_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells schedules apart: the name, and the hyperparameters that are not the defaults.
+    """The part of a ``scheduler`` section that counts: the name, and the options that are not its defaults.
 
-    What cannot be built is left as it is; `build_scheduler` refuses it.
+    A section that cannot be built is left as it is; `build_scheduler` refuses it.
 
     Args:
         config: as for `build_scheduler`.

@@ -16,6 +16,7 @@ import pytest
 
 from li2_lightning import plugins as registry_module
 from li2_lightning.errors import InputError
+from li2_lightning.losses import LOSSES
 from li2_lightning.plugins import Registry, fit
 
 
@@ -48,6 +49,11 @@ def test_a_registered_name_is_found_and_built_with_ours_first_and_the_users_by_k
 def test_a_name_taken_twice_names_both(registry: Any) -> None:
     with pytest.raises(InputError, match=r"Two probes are registered as 'plain': .*plain and types.SimpleNamespace"):
         registry.register("plain")(SimpleNamespace)
+
+
+def test_several_losses_are_no_losss() -> None:
+    with pytest.raises(InputError, match=r"Two losses are registered as 'mse': \S+ClassCentredMSE and types\.S"):
+        LOSSES.register("mse")(SimpleNamespace)
 
 
 def test_an_entry_point_is_found_and_a_registered_name_comes_before_it(

@@ -94,7 +94,7 @@ def build_task(config: Mapping[str, Any]) -> Task:
 
 @identifies("task")
 def task_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``task`` section without the options that are as the task has them by itself (`config_hash`)."""
+    """The part of a ``task`` section that counts: the name, and the options that are not its defaults."""
     options = {key: value for key, value in config.items() if key != "name" and value is not None}
     return {"name": config["name"], **beyond_defaults(TASKS.find(config["name"]), options)}
 

@@ -174,7 +174,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
     assert refused("SGD").endswith("Did you mean 'sgd'?")
 
 
-@pytest.mark.parametrize("name", [5, None, 1.5, ""])
+@pytest.mark.parametrize("name", [5, None, 1.5, "", ["adam"], {"a": 1}], ids=repr)
 def test_a_name_that_is_no_name(name: object) -> None:
     with pytest.raises(OptimizerError, match="Unknown optimizer"):
         find(name)  # type: ignore[arg-type]

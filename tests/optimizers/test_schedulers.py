@@ -118,6 +118,7 @@ def test_state_is_plain_and_resumes(config: dict[str, object]) -> None:
     [
         ({"name": "cosin"}, r"Unknown scheduler 'cosin'; known are cosine, .*, none, step\. Did you mean 'cosine'"),
         ({}, "Unknown scheduler None"),
+        ({"name": ["step"]}, r"Unknown scheduler \['step'\]; known are"),
         ({"name": "none", "gamma": 0.1}, r"scheduler\.gamma needs a schedule"),
         (
             {"name": "step", "step_sise": 3},
