@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class Li2Error(Exception):
@@ -119,17 +119,21 @@ def _distance(a: str, b: str) -> int:
     return last[-1]
 
 
-def unknown(kind: str, word: str, options: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not among ``options``: lists them and points at the nearest."""
+def unknown(kind: str, word: object, options: Iterable[str], listing: str | None = None) -> InputError:
+    """An `InputError` for a name that is not among ``options``: lists them and points at the nearest.
+
+    Args:
+        listing: how the message lists the options; sorted and separated by commas where None.
+    """
     known = sorted(options)
-    return InputError(f"Unknown {kind} {word!r}; known are {', '.join(known)}.{nearest(word, known)}")
+    listed = ", ".join(known) if listing is None else listing
+    return InputError(f"Unknown {kind} {word!r}; known are {listed}.{nearest(str(word), known)}")
 
 
-def check_choice(what: str, value: object, options: Iterable[str]) -> None:
-    """Raise an `InputError` unless ``value`` is one of ``options``: lists them and points at the nearest."""
-    known = list(options)
-    if value not in known:
-        raise InputError(f"{what} {value!r} is unknown; known are {', '.join(known)}.{nearest(str(value), known)}")
+def check_choice(kind: str, word: object, options: Collection[str]) -> None:
+    """Raise `unknown` unless ``word`` is one of ``options``."""
+    if word not in options:
+        raise unknown(kind, word, options)
 
 
 def reason(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 
-from li2_lightning.errors import InputError, nearest, reason
+from li2_lightning.errors import InputError, nearest, reason, unknown
 
 Entry = TypeVar("Entry")
 Same = TypeVar("Same")
@@ -107,7 +107,7 @@ class Registry(Mapping[str, Entry]):
                 f"The plug-in {broken} could not be imported: {reason(error)}; repair it or remove the file."
             ) from error
         if not isinstance(name, str):
-            raise self._unknown(name)
+            raise unknown(self.kind, name, self.names(), self.listing())
         if name in self._entries:
             return self._entries[name]
         points = {_announced(point): point for point in entry_points(group=self.group) if point.name == name}
@@ -123,7 +123,7 @@ class Registry(Mapping[str, Entry]):
         for library in self.libraries():
             if name in library:
                 return library[name]
-        raise self._unknown(name)
+        raise unknown(self.kind, name, self.names(), self.listing())
 
     def build(self, name: str, section: str, options: Options, *args: Any) -> Any:
         """Call the plug-in with ``args`` and the user's ``options``, which must fit its signature.
@@ -161,10 +161,6 @@ class Registry(Mapping[str, Entry]):
 
     def __len__(self) -> int:
         return len(self.names())
-
-    def _unknown(self, name: object) -> InputError:
-        hint = nearest(str(name), self.names())
-        return InputError(f"Unknown {self.kind} {name!r}; known are {self.listing()}.{hint}")
 
     def _load(self, name: str, load: Callable[[], Any]) -> Entry:
         try:

@@ -65,8 +65,8 @@ def check_layouts(group: Mapping[str, Any]) -> None:
         if layout is None:
             continue
         for key in layout:
-            check_choice(f"The layout of {name}: the entry", key, DEFAULTS)
-        check_choice(f"The layout of {name}: the orientation", orientation(layout), ORIENTATIONS)
+            check_choice(f"entry in the layout of {name}:", key, DEFAULTS)
+        check_choice(f"orientation in the layout of {name}:", orientation(layout), ORIENTATIONS)
         axis, parts = _value(layout, "axis"), _count(layout, split_heads=True)
         if axis not in (-2, -1) or parameter.ndim < 2 or parts < 1 or parameter.shape[axis] % parts:
             raise InputError(

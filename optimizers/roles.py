@@ -42,7 +42,7 @@ def build_optimizer(
             a hyperparameter that contradicts a layout, and all that `registry.build` refuses.
     """
     for key in config:
-        check_choice("The optimizer key", key, (*SHARED, *ROLES))
+        check_choice("optimizer key", key, (*SHARED, *ROLES))
     shared = {key: config.get(key) for key in SHARED}
     trainable = _trainable(parameters)
     children: dict[str, Optimizer] = {}
@@ -202,7 +202,7 @@ def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str,
     trainable: dict[str, dict[str, Parameter]] = {role: {} for role in ROLES}
     owner: dict[int, str] = {}
     for role, named in parameters.items():
-        check_choice("The role", role, ROLES)
+        check_choice("role", role, ROLES)
         for name, parameter in named:
             if not parameter.requires_grad:
                 continue

@@ -52,7 +52,7 @@ class SlowGradients(NamedFilter):
         window: int = 100,
         **hyperparameters: Any,
     ) -> None:
-        check_choice("The filter", filter, ("ema", "moving_average"))
+        check_choice("filter", filter, ("ema", "moving_average"))
         for key, value, is_valid, allowed in (
             ("amplification", amplification, amplification >= 0, "at least 0"),
             ("filter_decay", filter_decay, 0 <= filter_decay < 1, "at least 0 and below 1"),

@@ -205,7 +205,7 @@ def _check(group: dict[str, Any]) -> None:
     ):
         if not is_valid:
             raise InputError(f"Muon's {key} must be {allowed}, not {group[key]!r}.")
-    check_choice("Muon's momentum_style", group["momentum_style"], ("ema", "heavy_ball"))
+    check_choice("momentum_style of Muon", group["momentum_style"], ("ema", "heavy_ball"))
     try:
         coefficients(group["orthogonalization"], group["steps"])
         for weight in group["params"]:
@@ -214,8 +214,8 @@ def _check(group: dict[str, Any]) -> None:
         raise InputError(f"Muon: {error}") from None
     if group["decay_after_update"] and not group["decoupled"]:
         raise InputError("Muon's decay_after_update needs decoupled=true: coupled decay is part of the gradient.")
-    check_choice("Muon's scale", group["scale"], SCALES)
+    check_choice("scale of Muon", group["scale"], SCALES)
     if group["orientation"] is not None:
-        check_choice("Muon's orientation", group["orientation"], ORIENTATIONS)
+        check_choice("orientation of Muon", group["orientation"], ORIENTATIONS)
     if "layouts" in group:
         check_layouts(group)

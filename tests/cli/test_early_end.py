@@ -140,5 +140,5 @@ def test_a_broken_file_in_callbacks_is_one_sentence(tmp_path: Path, monkeypatch:
 def test_a_broken_file_among_the_figures_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures.FIGURES, "_broken", {})
     monkeypatch.setattr(pkgutil, "iter_modules", broken_modules)
-    with pytest.raises(InputError, match=r"^The plug-in li2_lightning\.figures\.that_is_broken could not"):
+    with pytest.raises(InputError, match=r"^The plug-in li2_lightning\.analysis\.figures\.that_is_broken could not"):
         figures.find_figure(name)

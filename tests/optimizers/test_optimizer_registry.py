@@ -326,7 +326,7 @@ def test_values_as_yaml_gives_them() -> None:
         ("adam", {"amsgrad": "yes"}, "optimizer.hidden.amsgrad='yes' must be true or false"),
         ("sgd", {"nesterov": True}, "Nesterov momentum requires a momentum"),
         ("adam", {"foreach": True, "fused": True}, "cannot be `True` together"),
-        ("muon", {"scale": "spectrall"}, "Muon's scale 'spectrall' is unknown"),
+        ("muon", {"scale": "spectrall"}, "Unknown scale of Muon 'spectrall'"),
     ],
 )
 def test_a_value_that_is_refused_names_role_and_value(name: str, given: dict[str, object], words: str) -> None:

@@ -105,9 +105,9 @@ def test_a_parameter_in_no_role() -> None:
 
 
 def test_unknown_roles_and_keys() -> None:
-    with pytest.raises(OptimizerError, match=r"role 'outptu' is unknown; .* Did you mean 'output'"):
+    with pytest.raises(OptimizerError, match=r"Unknown role 'outptu'; known are .* Did you mean 'output'"):
         build_optimizer({"outptu": []}, {})
-    with pytest.raises(OptimizerError, match=r"optimizer key 'hiden' is unknown; .* Did you mean 'hidden'"):
+    with pytest.raises(OptimizerError, match=r"Unknown optimizer key 'hiden'; known are .* Did you mean 'hidden'"):
         build_optimizer({"hidden": []}, {"hiden": {"name": "sgd"}})
 
 

@@ -177,7 +177,7 @@ def test_hyperparameters_are_those_of_the_inner_optimizer_and_its_own() -> None:
         ({"inner": "adamm"}, "Unknown optimizer 'adamm'"),
         ({"inner": "lbfgs"}, "optimizer.inner: lbfgs evaluates the loss several times a step"),
         ({"inner": "slow_gradients"}, "inner=slow_gradients does not fit: it has a hyperparameter 'inner', too"),
-        ({"filter": "emma"}, "The filter 'emma' is unknown; known are ema, moving_average. Did you mean 'ema'?"),
+        ({"filter": "emma"}, "Unknown filter 'emma'; known are ema, moving_average. Did you mean 'ema'?"),
         ({"amplification": -1}, "amplification must be at least 0, not -1"),
         ({"filter_decay": 1.0}, "filter_decay must be at least 0 and below 1"),
         ({"window": 0}, "window must be a whole number from 1 on"),
