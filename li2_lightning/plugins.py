@@ -47,6 +47,7 @@ class Registry(Mapping[str, Entry]):
         self.kind = kind
         self.group = group
         self.makes = makes
+        self._owner = sys._getframe(1).f_globals["__name__"]
         self._entries: dict[str, Entry] = {}
         self._modules: dict[str, str] = {}
         self._broken: dict[str, BaseException] = {}
@@ -150,6 +151,10 @@ class Registry(Mapping[str, Entry]):
             raise InputError(f"The {self.kind} {name!r} gave a {type(made).__name__}, not a {_where(self.makes)}.")
         return made
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A launcher of sweeps pickles train.py with its globals: another process has a registry of its own.
+        return _registry_of, (self._owner, self.group)
+
     def __getitem__(self, name: str) -> Entry:
         return self.find(name)
 
@@ -184,6 +189,11 @@ class Registry(Mapping[str, Entry]):
                 f"The {self.kind} {name!r} could not be imported: module {path} has no attribute {attribute!r}."
                 f"{nearest(attribute, dir(module))}"
             ) from error
+
+
+def _registry_of(module: str, group: str) -> Registry[Any]:
+    found = vars(importlib.import_module(module)).values()
+    return next(registry for registry in found if isinstance(registry, Registry) and registry.group == group)
 
 
 def _announced(point: EntryPoint) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,15 @@ from typing import Any
 
 import pytest
 
+from callbacks import CALLBACKS
 from li2_lightning import plugins as registry_module
 from li2_lightning.errors import InputError
 from li2_lightning.losses import LOSSES
+from li2_lightning.networks.activations import ACTIVATIONS
+from li2_lightning.networks.two_layer import NETWORKS
 from li2_lightning.plugins import Registry, fit
+from li2_lightning.tasks.tasks import TASKS
+from optimizers import OPTIMIZERS, SCHEDULES
 
 
 @pytest.fixture
@@ -49,6 +55,12 @@ def test_a_registered_name_is_found_and_built_with_ours_first_and_the_users_by_k
 def test_a_name_taken_twice_names_both(registry: Any) -> None:
     with pytest.raises(InputError, match=r"Two probes are registered as 'plain': .*plain and types.SimpleNamespace"):
         registry.register("plain")(SimpleNamespace)
+
+
+@pytest.mark.parametrize("owner", [ACTIVATIONS, CALLBACKS, LOSSES, NETWORKS, OPTIMIZERS, SCHEDULES, TASKS])
+def test_a_pickled_registry_is_the_registry_of_the_process_that_reads_it(owner: Registry[Any]) -> None:
+    """A launcher of sweeps pickles what train.py refers to."""
+    assert pickle.loads(pickle.dumps(owner)) is owner
 
 
 def test_several_losses_are_no_losss() -> None:
