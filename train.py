@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 
-from li2_lightning.errors import InputError, Interrupted, leave
+from li2_lightning.errors import Interrupted, leave
 
 # Where SIGINT is ignored (nohup), it stays so.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -42,7 +42,7 @@ from li2_lightning._compat import is_first_rank
 from li2_lightning.cli.hydra_errors import explain_groups, explain_keys, prepare, show_error
 from li2_lightning.config import CONFIGS
 from li2_lightning.config.checks import load_config
-from li2_lightning.config.identity import input_digests, multiplied, multiply, register_identity, ridge_strength
+from li2_lightning.config.identity import input_digests, multiplied, multiply, ridge_strength
 from li2_lightning.config.schema import Config, OptimizerConfig, to_plain
 from li2_lightning.data import TableDataModule
 from li2_lightning.distributed.launcher import is_follower, run_as_follower
@@ -50,6 +50,8 @@ from li2_lightning.distributed.machine import use_threads
 from li2_lightning.distributed.rank_group import RankGroup
 from li2_lightning.losses import LOSSES, build_loss
 from li2_lightning.module import Li2Module
+from li2_lightning.networks.activations import ACTIVATIONS
+from li2_lightning.networks.base import NETWORKS
 from li2_lightning.networks.build import build_network
 from li2_lightning.runs.checkpoints import Start, read_weights
 from li2_lightning.runs.directory import RunDirectory, RunResult
@@ -67,17 +69,15 @@ from li2_lightning.trainer import (
     stopping_on_signals,
 )
 from optimizers import (
+    OPTIMIZERS,
     ROLES,
-    OptimizerError,
+    SCHEDULES,
     build_optimizer,
     build_scheduler,
     check_cover,
     describe,
     knows_length,
-    module_of,
-    optimizer_identity,
     rehearse,
-    scheduler_identity,
     spell_out,
 )
 
@@ -111,10 +111,7 @@ def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     """
     config = load_config(values)
     config.callbacks = with_defaults(config.callbacks)
-    try:
-        config.optimizer = OptimizerConfig(**spell_out(asdict(config.optimizer), multiplied(config)))
-    except OptimizerError as error:
-        raise InputError(str(error)) from error
+    config.optimizer = OptimizerConfig(**spell_out(asdict(config.optimizer), multiplied(config)))
     multiply(config)
     return config
 
@@ -217,21 +214,21 @@ def assemble(config: Config, directory: Path, ranks: RankGroup) -> Parts:
 
 def plug_ins(config: Config) -> list[tuple[str, str]]:
     """Every key that names a plug-in, and the module that another process imports to know it."""
-    found = [("task.name", TASKS.module_of(config.task.name)), ("loss", LOSSES.module_of(config.loss))]
+    found = [
+        ("task.name", TASKS.module_of(config.task.name)),
+        ("network.name", NETWORKS.module_of(config.network.name)),
+        ("network.activation", ACTIVATIONS.module_of(config.network.activation)),
+        ("loss", LOSSES.module_of(config.loss)),
+        ("scheduler.name", SCHEDULES.module_of(str(config.scheduler.get("name")))),
+    ]
     for label, options in config.callbacks.items():
         found.append((f"callbacks.{label}.name", CALLBACKS.module_of(options.get("name", label))))
     for role in ROLES:
         for key in ("name", "inner"):
             named = getattr(config.optimizer, role).get(key) or []
             names = [named] if isinstance(named, str) else named
-            found += [(f"optimizer.{role}.{key}", module_of(str(name))) for name in names]
+            found += [(f"optimizer.{role}.{key}", OPTIMIZERS.module_of(str(name))) for name in names]
     return [(key, module) for key, module in found if module is not None]
-
-
-def register_identities() -> None:
-    """Let the hash of a config know the defaults of optimizers and schedules; tasks and callbacks do so themselves."""
-    register_identity("optimizer", optimizer_identity)
-    register_identity("scheduler", scheduler_identity)
 
 
 def list_groups() -> str:
@@ -240,7 +237,6 @@ def list_groups() -> str:
     return explain_groups({name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"})
 
 
-register_identities()
 ConfigStore.instance().store(name="schema", node=Config)
 # This file is loaded twice where it is __main__ and a plug-in imports it as train.
 OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
@@ -252,8 +248,6 @@ def train(config: DictConfig) -> None:
     """One run from the command line, or one of a sweep in whatever process its launcher starts."""
     shell = HydraConfig.get()
     if shell.mode is RunMode.MULTIRUN:
-        # A launcher may send this function to a process that has not run the rest of this file.
-        register_identities()
         run_in_sweep(run, lambda: read_config(config), Path(shell.sweep.dir))
         return
     try:

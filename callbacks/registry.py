@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
 
-from li2_lightning.config.identity import register_identity
 from li2_lightning.errors import InputError
-from li2_lightning.plugins import Registry, beyond_defaults, check_options
+from li2_lightning.plugins import Registry, beyond_defaults, identifies, options_of
 
-CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry("callback", "li2_lightning.callbacks")
+CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry(
+    "callback", "li2_lightning.callbacks", makes=lightning.Callback
+)
 
 # These callbacks are on by default. The order matters: the stages read the columns of the callbacks before them, and
 # plug-ins (between the two lists) read the stage. The terminal shows columns and stage, a checkpoint holds the state of
@@ -31,17 +31,9 @@ def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning
     Raises:
         InputError: an unknown callback or option, or a plug-in that is no callback.
     """
-    callbacks = []
-    for label in _labels(sections):
-        name, enabled, options = _read(label, sections.get(label, {}))
-        # The options of a callback that is off are checked, too, so that a typo does not go unnoticed.
-        check_options(CALLBACKS.find(name), options, f"callback {name!r}", f"callbacks.{label}")
-        if enabled:
-            callback = CALLBACKS.build(name, f"callbacks.{label}", options)
-            if not isinstance(callback, lightning.Callback):
-                raise InputError(f"The callback {name!r} gave a {type(callback).__name__}, not a lightning.Callback.")
-            callbacks.append(callback)
-    return callbacks
+    # The options of a callback that is off are checked as well, so that a slip of the hand never passes unnoticed.
+    read = [(label, *_read(label, sections.get(label, {}))) for label in _labels(sections)]
+    return [CALLBACKS.build(name, f"callbacks.{label}", options) for label, name, enabled, options in read if enabled]
 
 
 def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -55,17 +47,19 @@ def with_defaults(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
     complete: dict[str, dict[str, Any]] = {}
     for label in _labels(sections):
         name, enabled, options = _read(label, sections.get(label, {}))
-        factory = CALLBACKS.find(name)
-        check_options(factory, options, f"callback {name!r}", f"callbacks.{label}")
-        parameters = inspect.signature(factory).parameters.values()
-        defaults = {p.name: p.default for p in parameters if isinstance(p.default, bool | int | float | str | None)}
+        parameters, _ = options_of(CALLBACKS.find(name))
+        simple = (bool, int, float, str, type(None))
+        defaults = {key: p.default for key, p in parameters.items() if isinstance(p.default, simple)}
         named = {} if name == label else {"name": name}
         complete[label] = named | ({"enabled": True} | defaults | options if enabled else {"enabled": False})
     return complete
 
 
+@identifies("callbacks")
 def callbacks_identity(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings that differ from the defaults, for `config_hash`; built-in callbacks are on by default, others off.
+    """The part of a ``callbacks`` section that counts: the options that are not the defaults of their callback.
+
+    A callback of this project is on by default; a plug-in is off.
 
     Raises:
         InputError: as for `build_callbacks`.
@@ -80,16 +74,13 @@ def callbacks_identity(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     return counted
 
 
-register_identity("callbacks", callbacks_identity)
-
-
 def _labels(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """All labels, in the order in which the callbacks are called."""
     return [*MEASURING, *(label for label in sections if label not in MEASURING + KEEPING), *KEEPING]
 
 
 def _read(label: str, section: Mapping[str, Any]) -> tuple[str, bool, dict[str, Any]]:
-    """The name of a section's callback, whether it is on, and its options."""
+    """The callback that a section names, whether it is on, and its options, which fit it."""
     options = dict(section)
     enabled, name = options.pop("enabled", True), options.pop("name", label)
     if not isinstance(enabled, bool):
@@ -98,4 +89,4 @@ def _read(label: str, section: Mapping[str, Any]) -> tuple[str, bool, dict[str, 
         raise InputError(f"callbacks.{label}.name={name!r} does not fit; it is the name or import path of a callback.")
     if label in MEASURING + KEEPING and name != label:
         raise InputError(f"callbacks.{label}.name={name!r} would replace a callback of ours; give yours another label.")
-    return name, enabled, options
+    return name, enabled, CALLBACKS.fit(name, CALLBACKS.find(name), options, f"callbacks.{label}")

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class Li2Error(Exception):
@@ -69,7 +69,7 @@ def readable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def reason(error: Exception) -> str:
+def message(error: Exception) -> str:
     """What an exception of a library says, on one line and without its last full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()).rstrip(".") or type(error).__name__
@@ -127,10 +127,27 @@ def _distance(a: str, b: str) -> int:
     return last[-1]
 
 
-def unknown(kind: str, word: str, options: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not among ``options``: lists them and points at the nearest."""
+def unknown(kind: str, word: object, options: Iterable[str], listing: str | None = None) -> InputError:
+    """An `InputError` for a name that is not among ``options``: lists them and points at the nearest.
+
+    Args:
+        listing: how the message lists the options; sorted and separated by commas where None.
+    """
     known = sorted(options)
-    return InputError(f"Unknown {kind} {word!r}; known are {', '.join(known)}.{nearest(word, known)}")
+    listed = ", ".join(known) if listing is None else listing
+    return InputError(f"Unknown {kind} {word!r}; known are {listed}.{nearest(str(word), known)}")
+
+
+def check_choice(kind: str, word: object, options: Collection[str]) -> None:
+    """Raise `unknown` unless ``word`` is one of ``options``."""
+    if word not in options:
+        raise unknown(kind, word, options)
+
+
+def reason(error: BaseException) -> str:
+    """An exception as part of a sentence: its message on one line, with its type unless it is a `Li2Error`."""
+    message = " ".join(str(error).split()).rstrip(".")
+    return message if isinstance(error, Li2Error) else f"{type(error).__name__}: {message}"
 
 
 def leave(*_: object) -> None:

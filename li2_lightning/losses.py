@@ -64,7 +64,7 @@ class Loss:
         return self.rows(outputs if offset is None else outputs + offset, labels)
 
 
-LOSSES: Registry[type[Loss]] = Registry("loss", "li2_lightning.losses")
+LOSSES: Registry[type[Loss]] = Registry("loss", "li2_lightning.losses", makes=Loss)
 
 
 # Training and test labels are the same tensors in every step, so their one-hots are kept as long as the labels.
@@ -161,6 +161,5 @@ class CrossEntropy(Loss):
 
 def build_loss(name: str) -> Loss:
     """The loss called ``name``; an unknown name is an `InputError` that lists all names."""
-    loss = LOSSES.build(name, "loss", {})
-    assert isinstance(loss, Loss)
+    loss: Loss = LOSSES.build(name, "loss", {})
     return loss

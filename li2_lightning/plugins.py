@@ -1,57 +1,71 @@
-"""Plug-ins by name: what a YAML calls ``name`` becomes a class or function.
+"""Plug-ins by name: what a YAML calls ``name`` becomes a class, a function, or an object of ours.
 
-A `Registry` finds a name in this order:
+A `Registry` holds the names of one kind of plug-in: tasks, networks, activations, losses, optimizers, schedules,
+callbacks, figures. It looks a name up in this order:
 
 1. ``@registry.register("name")`` in a module that has been imported (the package that owns the registry imports
    all of its modules);
 2. an entry point of an installed package, in the registry's group (``li2_lightning.tasks``, ...);
-3. an import path ``package.module:attribute``.
+3. an import path ``package.module:attribute``;
+4. the names that a library brings, where the registry has such (`Registry.libraries`).
 
-(The optimizers have a registry of their own, because that package depends on torch alone.)
+A hyperparameter of a plug-in is called an option here: a keyword argument that the user may set. This module needs
+nothing but the standard library.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import math
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar, cast
 
-from li2_lightning.errors import InputError, nearest, unknown
+from li2_lightning.errors import InputError, nearest, reason, unknown
 
-Factory = TypeVar("Factory", bound=Callable[..., Any])
+Entry = TypeVar("Entry")
+Same = TypeVar("Same")
+Options = Mapping[str, Any]
+
+# -- names ---------------------------------------------------------------------------------------------------
 
 
-class Registry(Generic[Factory]):
-    """Names of one kind of plug-in.
+class Registry(Mapping[str, Entry]):
+    """The plug-ins of one kind, a mapping from names to classes or functions.
 
     Args:
         kind: what one entry is called in messages, for example ``"task"``.
         group: entry-point group in which installed packages announce theirs.
+        makes: the class of what an entry builds; `build` refuses anything else.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, makes: Any = object) -> None:
         self.kind = kind
         self.group = group
-        self._factories: dict[str, Factory] = {}
+        self.makes = makes
+        self._owner = sys._getframe(1).f_globals["__name__"]
+        self._entries: dict[str, Entry] = {}
         self._modules: dict[str, str] = {}
         self._broken: dict[str, BaseException] = {}
 
-    def register(self, name: str) -> Callable[[Factory], Factory]:
-        """Decorator that enters a class or function under ``name``; a name taken twice is an `InputError`."""
-        # Of the factory itself it may be another: functools.partial, or somebody else's class.
+    def register(self, name: str) -> Callable[[Same], Same]:
+        """Decorator that enters a plug-in under ``name``; a name taken twice is an `InputError`."""
+        # The module that registers may be another than the one that defines: functools.partial, or a foreign class.
         module = sys._getframe(1).f_globals["__name__"]
 
-        def enter(factory: Factory) -> Factory:
-            if name in self._factories:
+        def enter(entry: Any) -> Any:
+            if name in self._entries:
+                plural = f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
                 raise InputError(
-                    f"Two {self.kind}s are registered as {name!r}: {_where(self._factories[name])} "
-                    f"and {_where(factory)}; rename one of them."
+                    f"Two {plural} are registered as {name!r}: {_where(self._entries[name])} "
+                    f"and {_where(entry)}; rename one of them."
                 )
-            self._factories[name], self._modules[name] = factory, module
-            return factory
+            self._entries[name], self._modules[name] = entry, module
+            return entry
 
         return enter
 
@@ -66,15 +80,24 @@ class Registry(Generic[Factory]):
             self._broken[module] = error
 
     def module_of(self, name: str) -> str | None:
-        """The module that another process must import to know ``name``; None where it finds it by itself."""
+        """The module that another process must import to know ``name``; None where no import is needed."""
         return self._modules.get(name) or (name.partition(":")[0] if ":" in name else None)
+
+    def libraries(self) -> Iterator[Mapping[str, Entry]]:
+        """Names that a library brings, looked up after all others; a subclass says which."""
+        yield from ()
 
     def names(self) -> list[str]:
         """Every name that `find` knows without an import path, sorted."""
-        return sorted({*self._factories, *(point.name for point in entry_points(group=self.group))})
+        announced = (point.name for point in entry_points(group=self.group))
+        return sorted({*self._entries, *announced, *(name for library in self.libraries() for name in library)})
 
-    def find(self, name: str) -> Factory:
-        """The class or function called ``name``.
+    def listing(self) -> str:
+        """The known names for a message."""
+        return ", ".join(self.names())
+
+    def find(self, name: str) -> Entry:
+        """The plug-in called ``name``.
 
         Raises:
             InputError: unknown name (lists the known ones and the nearest), a plug-in that fails on import, or two
@@ -82,10 +105,12 @@ class Registry(Generic[Factory]):
         """
         for broken, error in self._broken.items():
             raise InputError(
-                f"The plug-in {broken} could not be imported: {_reason(error)}; repair it or remove the file."
+                f"The plug-in {broken} could not be imported: {reason(error)}; repair it or remove the file."
             ) from error
-        if name in self._factories:
-            return self._factories[name]
+        if not isinstance(name, str):
+            raise unknown(self.kind, name, self.names(), self.listing())
+        if name in self._entries:
+            return self._entries[name]
         points = {_announced(point): point for point in entry_points(group=self.group) if point.name == name}
         if len(points) > 1:
             raise InputError(
@@ -95,81 +120,203 @@ class Registry(Generic[Factory]):
         for point in points.values():
             return self._load(name, point.load)
         if ":" in name:
-            module, _, attribute = name.partition(":")
-            return self._load(name, lambda: getattr(importlib.import_module(module), attribute))
-        raise unknown(self.kind, name, self.names())
+            return self._load(name, lambda: self._import(name))
+        for library in self.libraries():
+            if name in library:
+                return library[name]
+        raise unknown(self.kind, name, self.names(), self.listing())
 
-    def build(self, name: str, section: str, options: Mapping[str, Any], *args: Any) -> Any:
+    def build(self, name: str, section: str, options: Options, *args: Any) -> Any:
         """Call the plug-in with ``args`` and the user's ``options``, which must fit its signature.
 
         Args:
             name: as for `find`.
             section: where the options stand in the config, for messages (``"callbacks.energy"``).
             options: keyword arguments as the user wrote them.
-            args: positional arguments that come from us.
+            args: positional arguments that the caller supplies.
+
+        Raises:
+            InputError: as for `find` and `fit`, or the plug-in returns something else than ``makes``.
         """
-        factory = self.find(name)
-        check_options(factory, options, f"{self.kind} {name!r}", section, len(args))
-        return factory(*args, **options)
+        factory: Any = self.find(name)
+        return self.check(name, factory(*args, **self.fit(name, factory, options, section, len(args))))
 
-    def _load(self, name: str, load: Callable[[], Factory]) -> Factory:
+    def fit(self, name: str, factory: Any, options: Options, section: str, supplied: int = 0) -> dict[str, Any]:
+        """`fit` for the plug-in called ``name``."""
+        return fit(factory, options, f"{self.kind} {name!r}", section, supplied)
+
+    def check(self, name: str, made: Any) -> Any:
+        """``made`` if it is what plug-ins of this kind make, else an `InputError`."""
+        if not isinstance(made, self.makes):
+            raise InputError(f"The {self.kind} {name!r} gave a {type(made).__name__}, not a {_where(self.makes)}.")
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A launcher of sweeps pickles train.py with its globals: another process has a registry of its own.
+        return _registry_of, (self._owner, self.group)
+
+    def __getitem__(self, name: str) -> Entry:
+        return self.find(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def _load(self, name: str, load: Callable[[], Any]) -> Entry:
         try:
-            factory = load()
-        # A plug-in is foreign code: whatever it raises on import is the user's to read, as one sentence.
+            entry = load()
+        except InputError:
+            raise
+        # A plug-in is foreign code: whatever it raises on import becomes one sentence for the user.
         except (Exception, SystemExit) as error:
-            raise InputError(f"The {self.kind} {name!r} could not be imported: {_reason(error)}.") from error
-        if not callable(factory):
-            raise InputError(f"The {self.kind} {name!r} is a {type(factory).__name__}, not a class or function.")
-        return factory
+            raise InputError(f"The {self.kind} {name!r} could not be imported: {reason(error)}.") from error
+        if not callable(entry):
+            raise InputError(f"The {self.kind} {name!r} is a {type(entry).__name__}, not a class or function.")
+        return cast(Entry, entry)
 
-
-def check_options(
-    factory: Callable[..., Any], options: Mapping[str, Any], what: str, section: str, positional: int = 0
-) -> None:
-    """Raise an `InputError` that shows the signature when ``options`` do not fit ``factory``.
-
-    Args:
-        positional: how many leading parameters are ours and so not the user's to set.
-    """
-    try:
-        parameters = list(inspect.signature(factory).parameters.values())
-    except (TypeError, ValueError):
-        raise InputError(f"The {what} is no class or function of Python, so its options cannot be checked.") from None
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return
-    open_to_user = [p for p in parameters[positional:] if p.kind is not inspect.Parameter.VAR_POSITIONAL]
-    allowed = {p.name for p in open_to_user}
-    described = ", ".join(str(p.name) if p.default is p.empty else f"{p.name}={p.default!r}" for p in open_to_user)
-    takes = f"it takes {described}" if described else "it takes no options"
-    for key in options:
-        if key not in allowed:
+    def _import(self, name: str) -> Any:
+        path, _, attribute = name.partition(":")
+        module = importlib.import_module(path)
+        try:
+            return attrgetter(attribute)(module)
+        except AttributeError as error:
             raise InputError(
-                f"The {what} has no option {key!r} (from {section}.{key}); {takes}.{nearest(key, allowed)}"
-            )
-    missing = [p.name for p in open_to_user if p.default is p.empty and p.name not in options]
-    if missing:
-        raise InputError(f"The {what} needs {section}.{missing[0]}; {takes}.")
+                f"The {self.kind} {name!r} could not be imported: module {path} has no attribute {attribute!r}."
+                f"{nearest(attribute, dir(module))}"
+            ) from error
 
 
-def beyond_defaults(factory: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that ``factory`` does not have as its defaults."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # `check_options` refuses it
-        return dict(options)
-    return {key: value for key, value in options.items() if key not in parameters or value != parameters[key].default}
+def _registry_of(module: str, group: str) -> Registry[Any]:
+    found = vars(importlib.import_module(module)).values()
+    return next(registry for registry in found if isinstance(registry, Registry) and registry.group == group)
 
 
 def _announced(point: EntryPoint) -> str:
-    """The import path and the package that announces it."""
+    """The import path of an entry point and the package that announces it."""
     return f"{point.value} of the package {point.dist.name if point.dist else 'without a name'}"
 
 
-def _reason(error: BaseException) -> str:
-    """A foreign exception as part of a sentence."""
-    message = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {message}"
+def _where(entry: Any) -> str:
+    return f"{entry.__module__}.{getattr(entry, '__qualname__', type(entry).__name__)}"
 
 
-def _where(factory: Callable[..., Any]) -> str:
-    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
+# -- options -------------------------------------------------------------------------------------------------
+
+
+def options_of(factory: Any, supplied: int = 0) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters that the user may set, and whether ``**kwargs`` takes any other.
+
+    Args:
+        factory: a callable.
+        supplied: how many leading parameters the caller supplies, which are then not the user's.
+    """
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (ValueError, TypeError):  # some callables written in C have no signature
+        return {}, True
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return {p.name: p for p in parameters[supplied:] if p.kind not in variadic}, is_open
+
+
+def fit(factory: Any, options: Options, what: str, section: str, supplied: int = 0) -> dict[str, Any]:
+    """``options`` as keyword arguments for ``factory``.
+
+    A list becomes a tuple where the default is a tuple. A string that reads as a number becomes a number (in YAML
+    1.1, ``1e-3`` is a string), unless the default or the annotation of the parameter is a string.
+
+    Args:
+        factory: a callable, as for `options_of`.
+        options: what the user wrote.
+        what: what ``factory`` is called in messages.
+        section: where ``options`` stand in the config, for messages.
+        supplied: as for `options_of`.
+
+    Raises:
+        InputError: an unknown or missing option (shows the signature), or a value of the wrong kind.
+    """
+    parameters, is_open = options_of(factory, supplied)
+    shown = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters.values())
+    takes = f"it takes {shown}" if shown else "it takes no options"
+    for key in options:
+        if not is_open and key not in parameters:
+            hint = nearest(key, parameters)
+            raise InputError(f"The {what} has no option {key!r} (from {section}.{key}); {takes}.{hint}")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise InputError(f"The {what} needs {section}.{key}; {takes}.")
+    texts = {key for key, p in parameters.items() if isinstance(p.default, str) or "str" in _words(p.annotation)}
+    defaults = {key: p.default for key, p in parameters.items()}
+    return {
+        key: value if key in texts else _convert(value, defaults.get(key), f"{section}.{key}")
+        for key, value in options.items()
+    }
+
+
+def accepts(factory: Any, option: str, supplied: int = 0) -> bool:
+    """Whether ``factory`` takes an option of this name; ``supplied`` as for `options_of`."""
+    parameters, is_open = options_of(factory, supplied)
+    return is_open or option in parameters
+
+
+def beyond_defaults(factory: Any, options: Options) -> dict[str, Any]:
+    """Those of ``options`` that ``factory`` does not have as its defaults."""
+    parameters, _ = options_of(factory)
+    return {key: value for key, value in options.items() if key not in parameters or value != parameters[key].default}
+
+
+def _words(annotation: Any) -> list[str]:
+    return re.findall(r"\w+", inspect.formatannotation(annotation))
+
+
+def _convert(value: Any, default: Any, key: str) -> Any:
+    def refuse(allowed: str) -> InputError:
+        return InputError(f"{key}={value!r} must be {allowed}.")
+
+    if isinstance(default, tuple):
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(default):
+            raise refuse(f"a list of {len(default)} values, like {list(default)}")
+        return tuple(_convert(v, d, key) for v, d in zip(value, default, strict=True))
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise refuse("true or false")
+        return value
+    is_number = isinstance(default, int | float)
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            if is_number:
+                raise refuse(f"a number, like {default!r}") from None
+            return value
+        if not isinstance(default, float) and value.is_integer():
+            value = int(value)
+    if is_number and (isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))):
+        raise refuse(f"a finite number, like {default!r}")
+    return value
+
+
+# -- what counts for the hash of a config --------------------------------------------------------------------
+
+Identity = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+IDENTITIES: dict[str, Identity] = {}
+"""Section of the config -> the function that leaves out of it what does not count for the hash."""
+
+
+def identifies(section: str) -> Callable[[Identity], Identity]:
+    """Decorator of a function that takes a section of the config and leaves out the defaults of its plug-ins.
+
+    The hash of a config asks these functions, because the package that owns a plug-in knows the plug-in's defaults.
+    """
+
+    def enter(identity: Identity) -> Identity:
+        IDENTITIES[section] = identity
+        return identity
+
+    return enter

@@ -20,23 +20,26 @@ To write your own, put a file into this folder and it is found by its name:
 Then ``optimizer.hidden.name=sign_descent optimizer.hidden.lr=0.01``. Outside this folder the same class is
 ``optimizer.hidden.name=my_module:SignDescent``, or an entry point of a package, in the group
 ``li2_lightning.optimizers``. Any callable ``(params, **hyperparameters) -> torch.optim.Optimizer`` will do,
-also a function that returns somebody else's optimizer. It must leave ``p.grad`` as it is, keep its state in
-``self.state``, and train every parameter it is given; ``li2 check my_module:SignDescent`` tells whether it does.
-This package depends on torch alone.
+also a function that returns an optimizer of another package. It must leave ``p.grad`` as it is, keep its state in
+``self.state``, and train every parameter it is given; ``li2 check my_module:SignDescent`` tells
+whether it does. This package needs torch, and of ``li2_lightning`` the two modules ``plugins`` and ``errors``, which
+need the standard library alone.
 """
 
 import pkgutil
 
+from li2_lightning.errors import InputError as OptimizerError
 from optimizers.composite import CompositeOptimizer
-from optimizers.errors import OptimizerError
 from optimizers.muon.muon import Muon
-from optimizers.registry import find, import_plugin, module_of, names, register
+from optimizers.registry import OPTIMIZERS, find, names, register
 from optimizers.rehearsal import rehearse
-from optimizers.roles import ROLES, build_optimizer, check_cover, describe, optimizer_identity, spell_out
-from optimizers.schedulers import build_scheduler, knows_length, scheduler_identity
+from optimizers.roles import ROLES, build_optimizer, check_cover, describe, spell_out
+from optimizers.schedules import SCHEDULES, build_scheduler, knows_length
 
 __all__ = [
+    "OPTIMIZERS",
     "ROLES",
+    "SCHEDULES",
     "CompositeOptimizer",
     "Muon",
     "OptimizerError",
@@ -46,16 +49,13 @@ __all__ = [
     "describe",
     "find",
     "knows_length",
-    "module_of",
     "names",
-    "optimizer_identity",
     "register",
     "rehearse",
-    "scheduler_identity",
     "spell_out",
 ]
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     # A command of developers, run with python -m: a module that is imported already would run a second time.
     if _module.name != "optimizers.muon.polar_table":
-        import_plugin(_module.name)
+        OPTIMIZERS.import_plugin(_module.name)

@@ -33,13 +33,13 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from li2_lightning.errors import InputError, reason
+from li2_lightning.plugins import accepts
 from optimizers import registry
-from optimizers.errors import OptimizerError, reason
-from optimizers.modes import switch
+from optimizers.problems import Loss, least_squares, network, quadratic, train, update
 from optimizers.roles import ROLES, build_optimizer
-from optimizers.signature import accepts
 
-# Where a candidate names no learning rate of its own, one of these must do.
+# A candidate without a learning rate of its own must keep the contract with one of these.
 LEARNING_RATES = (0.02, 0.1, 0.003, 0.5)
 DECREASE, STEPS = 0.1, 250
 
@@ -58,7 +58,7 @@ class Candidate:
     def takes(self, hyperparameter: str) -> bool:
         """Whether the candidate has such a hyperparameter."""
         factory, _ = registry.resolve(self.name, self.hyperparameters, {}, "hidden")
-        return accepts(factory, hyperparameter)
+        return accepts(factory, hyperparameter, 1)
 
     def build(self, *weights: Tensor, **overrides: float) -> Optimizer:
         """Over ``weights``; ``overrides`` are values for ``lr`` and ``weight_decay``, where it takes them."""
@@ -66,7 +66,7 @@ class Candidate:
         return registry.build(self.name, list(weights), {**self.hyperparameters, **taken}, role="hidden")
 
     def section(self, **overrides: float) -> dict[str, Any]:
-        """What would stand in a config under a role."""
+        """The section of a config that gives a role to this optimizer."""
         taken = {key: value for key, value in overrides.items() if self.takes(key)}
         return {"name": self.name, **self.hyperparameters, **taken}
 
@@ -80,41 +80,11 @@ def _enter(check: Check) -> Check:
     return check
 
 
-# -- problems ------------------------------------------------------------------------------------------------
-
-Loss = Callable[[Tensor], Tensor]
-
-
-def quadratic(dtype: torch.dtype = torch.float64) -> tuple[Parameter, Loss]:
-    """½ Σ h_ij (W_ij − T_ij)², a 6×9 matrix, h from .1 to 10: every entry for itself, condition number 100."""
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randn(6, 9, generator=generator, dtype=dtype)
-    curvature = torch.logspace(-1, 1, 54, dtype=torch.float64).view(6, 9).to(target.real.dtype)
-    return Parameter(torch.zeros_like(target)), lambda W: 0.5 * (curvature * (W - target).abs().square()).sum()
-
-
-def least_squares(dtype: torch.dtype = torch.float64) -> tuple[Parameter, Loss]:
-    """½‖XW − Y‖²/32, a 6×9 matrix that some W solves exactly: the entries of a column work together."""
-    generator = torch.Generator().manual_seed(0)
-    X = torch.randn(32, 6, generator=generator, dtype=dtype)
-    Y = X @ torch.randn(6, 9, generator=generator, dtype=dtype)
-    return Parameter(torch.zeros(6, 9, dtype=dtype)), lambda W: 0.5 * (X @ W - Y).abs().square().sum() / len(X)
-
-
-def train(optimizer: Optimizer, weight: Parameter, loss: Loss, steps: int) -> Tensor:
-    """A copy of the weight after so many steps more."""
-    switch([optimizer], "train")
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss(weight).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return weight.detach().clone()
-
-
-def _learning_rates(candidate: Candidate) -> Sequence[float | None]:
+def _learning_rates(candidate: Candidate) -> list[dict[str, float]]:
+    """What to try in turn: the candidate's own learning rate where it names one, else several."""
     if "lr" in candidate.hyperparameters or not candidate.takes("lr"):
-        return (None,)
-    return LEARNING_RATES
+        return [{}]
+    return [{"lr": lr} for lr in LEARNING_RATES]
 
 
 def _decreases(candidate: Candidate, problem: Callable[[torch.dtype], tuple[Parameter, Loss]]) -> str:
@@ -124,9 +94,9 @@ def _decreases(candidate: Candidate, problem: Callable[[torch.dtype], tuple[Para
         for lr in _learning_rates(candidate):
             weight, loss = problem(dtype)
             before = loss(weight).item()
-            train(candidate.build(weight, weight_decay=0.0, **({} if lr is None else {"lr": lr})), weight, loss, STEPS)
+            train(candidate.build(weight, weight_decay=0.0, **lr), weight, loss, STEPS)
             after = loss(weight).item()
-            at = "" if lr is None else f" at lr {lr:g}"
+            at = "".join(f" at lr {value:g}" for value in lr.values())
             if after < DECREASE * before:  # not so for NaN
                 remark = f"loss {before:.3g} → {after:.2g} in {STEPS} steps{at}"
                 break
@@ -147,7 +117,7 @@ def _finite(*tensors: Tensor) -> bool:
 
 
 def _or_refuses(attempt: Callable[[], str], what: str) -> str:
-    """The attempt's remark, or that the candidate says it does not do this: an exception, at whatever point."""
+    """The attempt's remark; an exception at any point means that the candidate refuses, which is a remark as well."""
     try:
         return attempt()
     except Broken:
@@ -238,7 +208,7 @@ def gradients(candidate: Candidate) -> str:
 
 @_enter
 def one_role(candidate: Candidate) -> str:
-    """In any role of a network it does what it does alone, and a parameter without a gradient stays."""
+    """In any role of a network the candidate trains as it does alone, and a parameter without a gradient stays."""
     for role in ROLES:
         weight, loss = least_squares()
         alone = Parameter(weight.detach().clone())
@@ -259,36 +229,14 @@ def one_role(candidate: Candidate) -> str:
     return ""
 
 
-def _network() -> tuple[dict[str, Parameter], Callable[[], Tensor]]:
-    """W, two extra residual layers and V, and a loss in which all of them take part."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"W": (6, 9), "H1": (9, 9), "H2": (9, 9), "V": (9, 4)}
-    weights = {
-        name: Parameter(0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64))
-        for name, shape in shapes.items()
-    }
-    X = torch.randn(32, 6, generator=generator, dtype=torch.float64)
-    Y = torch.randn(32, 4, generator=generator, dtype=torch.float64)
-
-    def loss() -> Tensor:
-        F = (X @ weights["W"]).square()
-        for layer in ("H1", "H2"):
-            F = (F + F @ weights[layer]).tanh()
-        return (F @ weights["V"] - Y).square().mean()
-
-    return weights, loss
-
-
 def _train_network(candidate: Candidate, roles: Mapping[str, str], steps: int = 5) -> None:
-    """With weight → role: after five steps every weight has moved and is finite."""
-    weights, loss = _network()
+    """After some steps every weight has moved and is finite; ``roles`` gives the role of each weight."""
+    weights, loss = network()
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     used = {role: [(name, weights[name]) for name in roles if roles[name] == role] for role in ROLES}
     composite = build_optimizer(used, {role: candidate.section() for role, named in used.items() if named})
     for _ in range(steps):
-        composite.zero_grad()
-        loss().backward()  # type: ignore[no-untyped-call]
-        composite.step()
+        update(composite, loss())
     for name, weight in weights.items():
         _require(_finite(weight), f"{name} is not finite after {steps} steps")
         _require(not torch.equal(weight, before[name]), f"{name} has not moved in {steps} steps")
@@ -296,14 +244,14 @@ def _train_network(candidate: Candidate, roles: Mapping[str, str], steps: int = 
 
 @_enter
 def several_roles(candidate: Candidate) -> str:
-    """One of it for W and another for V, in one composite: every weight is trained."""
+    """One candidate for W and another for V, in one composite: every weight is trained."""
     _train_network(candidate, {"W": "hidden", "H1": "hidden", "H2": "hidden", "V": "output"})
     return ""
 
 
 @_enter
 def extra_layers(candidate: Candidate) -> str:
-    """One of it for W, two extra layers and V: matrices of several shapes in one role."""
+    """One candidate for W, two extra layers and V: matrices of several shapes in one role."""
     _train_network(candidate, dict.fromkeys(("W", "H1", "H2", "V"), "hidden"))
     return ""
 
@@ -316,8 +264,7 @@ def complex_weights(candidate: Candidate) -> str:
         for lr in _learning_rates(candidate):
             weight, loss = least_squares(torch.complex128)
             before = loss(weight).item()
-            given = {} if lr is None else {"lr": lr}
-            train(candidate.build(weight, weight_decay=0.0, **given), weight, loss, STEPS)
+            train(candidate.build(weight, weight_decay=0.0, **lr), weight, loss, STEPS)
             if loss(weight).item() < DECREASE * before:
                 return ""
         raise Broken(f"complex weights are accepted and not trained: loss {before:.3g} → {loss(weight).item():.3g}")
@@ -342,7 +289,7 @@ def vectors(candidate: Candidate) -> str:
 @_enter
 def schedulers(candidate: Candidate) -> str:
     """A scheduler acts on every group: at learning rate 0 from the third update on, all weights stay."""
-    weights, loss = _network()
+    weights, loss = network()
     optimizer = candidate.build(weights["W"])
     for name in ("H1", "H2", "V"):
         optimizer.add_param_group({"params": [weights[name]]})
@@ -351,9 +298,7 @@ def schedulers(candidate: Candidate) -> str:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: float(t < 2))
     seen = []
     for _ in range(4):
-        optimizer.zero_grad()
-        loss().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        update(optimizer, loss())
         scheduler.step()
         seen.append({name: weight.detach().clone() for name, weight in weights.items()})
     for name in weights:
@@ -370,7 +315,7 @@ def learning_rate_zero(candidate: Candidate) -> str:
     weight, loss = least_squares()
     try:
         optimizer = candidate.build(weight, lr=0.0, weight_decay=0.1)
-    except OptimizerError as error:
+    except InputError as error:
         return f"refuses lr 0: {error}"
     found = train(optimizer, weight, loss, 3)
     _require(_finite(found), "the weights are not finite after three steps at lr 0")
@@ -436,9 +381,7 @@ def _train_distributed(rank: int, size: int, folder: str, name: str, hyperparame
         optimizer = Candidate(name, hyperparameters).build(*model.parameters())
         torch.manual_seed(0)
         for _ in range(5):
-            optimizer.zero_grad()
-            (model(X[rank::size]) - Y[rank::size]).square().mean().backward()
-            optimizer.step()
+            update(optimizer, (model(X[rank::size]) - Y[rank::size]).square().mean())
         torch.save(linear.weight.detach(), Path(folder) / f"{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
@@ -448,13 +391,13 @@ def _train_distributed(rank: int, size: int, folder: str, name: str, hyperparame
 
 
 def run(candidate: Candidate, show: Callable[[str], None] = print) -> bool:
-    """Every check, one line each: ``ok``, ``no`` (it refuses what it need not do) or ``FAIL``.
+    """Every check, one line each: ``ok``, ``no`` (the optimizer refuses something optional) or ``FAIL``.
 
     Returns:
         Whether the contract holds.
 
     Raises:
-        OptimizerError: the candidate cannot be built over a matrix.
+        InputError: the candidate cannot be built over a matrix.
     """
     candidate.build(Parameter(torch.zeros(6, 9)))
     holds = True
@@ -462,7 +405,7 @@ def run(candidate: Candidate, show: Callable[[str], None] = print) -> bool:
         try:
             remark = check(candidate)
             verdict = "no" if remark.startswith("refuses") else "ok"
-        # Foreign code: whatever it raises is the finding.
+        # A candidate is foreign code: whatever it raises is the finding.
         except Exception as error:
             remark = str(error) if isinstance(error, Broken) else reason(error)
             verdict, holds = "FAIL", False
@@ -481,7 +424,7 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> int:
 def _read(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise OptimizerError(f"A hyperparameter is name=value, for example lr=0.01, not {text!r}.")
+        raise InputError(f"A hyperparameter is name=value, for example lr=0.01, not {text!r}.")
     try:
         return name, json.loads(value)
     except ValueError:  # a word, as in scale=rms

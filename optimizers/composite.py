@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from optimizers.errors import OptimizerError
+from li2_lightning.errors import InputError
 from optimizers.modes import Modes
 
 
@@ -35,7 +35,7 @@ class CompositeOptimizer(Modes, Optimizer):
         self.names = {role: type(child).__name__ for role, child in children.items()} | dict(names or {})
         self.notes = dict(notes or {})
         if not self.children:
-            raise OptimizerError("There is nothing to train: no role has a trainable parameter.")
+            raise InputError("There is nothing to train: no role has a trainable parameter.")
         for role, child in self.children.items():
             for group in child.param_groups:
                 group["role"] = role
@@ -53,7 +53,7 @@ class CompositeOptimizer(Modes, Optimizer):
         """Add a group to the child of ``param_group["role"]``, whose defaults fill in what it leaves open."""
         role = param_group.get("role")
         if role not in self.children:
-            raise OptimizerError(f"A parameter group needs a 'role', one of {', '.join(self.children)}, not {role!r}.")
+            raise InputError(f"A parameter group needs a 'role', one of {', '.join(self.children)}, not {role!r}.")
         child = self.children[role]
         is_new = all(param_group is not group for group in child.param_groups)
         # Ours comes first: it refuses a parameter that any child has already.
@@ -96,14 +96,14 @@ class CompositeOptimizer(Modes, Optimizer):
         """Restore what `state_dict` returned, into the same group dicts.
 
         Raises:
-            OptimizerError: the checkpoint has other roles, optimizers or group sizes (nothing is changed).
+            InputError: the checkpoint has other roles, optimizers or group sizes (nothing is changed).
         """
         state_dict = state_dict.copy()  # hooks may change it, as in torch
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
         if "children" not in state_dict or state_dict.get("names") != self.names:
-            raise OptimizerError(
+            raise InputError(
                 f"The checkpoint holds the optimizers {_listed(state_dict.get('names', {}))} and this run "
                 f"has {_listed(self.names)}; resume with the optimizers it was made with."
             )
@@ -112,7 +112,7 @@ class CompositeOptimizer(Modes, Optimizer):
             # A wrapper's state may have a form of its own; the wrapper checks it.
             there, here = _sizes(saved[role].get("param_groups", child.param_groups)), _sizes(child.param_groups)
             if there != here:
-                raise OptimizerError(
+                raise InputError(
                     f"The checkpoint's {role} optimizer has parameter groups of sizes {there} and this run's "
                     f"{here}; resume with the network it was made with."
                 )

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from optimizers.errors import OptimizerError, check_choice
+from li2_lightning.errors import InputError, check_choice
 
 Layout = Mapping[str, Any]
 ORIENTATIONS = ("input_output", "output_input")
@@ -56,7 +56,7 @@ def check_layouts(group: Mapping[str, Any]) -> None:
     """The layouts of a group fit its parameters and its hyperparameters ``orientation`` and ``split_heads``, if any.
 
     Raises:
-        OptimizerError: an unknown entry, parts that do not divide the axis, an ``orientation`` that contradicts a
+        InputError: an unknown entry, parts that do not divide the axis, an ``orientation`` that contradicts a
             declared one, ``split_heads`` where no parameter has heads.
     """
     declared = layouts_of(group)
@@ -65,22 +65,22 @@ def check_layouts(group: Mapping[str, Any]) -> None:
         if layout is None:
             continue
         for key in layout:
-            check_choice(f"The layout of {name}: the entry", key, DEFAULTS)
-        check_choice(f"The layout of {name}: the orientation", orientation(layout), ORIENTATIONS)
+            check_choice(f"entry in the layout of {name}:", key, DEFAULTS)
+        check_choice(f"orientation in the layout of {name}:", orientation(layout), ORIENTATIONS)
         axis, parts = _value(layout, "axis"), _count(layout, split_heads=True)
         if axis not in (-2, -1) or parameter.ndim < 2 or parts < 1 or parameter.shape[axis] % parts:
-            raise OptimizerError(
+            raise InputError(
                 f"The layout of {name} divides axis {axis} of {tuple(parameter.shape)} into {parts} equal parts, which "
                 "it cannot be; axis must be -2 or -1, and matrices·heads must divide its length."
             )
         asked = group.get("orientation")
         if asked is not None and asked != orientation(layout):
-            raise OptimizerError(
+            raise InputError(
                 f"orientation={asked} contradicts the network, which declares {name} as {orientation(layout)}; "
                 "leave orientation out."
             )
     if group.get("split_heads") and all(layout is None or _value(layout, "heads") == 1 for layout in declared):
-        raise OptimizerError(
+        raise InputError(
             "split_heads=true finds no attention heads: the network declares none for any parameter of this role; "
             "leave split_heads out, or use network=transformer."
         )

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from li2_lightning.errors import InputError, reason
 from optimizers.composite import CompositeOptimizer
-from optimizers.errors import OptimizerError, reason
 from optimizers.modes import switch
 from optimizers.registry import SECOND_ORDER
 from optimizers.roles import NamedParameters
@@ -31,7 +31,7 @@ def rehearse(
         parameters: role -> pairs of name and parameter; these are not changed.
 
     Raises:
-        OptimizerError: a step fails, or the state does not come back from a checkpoint; names the role, the
+        InputError: a step fails, or the state does not come back from a checkpoint; names the role, the
             optimizer, and the entry of the state.
     """
     generator = torch.Generator().manual_seed(0)
@@ -45,7 +45,7 @@ def rehearse(
             _reload(alone)
         except Exception as error:  # torch, pickle and foreign code raise many kinds, here and below
             message = f"{called} cannot be continued from a checkpoint: {reason(error)}; choose another optimizer."
-            raise OptimizerError(message) from error
+            raise InputError(message) from error
         if all(bool(p.isfinite().all()) for group in alone.param_groups for p in group["params"]):
             _step(alone, generator, called, " after a checkpoint")
 
@@ -57,7 +57,7 @@ def _reload(optimizer: CompositeOptimizer) -> None:
     except Exception as error:
         (_, _, *path), value = _offender(saved)  # within the state of one child
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise OptimizerError(
+        raise InputError(
             f"{'.'.join(path) or 'its state'} is a {kind}, and a file that is read as data holds only tensors, "
             "numbers, strings, and lists, tuples and dicts of these"
         ) from error
@@ -108,8 +108,8 @@ def _step(optimizer: Optimizer, generator: torch.Generator, called: str, when: s
         if "without overflow" in str(error):
             return
         if "does not require grad" in str(error):
-            raise OptimizerError(f"{called} {SECOND_ORDER}.") from error
-        raise OptimizerError(f"{called} cannot step{when} on these weights: {reason(error)}.") from error
+            raise InputError(f"{called} {SECOND_ORDER}.") from error
+        raise InputError(f"{called} cannot step{when} on these weights: {reason(error)}.") from error
 
 
 def _small_noise(like: Tensor, generator: torch.Generator) -> Tensor:

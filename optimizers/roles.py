@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from li2_lightning.errors import InputError, check_choice
+from li2_lightning.plugins import accepts, beyond_defaults, identifies, options_of
 from optimizers.composite import CompositeOptimizer
-from optimizers.errors import OptimizerError, check_choice
 from optimizers.layouts import Layout, check_layouts
-from optimizers.registry import build, listing, resolve
-from optimizers.signature import accepts, beyond_defaults, own_default
+from optimizers.registry import OPTIMIZERS, Factory, construct, resolve
 
 ROLES = ("hidden", "output", "embedding")
 SHARED = ("lr", "weight_decay")
@@ -34,15 +34,15 @@ def build_optimizer(
     Args:
         parameters: role -> pairs of name and parameter; those that require no gradient are left out.
         config: ``lr`` and ``weight_decay`` (shared, may be None), and for each role a mapping with ``name``
-            and hyperparameters. A role without parameters builds nothing, but what it says must still fit.
+            and hyperparameters. The section of a role without parameters builds nothing and must fit all the same.
         layouts: name of a parameter -> what the network declares of it (`optimizers.layouts`).
 
     Raises:
-        OptimizerError: an unknown role, a role without ``name``, a parameter in two roles, nothing to train,
-            a hyperparameter that contradicts a layout, and whatever `registry.build` refuses.
+        InputError: an unknown role, a role without ``name``, a parameter in two roles, nothing to train,
+            a hyperparameter that contradicts a layout, and all that `registry.build` refuses.
     """
     for key in config:
-        check_choice("The optimizer key", key, (*SHARED, *ROLES))
+        check_choice("optimizer key", key, (*SHARED, *ROLES))
     shared = {key: config.get(key) for key in SHARED}
     trainable = _trainable(parameters)
     children: dict[str, Optimizer] = {}
@@ -53,10 +53,10 @@ def build_optimizer(
         if section is None and not trainable[role]:
             continue
         name, hyperparameters = _read(role, section)
-        factory, _ = resolve(name, hyperparameters, shared, role)
+        factory, arguments = resolve(name, hyperparameters, shared, role)
         if not trainable[role]:
             continue
-        children[role] = build(name, list(trainable[role].values()), hyperparameters, shared=shared, role=role)
+        children[role] = construct(name, factory, list(trainable[role].values()), arguments, f"optimizer.{role}")
         called[role] = name
         named = {id(parameter): label for label, parameter in trainable[role].items()}
         for group in children[role].param_groups:
@@ -64,10 +64,10 @@ def build_optimizer(
             group["layouts"] = [_plain((layouts or {}).get(label)) for label in group["param_names"]]
             try:
                 check_layouts(group)
-            except OptimizerError as error:
-                raise OptimizerError(f"optimizer.{role}: {name}: {error}") from None
+            except InputError as error:
+                raise InputError(f"optimizer.{role}: {name}: {error}") from None
         if shared["weight_decay"] and hyperparameters.get("weight_decay") is None:
-            is_taken = accepts(factory, "weight_decay")
+            is_taken = accepts(factory, "weight_decay", 1)
             notes[role] = (
                 "shared decay"
                 if is_taken
@@ -88,7 +88,7 @@ def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> di
         multiplied: those of ``lr`` and ``weight_decay`` that are to be multiplied afterwards.
 
     Raises:
-        OptimizerError: a role without ``name``, hyperparameters that do not fit, an optimizer that needs a value and
+        InputError: a role without ``name``, hyperparameters that do not fit, an optimizer that needs a value and
             has none, one whose default is to be multiplied and is not known.
     """
     complete = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
@@ -98,10 +98,10 @@ def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> di
         name, hyperparameters = _read(role, config.get(role))
         factory, given = resolve(name, hyperparameters, shared, role)
         for key in SHARED:
-            if key not in given and accepts(factory, key):
-                value = defaults[key][role] = own_default(factory, key)
+            if key not in given and accepts(factory, key, 1):
+                value = defaults[key][role] = _own_default(factory, key)
                 if value is None and key in multiplied:
-                    raise OptimizerError(
+                    raise InputError(
                         f"optimizer.{role}: {name} does not tell its own {key}, which multiple.{key} cannot multiply "
                         f"then; set optimizer.{role}.{key}."
                     )
@@ -116,11 +116,12 @@ def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> di
     return complete
 
 
+@identifies("optimizer")
 def optimizer_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells optimizers apart: of each role the name, and what its optimizer would not do by itself.
+    """The part of an ``optimizer`` section that counts: each role's name, and the options that are not its defaults.
 
-    The shared values count as what they make of each role. What cannot be built is left as it is; `build_optimizer`
-    refuses it.
+    A shared value counts as an option of each role that it fills in for. A section that cannot be built is left as it
+    is; `build_optimizer` refuses it.
 
     Args:
         config: as for `build_optimizer`.
@@ -131,7 +132,7 @@ def optimizer_identity(config: Mapping[str, Any]) -> dict[str, Any]:
         name, given = config[role]["name"], {key: v for key, v in config[role].items() if key != "name"}
         try:
             factory, arguments = resolve(name, given, shared, role)
-        except OptimizerError:
+        except InputError:
             return dict(config)
         roles[role] = {"name": name, **beyond_defaults(factory, arguments)}
     return roles
@@ -145,14 +146,14 @@ def check_cover(all_named_parameters: Iterable[tuple[str, Tensor]], parameters: 
         parameters: as for `build_optimizer`.
 
     Raises:
-        OptimizerError: one belongs to two roles, or to none.
+        InputError: one belongs to two roles, or to none.
     """
     covered = {id(parameter) for named in _trainable(parameters).values() for parameter in named.values()}
     missing = [
         name for name, parameter in all_named_parameters if parameter.requires_grad and id(parameter) not in covered
     ]
     if missing:
-        raise OptimizerError(
+        raise InputError(
             f"No role trains {', '.join(missing)}; every trainable parameter belongs to one of {', '.join(ROLES)}."
         )
 
@@ -180,10 +181,17 @@ def describe(composite: CompositeOptimizer) -> str:
 def _read(role: str, section: Any) -> tuple[str, dict[str, Any]]:
     """The name that a role's section gives, and the hyperparameters."""
     if not isinstance(section, Mapping) or not section.get("name"):
-        raise OptimizerError(
-            f"optimizer.{role} needs a name, for example optimizer.{role}.name=adam; known are {listing()}."
+        raise InputError(
+            f"optimizer.{role} needs a name, for example optimizer.{role}.name=adam; known are {OPTIMIZERS.listing()}."
         )
     return section["name"], {key: value for key, value in section.items() if key != "name"}
+
+
+def _own_default(factory: Factory, key: str) -> float | None:
+    """The number that ``factory`` takes by itself; None where its signature does not tell one."""
+    parameters, _ = options_of(factory, 1)
+    default = parameters[key].default if key in parameters else None
+    return default if isinstance(default, int | float) and not isinstance(default, bool) else None
 
 
 def _plain(layout: Layout | None) -> dict[str, Any] | None:
@@ -194,12 +202,12 @@ def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str,
     trainable: dict[str, dict[str, Parameter]] = {role: {} for role in ROLES}
     owner: dict[int, str] = {}
     for role, named in parameters.items():
-        check_choice("The role", role, ROLES)
+        check_choice("role", role, ROLES)
         for name, parameter in named:
             if not parameter.requires_grad:
                 continue
             if id(parameter) in owner:
-                raise OptimizerError(
+                raise InputError(
                     f"{role}: {name} is trained already as {owner[id(parameter)]}; "
                     "every trainable parameter belongs to exactly one role."
                 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizers.errors import OptimizerError
+from li2_lightning.errors import InputError
 from optimizers.layouts import input_axis, layouts_of, matrices
 
 
@@ -31,17 +31,17 @@ class SphereAscent(Optimizer):
         lr: the step t, in units of the column's norm.
 
     Raises:
-        OptimizerError: a parameter that is no real matrix, or a negative step.
+        InputError: a parameter that is no real matrix, or a negative step.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.25) -> None:
         if not lr >= 0:
-            raise OptimizerError(f"lr={lr} of SphereAscent is out of range; it must be at least 0.")
+            raise InputError(f"lr={lr} of SphereAscent is out of range; it must be at least 0.")
         super().__init__(params, {"lr": lr})
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2 or p.is_complex():
-                    raise OptimizerError(f"SphereAscent takes real matrices; {tuple(p.shape)} {p.dtype} is none.")
+                    raise InputError(f"SphereAscent takes real matrices; {tuple(p.shape)} {p.dtype} is none.")
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -8,7 +8,6 @@ import optimizers
 from li2_lightning import errors
 from li2_lightning.config.schema import keys
 from li2_lightning.networks.activations import ACTIVATIONS
-from optimizers.errors import nearest as nearest_optimizer
 
 KEYS = list(keys())
 SCHEDULES = ("none", "step", "multistep", "exponential", "cosine", "linear_warmup")
@@ -64,9 +63,3 @@ def test_what_was_meant_is_suggested(word: str, options: list[str], meant: str) 
 @pytest.mark.parametrize(("word", "options"), FAR)
 def test_what_is_far_away_is_not_suggested(word: str, options: list[str]) -> None:
     assert errors.nearest(word, options) == ""
-
-
-def test_the_optimizers_suggest_the_same() -> None:
-    """They have a copy, because they stand on torch alone."""
-    for word, options, *_ in (*NEAR, *FAR):
-        assert nearest_optimizer(word, options) == errors.nearest(word, options)

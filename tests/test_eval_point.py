@@ -65,8 +65,8 @@ RATES = {"averaging": 0.5, "wrapped": 0.02, "schedulefreesgd": 2.0, "schedulefre
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._registered, "averaging", Averaging)
-    monkeypatch.setitem(registry._registered, "wrapped", wrapped)
+    monkeypatch.setitem(registry.OPTIMIZERS._entries, "averaging", Averaging)
+    monkeypatch.setitem(registry.OPTIMIZERS._entries, "wrapped", wrapped)
 
 
 def chosen(name: str) -> list[str]:

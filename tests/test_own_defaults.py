@@ -85,7 +85,9 @@ def test_a_typed_lr_fills_in_for_every_role_that_sets_none_and_takes_it() -> Non
 
 def test_an_optimizer_without_an_lr_of_its_own_needs_one() -> None:
     for role in ROLES:
-        with pytest.raises(InputError, match=rf"^optimizer\.{role}: {HERE}:Demanding needs a value for 'lr'; it takes"):
+        with pytest.raises(
+            InputError, match=rf"^The optimizer '{HERE}:Demanding' needs optimizer\.{role}\.lr; it takes"
+        ):
             read(**{role: {"name": f"{HERE}:Demanding"}})
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,9 +15,15 @@ from typing import Any
 
 import pytest
 
+from callbacks import CALLBACKS
 from li2_lightning import plugins as registry_module
 from li2_lightning.errors import InputError
-from li2_lightning.plugins import Registry, check_options
+from li2_lightning.losses import LOSSES
+from li2_lightning.networks.activations import ACTIVATIONS
+from li2_lightning.networks.base import NETWORKS
+from li2_lightning.plugins import Registry, fit
+from li2_lightning.tasks.tasks import TASKS
+from optimizers import OPTIMIZERS, SCHEDULES
 
 
 @pytest.fixture
@@ -47,6 +57,17 @@ def test_a_name_taken_twice_names_both(registry: Any) -> None:
         registry.register("plain")(SimpleNamespace)
 
 
+@pytest.mark.parametrize("owner", [ACTIVATIONS, CALLBACKS, LOSSES, NETWORKS, OPTIMIZERS, SCHEDULES, TASKS])
+def test_a_pickled_registry_is_the_registry_of_the_process_that_reads_it(owner: Registry[Any]) -> None:
+    """A launcher of sweeps pickles what train.py refers to."""
+    assert pickle.loads(pickle.dumps(owner)) is owner
+
+
+def test_several_losses_are_no_losss() -> None:
+    with pytest.raises(InputError, match=r"Two losses are registered as 'mse': \S+ClassCentredMSE and types\.S"):
+        LOSSES.register("mse")(SimpleNamespace)
+
+
 def test_an_entry_point_is_found_and_a_registered_name_comes_before_it(
     registry: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +87,7 @@ def test_an_import_path_is_found(registry: Any) -> None:
         ("plian", r"Unknown probe 'plian'; known are plain\. Did you mean 'plain'\?"),
         ("zzz", r"Unknown probe 'zzz'; known are plain\.$"),
         ("no_such_module:thing", r"probe 'no_such_module:thing' could not be imported: ModuleNotFoundError: No module"),
-        ("math:no_such_name", r"probe 'math:no_such_name' could not be imported: AttributeError"),
+        ("math:no_such_name", r"probe 'math:no_such_name' could not be imported: module math has no attribute"),
         ("math:pi", r"probe 'math:pi' is a float, not a class or function"),
     ],
 )
@@ -149,10 +170,47 @@ def test_options_that_do_not_fit_show_the_signature(registry: Any, options: dict
 
 def test_a_plug_in_without_options_says_so_and_one_that_takes_any_is_left_alone() -> None:
     with pytest.raises(InputError, match="it takes no options"):
-        check_options(lambda: None, {"size": 1}, "probe 'none'", "probes.none")
-    check_options(lambda **options: None, {"size": 1}, "probe 'any'", "probes.any")
+        fit(lambda: None, {"size": 1}, "probe 'none'", "probes.none")
+    fit(lambda **options: None, {"size": 1}, "probe 'any'", "probes.any")
 
 
-def test_what_has_no_signature_cannot_be_checked() -> None:
-    with pytest.raises(InputError, match="is no class or function of Python"):
-        check_options(dict, {"size": 1}, "probe 'dict'", "probes.dict")
+def test_what_has_no_signature_takes_any_option() -> None:
+    assert fit(dict, {"size": 1}, "probe 'dict'", "probes.dict") == {"size": 1}
+
+
+def test_what_an_entry_builds_must_be_of_the_kind() -> None:
+    registry: Registry[Any] = Registry("probe", "li2_lightning.probes", makes=Path)
+    with pytest.raises(InputError, match=r"The probe 'builtins:list' gave a list, not a pathlib\.Path\."):
+        registry.build("builtins:list", "probes.list", {})
+    assert registry.build("pathlib:Path.cwd", "probes.here", {}) == Path.cwd()
+
+
+def test_a_string_that_reads_as_a_number_is_one_except_where_text_is_asked_for() -> None:
+    def plain(size=3, rate=None, text="x", label: str | None = None, *, pair=(1, 0.5)):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+    given = {"size": "4", "rate": "1e-3", "text": "5", "label": "007", "pair": ["2", "1e-1"]}
+    found = fit(plain, given, "probe 'plain'", "probes.plain")
+    assert found == {"size": 4, "rate": 1e-3, "text": "5", "label": "007", "pair": (2, 0.1)}
+    assert isinstance(found["size"], int)
+    with pytest.raises(InputError, match=r"^probes\.plain\.pair=\[1\] must be a list of 2 values, like \[1, 0\.5\]\.$"):
+        fit(plain, {"pair": [1]}, "probe 'plain'", "probes.plain")
+
+
+def test_a_registry_is_a_mapping_of_what_it_can_find(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(monkeypatch, installed="collections:OrderedDict")
+    assert (list(registry), len(registry)) == (["installed", "plain"], 2)
+    assert "plain" in registry
+    assert "plian" not in registry
+    assert dict(registry)["installed"] is registry["installed"] is registry.find("installed")
+
+
+def test_it_needs_the_standard_library_alone() -> None:
+    """So that a plug-in's author pays for nothing but what the plug-in itself imports."""
+    program = (
+        "import sys, li2_lightning.plugins\n"
+        "print(*{name.partition('.')[0] for name in sys.modules} - {*sys.stdlib_module_names})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(registry_module.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-S", "-c", program], env=environment, capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == ["__main__", "li2_lightning"], done.stderr

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from li2_lightning.config.schema import TRAIN_FRACTION, Config, leaves
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_input
+from li2_lightning.plugins import IDENTITIES
 
 NOT_HASHED = (
     "seed", "output_dir", "name", "logger", "resume", "force", "debug", "trainer.threads", "trainer.oversubscribe",
@@ -32,26 +33,13 @@ column. Every run then has a new directory. A new key whose default is the old b
 """
 
 PLUG_IN_SECTIONS = ("task", "optimizer", "scheduler", "callbacks")
-"""Sections with options of plug-ins, whose defaults the schema does not know (`register_identity`)."""
+"""Sections with options of plug-ins, whose defaults the schema does not know (`li2_lightning.plugins.identifies`)."""
 
 INPUT_FILES = ("task.path", "data.split_file", "network.initial_weights")
 """Keys that hold the path of a file."""
 
 LATEST = "latest"
 """The link in output_dir that points to the newest run."""
-
-Identity = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-_identities: dict[str, Identity] = {}
-
-
-def register_identity(section: str, identity: Identity) -> None:
-    """Give `config_hash` the defaults of plug-ins, which the packages of the plug-ins know.
-
-    Args:
-        section: one of `PLUG_IN_SECTIONS`.
-        identity: takes the section and returns it without the options that equal the defaults of the plug-in.
-    """
-    _identities[section] = identity
 
 
 def config_hash(config: Config) -> str:
@@ -73,10 +61,10 @@ def config_hash(config: Config) -> str:
 def _identity(config: Config) -> dict[str, Any]:
     """Everything that may change the numbers, by its dotted key; None for a value that nobody set."""
     plain = asdict(config)
-    if missing := set(PLUG_IN_SECTIONS) - set(_identities):
+    if missing := set(PLUG_IN_SECTIONS) - set(IDENTITIES):
         raise RuntimeError(f"No identity is registered for {', '.join(sorted(missing))}; import train first.")
     for section in PLUG_IN_SECTIONS:
-        plain[section] = _identities[section](plain[section])
+        plain[section] = IDENTITIES[section](plain[section])
     if plain["data"]["train_fraction"] == TRAIN_FRACTION:
         plain["data"]["train_fraction"] = None
     # A shared weight decay counts as the value that each role gets, but η of a ridge readout belongs to no role.

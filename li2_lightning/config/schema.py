@@ -113,7 +113,7 @@ class TransformerConfig:
 class NetworkConfig:
     """The ``network`` section (`li2_lightning.networks`)."""
 
-    name: str = setting("two_layer", "the kind of network", choices=("two_layer", "transformer"))
+    name: str = setting("two_layer", "a registered network: two_layer, transformer, or the import path of one")
     width: int = setting(2048, "number of hidden nodes K; the model dimension of the transformer", range=WIDTH)
     activation: str = setting("square", "σ, a name of li2_lightning.networks.activations; transformer: relu or gelu")
     hidden_layers: int = setting(0, "extra residual layers F ← σ(F + F·H_l)", range=between(0, 1000))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from li2_lightning.errors import InputError, reason
+from li2_lightning.errors import InputError, message
 from li2_lightning.files import read_npz
 
 IntArray = npt.NDArray[np.int64]
@@ -209,7 +209,7 @@ def from_table(path: str | Path) -> FiniteGroup:
         cells = readers[path.suffix.lower()](path)
     # Parsers raise many kinds of exceptions over a broken file; for the user they all mean that it cannot be read.
     except Exception as error:
-        raise InputError(f"The Cayley table {path} cannot be read: {reason(error)}.") from error
+        raise InputError(f"The Cayley table {path} cannot be read: {message(error)}.") from error
     try:
         table, labels = _indices_and_labels(cells) if isinstance(cells, list) else (cells, None)
         return FiniteGroup(path.stem, table, labels)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from li2_lightning.errors import unknown
+from li2_lightning.plugins import Registry
 
 aten = torch.ops.aten
 
@@ -58,37 +58,36 @@ def _silu_derivative(z: Tensor) -> Tensor:
     return gate * (1 + z * (1 - gate))
 
 
-ACTIVATIONS = {
-    activation.name: activation
-    for activation in (
-        Activation(
-            "square",
-            lambda z: z * z,
-            lambda z: 2 * z,
-            degree=2,
-            polynomial=True,
-            fused=lambda gradient, z: torch.addcmul(gradient.new_zeros(()), gradient, z, value=2, out=gradient),
-        ),
-        Activation(
-            "relu",
-            functional.relu,
-            lambda z: (z > 0).to(z.dtype),
-            degree=1,
-            fused=lambda gradient, z: aten.threshold_backward(gradient, z, 0),
-        ),
-        Activation("relu_squared", lambda z: functional.relu(z).square(), lambda z: 2 * functional.relu(z), degree=2),
-        Activation("silu", functional.silu, _silu_derivative, fused=aten.silu_backward),
-        Activation("tanh", torch.tanh, lambda z: 1 - torch.tanh(z).square()),
-        Activation("sigmoid", torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z))),
-        Activation("gelu", functional.gelu, _gelu_derivative, fused=aten.gelu_backward),
-        Activation("identity", lambda z: z, torch.ones_like, degree=1, polynomial=True),
-        Activation("linear+quadratic", lambda z: z + z * z, lambda z: 1 + 2 * z, polynomial=True),
-    )
-}
+ACTIVATIONS: Registry[Activation] = Registry("activation", "li2_lightning.activations", makes=Activation)
+
+for _activation in (
+    Activation(
+        "square",
+        lambda z: z * z,
+        lambda z: 2 * z,
+        degree=2,
+        polynomial=True,
+        fused=lambda gradient, z: torch.addcmul(gradient.new_zeros(()), gradient, z, value=2, out=gradient),
+    ),
+    Activation(
+        "relu",
+        functional.relu,
+        lambda z: (z > 0).to(z.dtype),
+        degree=1,
+        fused=lambda gradient, z: aten.threshold_backward(gradient, z, 0),
+    ),
+    Activation("relu_squared", lambda z: functional.relu(z).square(), lambda z: 2 * functional.relu(z), degree=2),
+    Activation("silu", functional.silu, _silu_derivative, fused=aten.silu_backward),
+    Activation("tanh", torch.tanh, lambda z: 1 - torch.tanh(z).square()),
+    Activation("sigmoid", torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z))),
+    Activation("gelu", functional.gelu, _gelu_derivative, fused=aten.gelu_backward),
+    Activation("identity", lambda z: z, torch.ones_like, degree=1, polynomial=True),
+    Activation("linear+quadratic", lambda z: z + z * z, lambda z: 1 + 2 * z, polynomial=True),
+):
+    ACTIVATIONS.register(_activation.name)(_activation)
 
 
 def find_activation(name: str) -> Activation:
     """The activation called ``name``; an unknown name is an `InputError` that lists all names."""
-    if name not in ACTIVATIONS:
-        raise unknown("activation (network.activation)", name, ACTIVATIONS)
-    return ACTIVATIONS[name]
+    activation: Activation = ACTIVATIONS.check(name, ACTIVATIONS.find(name))
+    return activation

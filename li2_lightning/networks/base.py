@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.networks.kernel import Observer
+from li2_lightning.plugins import Registry
 
 # Rows of a block where features need not be kept. A block stays in the cache of a CPU; on an accelerator, where each
 # block costs the host some launches, it keeps the device busy.
@@ -183,3 +184,6 @@ class Network(nn.Module):
             return values.to(dtype.to_real())
 
         return torch.complex(draw(), draw()) if dtype.is_complex else draw()
+
+
+NETWORKS: Registry[type[Network]] = Registry("network", "li2_lightning.networks", makes=Network)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.errors import InputError
-from li2_lightning.networks.base import Network, Sizes
-from li2_lightning.networks.transformer import TransformerNetwork
-from li2_lightning.networks.two_layer import TwoLayerNetwork
+from li2_lightning.networks import transformer, two_layer  # noqa: F401 (they register themselves)
+from li2_lightning.networks.base import NETWORKS, Network, Sizes
 
 
 def build_network(
@@ -37,8 +36,7 @@ def build_network(
     """
     if config.initial_weights is not None and weights is None:
         raise ValueError(f"The weights of network.initial_weights={config.initial_weights!r} are missing.")
-    kind = TransformerNetwork if config.name == "transformer" else TwoLayerNetwork
-    network = kind(config, sizes, dtype, generator)
+    network: Network = NETWORKS.build(config.name, "network", {}, config, sizes, dtype, generator)
     if weights is not None:
         _set_weights(network, weights, f"network.initial_weights={config.initial_weights!r}")
     return network

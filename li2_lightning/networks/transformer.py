@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from li2_lightning.config.schema import NetworkConfig
-from li2_lightning.networks.base import Features, Moments, Network, Sizes
+from li2_lightning.networks.base import NETWORKS, Features, Moments, Network, Sizes
 
 
+@NETWORKS.register("transformer")
 class TransformerNetwork(Network):
     """Token embedding + learned positions, an encoder, mean pooling, and a linear readout V.
 

@@ -14,13 +14,14 @@ from torch.nn import functional
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.distributed.collectives import moments_over_ranks
 from li2_lightning.networks.activations import find_activation
-from li2_lightning.networks.base import Features, Moments, Network, Sizes
+from li2_lightning.networks.base import NETWORKS, Features, Moments, Network, Sizes
 from li2_lightning.networks.kernel import Observer, blocked_outputs, feature_blocks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
 
 
+@NETWORKS.register("two_layer")
 class TwoLayerNetwork(Network):
     """Ŷ = β·σ(XW)V, no biases, with the options of the ``network`` section.
 

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 
 from li2_lightning.config.identity import input_digests
 from li2_lightning.config.schema import Config, leaves, to_plain
-from li2_lightning.errors import DamagedError, InputError, reason
+from li2_lightning.errors import DamagedError, InputError, message
 from li2_lightning.files import read_npz
 from li2_lightning.runs.metrics_csv import count_rows
 
@@ -155,7 +155,7 @@ def read_weights(path: str | None, key: str) -> dict[str, Tensor] | None:
         arrays = read_npz(Path(path))
     except (OSError, ValueError) as error:
         # The first clause: numpy then advises to unpickle the file, which would run code in it.
-        why = re.split(r"[.;]\s", reason(error))[0].rstrip(".")
+        why = re.split(r"[.;]\s", message(error))[0].rstrip(".")
         raise InputError(f"{where} is not a readable .npz of plain arrays: {why}.") from error
     for name, array in arrays.items():
         if array.dtype.name not in NUMBERS:

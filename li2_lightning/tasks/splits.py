@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from li2_lightning.config.schema import TRAIN_FRACTION
-from li2_lightning.errors import InputError, reason
+from li2_lightning.errors import InputError, message
 from li2_lightning.files import read_npz
 from li2_lightning.groups.finite_group import check_integer
 from li2_lightning.tasks.tasks import IntArray, Task
@@ -113,7 +113,7 @@ def _read_split(task: Task, path: Path) -> Split:
         arrays = read_npz(path, ("train", "test"))
     # The reader raises many kinds of exceptions over a broken file; for the user they all mean that it cannot be read.
     except Exception as error:
-        raise InputError(f"The split file {path} cannot be read: {reason(error)}.") from error
+        raise InputError(f"The split file {path} cannot be read: {message(error)}.") from error
     rows = len(task.labels)
     for name, array in arrays.items():
         if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:

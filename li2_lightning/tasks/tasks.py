@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from li2_lightning import groups
-from li2_lightning.config.identity import register_identity
 from li2_lightning.errors import InputError
 from li2_lightning.groups.finite_group import MAX_ORDER, FiniteGroup, check_integer
 from li2_lightning.groups.representations import max_irrep_dimension
 from li2_lightning.groups.small_groups import small_group
-from li2_lightning.plugins import Registry, beyond_defaults
+from li2_lightning.plugins import Registry, beyond_defaults, identifies
 from li2_lightning.tasks import expressions
 from li2_lightning.theory.sampling import critical_fraction
 
@@ -74,7 +73,7 @@ class Task:
         return int(self.operands.shape[1])
 
 
-TASKS: Registry[Callable[..., Task]] = Registry("task", "li2_lightning.tasks")
+TASKS: Registry[Callable[..., Task]] = Registry("task", "li2_lightning.tasks", makes=Task)
 
 
 def build_task(config: Mapping[str, Any]) -> Task:
@@ -85,23 +84,19 @@ def build_task(config: Mapping[str, Any]) -> Task:
     """
     options = {key: value for key, value in config.items() if key != "name" and value is not None}
     try:
-        task = TASKS.build(config["name"], "task", options)
+        task: Task = TASKS.build(config["name"], "task", options)
     except InputError as error:
         # The constructors of groups name an argument, such as order; the user wrote the config key, such as task.order.
         sentence = re.sub(r"^(order|index|degree|factors|modulus|num_operands) is ", r"task.\1 is ", str(error))
         raise InputError(sentence) from error
-    if not isinstance(task, Task):
-        raise InputError(f"The task {config['name']!r} made a {type(task).__name__}; it must return a Task.")
     return task
 
 
+@identifies("task")
 def task_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The ``task`` section without the options that equal the defaults of the task, for `config_hash`."""
     options = {key: value for key, value in config.items() if key != "name" and value is not None}
     return {"name": config["name"], **beyond_defaults(TASKS.find(config["name"]), options)}
-
-
-register_identity("task", task_identity)
 
 
 @TASKS.register("cyclic")

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizers.errors import OptimizerError
+from li2_lightning.errors import InputError
+from li2_lightning.plugins import options_of
 from optimizers.filters.gradient_filter import GradientFilter
 from optimizers.registry import Factory, construct, find, resolve
-from optimizers.signature import hyperparameters as parameters_of
 
 Inner = str | Sequence[str]
 
@@ -30,7 +30,7 @@ class NamedFilter(GradientFilter):
         hyperparameters: of the inner optimizer, and of the filters between.
 
     Raises:
-        OptimizerError: an inner optimizer that cannot be built with its hyperparameters, or takes one of the names
+        InputError: an inner optimizer that cannot be built with its hyperparameters, or takes one of the names
             of the filter.
     """
 
@@ -49,15 +49,15 @@ class NamedFilter(GradientFilter):
         factory = find(name)
         if specialize := getattr(factory, "specialize", None):
             factory = specialize(rest)
-        its, is_open = parameters_of(factory)
+        its, is_open = options_of(factory, 1)
         if rest:
             if "inner" not in its and not is_open:
-                raise OptimizerError(f"{name} wraps no other optimizer; in inner only the last name is one.")
-            its.pop("inner", None)  # the list has said it
+                raise InputError(f"{name} wraps no other optimizer; in inner only the last name is one.")
+            its.pop("inner", None)  # the list names what it wraps
         for key in its:
             if key in own:
                 chain = f"; to chain filters, say inner=[{name},adam]" if key == "inner" else ""
-                raise OptimizerError(f"inner={name} does not fit: it has a hyperparameter {key!r}, too{chain}.")
+                raise InputError(f"inner={name} does not fit: it has a hyperparameter {key!r}, too{chain}.")
 
         def build(params: Sequence[Tensor], **hyperparameters: Any) -> Optimizer:
             return cls(params, **hyperparameters)
@@ -74,6 +74,6 @@ def _split(inner: Inner) -> tuple[str, dict[str, Any]]:
     if isinstance(inner, str):
         return inner, {}
     if not inner:
-        raise OptimizerError("inner names no optimizer; say for example inner=adam.")
+        raise InputError("inner names no optimizer; say for example inner=adam.")
     first, *others = inner
     return str(first), {"inner": others} if others else {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizers.errors import OptimizerError
+from li2_lightning.errors import InputError
 from optimizers.filters.named_filter import Inner, NamedFilter
 from optimizers.layouts import layouts_of, matrices
 from optimizers.registry import register
@@ -41,7 +41,7 @@ class OrthogonalGradient(NamedFilter):
         hyperparameters: of the inner optimizer.
 
     Raises:
-        OptimizerError: an inner optimizer that cannot be built with its hyperparameters; a weight that is a single
+        InputError: an inner optimizer that cannot be built with its hyperparameters; a weight that is a single
             number, which has a length and no direction.
 
     Source: L. Prieto et al., "Grokking at the edge of numerical stability", arXiv:2501.04697 (⊥Grad).
@@ -54,7 +54,7 @@ class OrthogonalGradient(NamedFilter):
         """Add a group to the inner optimizer."""
         super().add_param_group(param_group)
         if any(weight.numel() == 1 for weight in param_group["params"]):
-            raise OptimizerError(
+            raise InputError(
                 "orthogonal_gradient got a parameter that is a single number, all of whose gradient it would remove; "
                 "give its role another optimizer, for example adam."
             )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optimizers.errors import OptimizerError, check_choice
+from li2_lightning.errors import InputError, check_choice
 from optimizers.filters.named_filter import Inner, NamedFilter
 from optimizers.registry import register
 
@@ -36,7 +36,7 @@ class SlowGradients(NamedFilter):
         hyperparameters: of the inner optimizer.
 
     Raises:
-        OptimizerError: a value out of its range, an inner optimizer that cannot be built with its
+        InputError: a value out of its range, an inner optimizer that cannot be built with its
             hyperparameters or takes one of the names above.
 
     Source: J. Lee et al., "Grokfast: accelerated grokking by amplifying slow gradients" (2024), algorithms 1 and 2.
@@ -52,14 +52,14 @@ class SlowGradients(NamedFilter):
         window: int = 100,
         **hyperparameters: Any,
     ) -> None:
-        check_choice("The filter", filter, ("ema", "moving_average"))
+        check_choice("filter", filter, ("ema", "moving_average"))
         for key, value, is_valid, allowed in (
             ("amplification", amplification, amplification >= 0, "at least 0"),
             ("filter_decay", filter_decay, 0 <= filter_decay < 1, "at least 0 and below 1"),
             ("window", window, isinstance(window, int) and window >= 1, "a whole number from 1 on"),
         ):
             if not is_valid:
-                raise OptimizerError(f"{key} must be {allowed}, not {value!r}.")
+                raise InputError(f"{key} must be {allowed}, not {value!r}.")
         super().__init__(params, inner, hyperparameters)
         self.filter, self.amplification, self.filter_decay, self.window = filter, amplification, filter_decay, window
         self.slow: dict[Tensor, dict[str, Any]] = {}
@@ -96,12 +96,12 @@ class SlowGradients(NamedFilter):
         """Restore what `state_dict` returned.
 
         Raises:
-            OptimizerError: it is of another inner optimizer or another filter (nothing is changed).
+            InputError: it is of another inner optimizer or another filter (nothing is changed).
         """
         state_dict = dict(state_dict)
         saved = state_dict.pop("slow_gradients", {"of": "no slow_gradients"})
         if saved["of"] != self._kind():
-            raise OptimizerError(f"The checkpoint is of {saved['of']} and this run has {self._kind()}.")
+            raise InputError(f"The checkpoint is of {saved['of']} and this run has {self._kind()}.")
         super().load_state_dict(state_dict)
         weights = [p for group in self.param_groups for p in group["params"]]
         self.slow = {

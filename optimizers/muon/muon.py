@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from optimizers.errors import OptimizerError, check_choice
+from li2_lightning.errors import InputError, check_choice
 from optimizers.layouts import ORIENTATIONS, Layout, check_layouts, layouts_of, matrices
 from optimizers.layouts import orientation as orientation_of
 from optimizers.muon.orthogonalize import Method, Precision, coefficients, orthogonalize, working_dtype
@@ -94,7 +94,7 @@ class Muon(Optimizer):
         decay_after_update: decoupled decay shrinks the update, too, and not only the weights before it.
 
     Raises:
-        OptimizerError: a value out of its range, a vector or scalar among ``params``, a sparse gradient,
+        InputError: a value out of its range, a vector or scalar among ``params``, a sparse gradient,
             coupled decay after the update, complex weights in bfloat16, an orientation that contradicts a declared one.
 
     Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); ``match_adamw`` from
@@ -143,7 +143,7 @@ class Muon(Optimizer):
         super().add_param_group(param_group)
         try:
             _check(self.param_groups[-1])
-        except OptimizerError:
+        except InputError:
             del self.param_groups[-1]
             raise
 
@@ -169,7 +169,7 @@ class Muon(Optimizer):
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], layout: Layout | None) -> None:
         if gradient.is_sparse:
-            raise OptimizerError("Muon needs dense gradients and got a sparse one; build the embedding dense.")
+            raise InputError("Muon needs dense gradients and got a sparse one; build the embedding dense.")
         lr, decay, beta = group["lr"], group["weight_decay"], group["momentum"]
         if decay and not group["decoupled"]:
             gradient = gradient.add(weight, alpha=decay)
@@ -192,7 +192,7 @@ class Muon(Optimizer):
 def _check(group: dict[str, Any]) -> None:
     for weight in group["params"]:
         if weight.ndim < 2:
-            raise OptimizerError(
+            raise InputError(
                 f"Muon orthogonalizes matrices and got a parameter of shape {tuple(weight.shape)}; "
                 "give its role another optimizer, for example adam."
             )
@@ -204,18 +204,18 @@ def _check(group: dict[str, Any]) -> None:
         ("steps", isinstance(group["steps"], int) and group["steps"] >= 1, "a whole number from 1 on"),
     ):
         if not is_valid:
-            raise OptimizerError(f"Muon's {key} must be {allowed}, not {group[key]!r}.")
-    check_choice("Muon's momentum_style", group["momentum_style"], ("ema", "heavy_ball"))
+            raise InputError(f"Muon's {key} must be {allowed}, not {group[key]!r}.")
+    check_choice("momentum_style of Muon", group["momentum_style"], ("ema", "heavy_ball"))
     try:
         coefficients(group["orthogonalization"], group["steps"])
         for weight in group["params"]:
             working_dtype(weight.dtype, group["orthogonalization"], group["precision"])
-    except OptimizerError as error:
-        raise OptimizerError(f"Muon: {error}") from None
+    except InputError as error:
+        raise InputError(f"Muon: {error}") from None
     if group["decay_after_update"] and not group["decoupled"]:
-        raise OptimizerError("Muon's decay_after_update needs decoupled=true: coupled decay is part of the gradient.")
-    check_choice("Muon's scale", group["scale"], SCALES)
+        raise InputError("Muon's decay_after_update needs decoupled=true: coupled decay is part of the gradient.")
+    check_choice("scale of Muon", group["scale"], SCALES)
     if group["orientation"] is not None:
-        check_choice("Muon's orientation", group["orientation"], ORIENTATIONS)
+        check_choice("orientation of Muon", group["orientation"], ORIENTATIONS)
     if "layouts" in group:
         check_layouts(group)

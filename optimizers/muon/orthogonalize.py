@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optimizers.errors import OptimizerError, check_choice
+from li2_lightning.errors import InputError, check_choice
 
 Method = Literal["newton_schulz", "newton_schulz_scheduled", "polar_express", "svd"]
 Precision = Literal["parameter", "float32", "bfloat16"]
@@ -66,14 +66,14 @@ def orthogonalize(
         A new tensor of the same shape and dtype; a matrix with a value that is not finite gives NaN.
 
     Raises:
-        OptimizerError: fewer than two dimensions, an unknown method or precision, a number of steps that the
+        InputError: fewer than two dimensions, an unknown method or precision, a number of steps that the
             method does not have, a complex matrix in bfloat16.
 
     Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024); N. Amsel et al., "The
     Polar Express: optimal matrix sign methods and their application to the Muon algorithm" (2025).
     """
     if matrix.ndim < 2:
-        raise OptimizerError(f"Only a matrix can be orthogonalized, not a tensor of shape {tuple(matrix.shape)}.")
+        raise InputError(f"Only a matrix can be orthogonalized, not a tensor of shape {tuple(matrix.shape)}.")
     polynomials = coefficients(method, steps)
     X = matrix.to(working_dtype(matrix.dtype, method, precision))
     is_tall = X.shape[-2] > X.shape[-1]
@@ -86,7 +86,7 @@ def coefficients(method: Method, steps: int) -> tuple[Triple, ...]:
     """The triples (a, b, c) of a method, one a step; none for ``svd``. Errors as for `orthogonalize`."""
     check_choice("orthogonalization", method, METHODS)
     if steps < 1:
-        raise OptimizerError(f"{method} needs at least one step, not {steps}.")
+        raise InputError(f"{method} needs at least one step, not {steps}.")
     if method == "svd":
         return ()
     if method == "polar_express":
@@ -94,7 +94,7 @@ def coefficients(method: Method, steps: int) -> tuple[Triple, ...]:
     if method == "newton_schulz":
         return (CLASSIC,) * steps
     if steps > len(SCHEDULE):
-        raise OptimizerError(f"{method} has {len(SCHEDULE)} steps, not {steps}; choose another orthogonalization.")
+        raise InputError(f"{method} has {len(SCHEDULE)} steps, not {steps}; choose another orthogonalization.")
     return SCHEDULE[:steps]
 
 
@@ -102,7 +102,7 @@ def working_dtype(dtype: torch.dtype, method: Method, precision: Precision) -> t
     """The dtype in which `orthogonalize` computes for a matrix of ``dtype``."""
     check_choice("precision", precision, PRECISIONS)
     if precision == "bfloat16" and dtype.is_complex:
-        raise OptimizerError("There are no complex numbers in bfloat16; choose precision float32 or parameter.")
+        raise InputError("There are no complex numbers in bfloat16; choose precision float32 or parameter.")
     if precision != "parameter":
         dtype = torch.complex64 if dtype.is_complex else getattr(torch, precision)
     return torch.float32 if method == "svd" and dtype in (torch.float16, torch.bfloat16) else dtype

@@ -92,7 +92,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_callbacks() -> None:
         ({"energy": {"enabled": False, "every": 3}}, r"'energy' has no option 'every'"),
         ({"energy": {"enabled": "yes"}}, r"callbacks\.energy\.enabled='yes' does not fit; it is true or false"),
         ({"energy": {"every_n_steps": 0}}, r"callbacks\.energy\.every_n_steps=0 does not fit"),
-        ({"fractions:Fraction": {}}, r"'fractions:Fraction' gave a Fraction, not a lightning\.Callback"),
+        ({"fractions:Fraction": {}}, r"'fractions:Fraction' gave a Fraction, not a lightning\.\S+\.Callback\."),
         ({"no_such:Thing": {}}, r"The callback 'no_such:Thing' could not be imported"),
         ({"mine": {"name": "no_such:Thing"}}, r"The callback 'no_such:Thing' could not be imported"),
         ({"mine": {"name": 3}}, r"callbacks\.mine\.name=3 does not fit"),

@@ -16,7 +16,7 @@ import torch
 import train
 from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.runs.metrics_csv import read_metrics
-from optimizers.schedulers import SCHEDULES, WITH_LENGTH
+from optimizers.schedules import SCHEDULES, WITH_LENGTH
 from tests.cli.test_run_directory import stamps
 
 
@@ -137,6 +137,7 @@ def test_a_run_of_the_same_length_goes_on_to_the_last_bit(tmp_path: Path, used: 
 
 def test_the_schedules_that_know_their_length_are_those_whose_factors_depend_on_it() -> None:
     options: dict[str, dict[str, Any]] = {
+        "none": {},
         "step": {"step_size": 3}, "multistep": {"milestones": [4]}, "exponential": {"gamma": 0.9}, "cosine": {},
         "linear_warmup": {"warmup_steps": 5},
     }  # fmt: skip

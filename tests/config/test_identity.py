@@ -19,7 +19,7 @@ from li2_lightning.config.identity import NOT_HASHED, config_hash, multiply, rid
 from li2_lightning.config.schema import Config, NetworkConfig, keys, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.tasks.tasks import TASKS
-from optimizers import registry, schedulers
+from optimizers import OPTIMIZERS, SCHEDULES, schedules
 from train import read_config
 
 
@@ -152,15 +152,15 @@ def test_a_new_option_of_a_plug_in_with_a_default_moves_no_run(monkeypatch: pyte
         return torch.optim.Adam(params, lr, weight_decay=weight_decay)
 
     def exponential(max_steps: int, gamma: float, novel: tuple[int, int] = (1, 2)) -> Any:
-        return schedulers.exponential(max_steps, gamma)
+        return schedules.exponential(max_steps, gamma)
 
     def cyclic(order: int = 71, num_operands: int = 2, novel: int | None = 5) -> Any:
         raise NotImplementedError
 
-    monkeypatch.setitem(CALLBACKS._factories, "gram", LongerGram)
-    monkeypatch.setitem(TASKS._factories, "cyclic", cyclic)
-    monkeypatch.setitem(registry._registered, "adam", adam)
-    monkeypatch.setitem(schedulers.SCHEDULES, "exponential", exponential)
+    monkeypatch.setitem(CALLBACKS._entries, "gram", LongerGram)
+    monkeypatch.setitem(TASKS._entries, "cyclic", cyclic)
+    monkeypatch.setitem(OPTIMIZERS._entries, "adam", adam)
+    monkeypatch.setitem(SCHEDULES._entries, "exponential", exponential)
     assert config_hash(merged(**values)) == config_hash(read_config(values)) == known
     changed: list[dict[str, Any]] = [
         {"callbacks": {"gram": {"novel": 4}}},

@@ -21,8 +21,11 @@ from li2_lightning.distributed import machine as machine_module
 from li2_lightning.distributed.machine import CUDAAccelerator, MPSAccelerator, use_threads
 from li2_lightning.errors import InputError, OtherRankError
 from li2_lightning.losses import LOSSES
+from li2_lightning.networks.activations import ACTIVATIONS
+from li2_lightning.networks.base import NETWORKS
+from li2_lightning.runs.metrics_csv import read_metrics
 from li2_lightning.tasks.tasks import TASKS
-from optimizers import registry
+from optimizers import OPTIMIZERS, SCHEDULES
 
 
 @pytest.fixture
@@ -126,7 +129,13 @@ from callbacks import CALLBACKS
 from li2_lightning.losses import LOSSES, ClassCentredMSE
 from li2_lightning.tasks.tasks import TASKS, group_task
 from li2_lightning import groups
-from optimizers import register
+from li2_lightning.networks.activations import ACTIVATIONS, Activation
+from li2_lightning.networks.base import NETWORKS
+from li2_lightning.networks.two_layer import TwoLayerNetwork
+from optimizers import SCHEDULES, register
+ACTIVATIONS.register("of_the_session")(Activation("of_the_session", lambda z: z * z, lambda z: 2 * z))
+NETWORKS.register("of_the_session")(TwoLayerNetwork)
+SCHEDULES.register("of_the_session")(lambda max_steps, half=0.5: lambda t: half)
 register("of_the_session")(torch.optim.SGD)
 register("partial_of_the_session")(functools.partial(torch.optim.SGD, momentum=0.9))
 TASKS.register("of_the_session")(lambda order, num_operands: group_task(groups.cyclic(order)))
@@ -139,9 +148,8 @@ class Nothing(lightning.Callback): ...
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plug-ins that were registered in a notebook, taken back afterwards."""
-    for owner, names in ((registry, ("_registered", "_modules")), *((r, ("_factories", "_modules")) for r in
-                         (CALLBACKS, LOSSES, TASKS))):  # fmt: skip
-        for name in names:
+    for owner in (ACTIVATIONS, CALLBACKS, LOSSES, NETWORKS, OPTIMIZERS, SCHEDULES, TASKS):
+        for name in ("_entries", "_modules"):
             monkeypatch.setattr(owner, name, dict(getattr(owner, name)))
     exec(SESSION, {"__name__": "__main__"})
 
@@ -160,9 +168,25 @@ def session(monkeypatch: pytest.MonkeyPatch) -> None:
         ("callbacks.mine.name", {"callbacks": {"mine": {"name": "of_the_session"}}}),
         ("task.name", {"task": {"name": "of_the_session", "order": 7}}),
         ("loss", {"loss": "of_the_session"}),
+        ("network.name", {"network": {"name": "of_the_session"}}),
+        ("network.activation", {"network": {"activation": "of_the_session"}}),
+        ("scheduler.name", {"scheduler": {"name": "of_the_session"}}),
         ("optimizer.hidden.name", {"optimizer": {"hidden": {"name": "made_here:Mine"}}}),
     ],
-    ids=["registered", "a partial", "import path", "inner", "callback", "labelled", "task", "loss", "no file"],
+    ids=[
+        "registered",
+        "a partial",
+        "import path",
+        "inner",
+        "callback",
+        "labelled",
+        "task",
+        "loss",
+        "network",
+        "activation",
+        "schedule",
+        "no file",
+    ],
 )
 def test_a_plug_in_of_the_session_alone_is_refused_for_several_ranks(
     key: str, values: dict[str, Any], session: None, refused: Any, monkeypatch: pytest.MonkeyPatch
@@ -182,9 +206,10 @@ def test_a_single_process_takes_a_plug_in_of_the_session(session: None, tmp_path
         {
             "task": {"name": "of_the_session", "order": 7},
             "loss": "of_the_session",
-            "network": {"width": 8},
+            "network": {"name": "of_the_session", "activation": "of_the_session", "width": 8},
             "max_steps": 2,
-            "optimizer": {"hidden": {"name": "of_the_session"}},
+            "optimizer": {"hidden": {"name": "of_the_session"}, "lr": 0.5},
+            "scheduler": {"name": "of_the_session", "half": 0.25},
             "output_dir": str(tmp_path),
             "callbacks": {"report": {"enabled": False}, "pictures": {"enabled": False}},
             "logger": {"mode": "disabled"},
@@ -192,6 +217,7 @@ def test_a_single_process_takes_a_plug_in_of_the_session(session: None, tmp_path
         }
     )
     assert result.summary["status"] == "finished"
+    assert set(read_metrics(result.directory / "metrics.csv")["optimizer/hidden_lr"]) == {0.125}
 
 
 SCRIPT = """

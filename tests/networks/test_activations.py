@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from li2_lightning.errors import InputError
-from li2_lightning.networks.activations import ACTIVATIONS, find_activation
+from li2_lightning.networks.activations import ACTIVATIONS, Activation, find_activation
 
 POINTS = torch.arange(-20, 21, dtype=torch.float64) / 5
 BY_HAND: dict[str, Callable[[float], float]] = {
@@ -69,3 +69,15 @@ def test_polynomials_act_on_complex_numbers_and_the_others_on_their_parts(name: 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(InputError, match=r"'swuare'; known are gelu, .*Did you mean 'square'\?"):
         find_activation("swuare")
+
+
+CUBE = Activation("cube", lambda z: z**3, lambda z: 3 * z**2, degree=3, polynomial=True)
+
+
+@pytest.mark.parametrize("name", ["torch.nn.functional:relu", "builtins:abs"])
+def test_a_plug_in_is_found_by_import_path_and_must_be_an_activation(name: str) -> None:
+    assert find_activation(f"{__name__}:CUBE") is CUBE
+    with pytest.raises(
+        InputError, match=rf"^The activation '{name}' gave a \w+, not a li2_lightning\.\S+\.Activation\.$"
+    ):
+        find_activation(name)

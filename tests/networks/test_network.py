@@ -490,3 +490,22 @@ def test_the_transformers_weights_depend_on_the_seed_alone_and_have_linears_boun
             assert 0.7 / math.sqrt(fan_in) < values.abs().max() <= 1 / math.sqrt(fan_in)
         else:
             assert torch.equal(values, torch.full_like(values, float("norm" in name and name.endswith("weight"))))
+
+
+class Halved(TwoLayerNetwork):
+    """A network of a plug-in."""
+
+
+def not_a_network(config: NetworkConfig, *_: Any) -> NetworkConfig:
+    """A plug-in that does not keep the contract."""
+    return config
+
+
+def test_a_network_is_found_by_name_or_import_path_and_must_be_one() -> None:
+    assert type(build(name=f"{__name__}:Halved")) is Halved
+    with pytest.raises(
+        InputError, match=r"^Unknown network 'two_layers'; known are transformer, two_layer\. Did you mean"
+    ):
+        build(name="two_layers")
+    with pytest.raises(InputError, match=r"not_a_network' gave a NetworkConfig, not a li2_lightning\.\S+\.Network\.$"):
+        build(name=f"{__name__}:not_a_network")

@@ -164,11 +164,11 @@ def test_a_breach_is_exit_code_1_and_the_other_checks_run(capsys: pytest.Capture
         (["mine:Bse"], "module mine has no attribute 'Bse'. Did you mean 'Base'?"),
         (["no_such_module:Mine"], "No module named 'no_such_module'"),
         (["admw"], "Unknown optimizer 'admw'"),
-        (["adam", "--hyperparameter", "lrr=1"], "adam has no hyperparameter 'lrr'"),
+        (["adam", "--hyperparameter", "lrr=1"], "'adam' has no option 'lrr'"),
         (["adam", "--hyperparameter", "lr"], "A hyperparameter is name=value"),
         (["adam", "--hyperparameter", "lr=-1"], "adam cannot be built with lr=-1"),
         (["lbfgs"], "choose an optimizer whose step needs no closure"),
-        (["builtins:list"], "is no torch.optim.Optimizer"),
+        (["builtins:list"], "gave a list, not a torch.optim.optimizer.Optimizer"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence_and_exit_code_2(

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from optimizers.check import CHECKS, Broken, Candidate, least_squares, train
-from optimizers.registry import registered
+from optimizers import OPTIMIZERS
+from optimizers.check import CHECKS, Broken, Candidate
+from optimizers.problems import least_squares, train
 
-NAMES = sorted({"adam", "adamw", "sgd", *registered()})
+NAMES = sorted({"adam", "adamw", "sgd", *OPTIMIZERS._entries})
 # Weights at (0, 0), (1, 2), (2, 3) and the norm, from `golden`; a plug-in in the folder adds its line.
 GOLDEN = {
     "adam": [-0.5327724504033717, -1.0296189728264966, -0.062199126589002236, 4.085884356561768],

@@ -149,7 +149,7 @@ def test_a_chain_survives_a_checkpoint_of_the_same_chain_only() -> None:
         ({"inner": ["adam", "sgd"]}, "adam wraps no other optimizer; in inner only the last name is one"),
         ({"inner": []}, "inner names no optimizer"),
         ({"inner": ["slow_gradients", "sgd"], "momentun": 0.9}, "Did you mean 'momentum'?"),
-        ({"inner": "adam", "amplification": 2.0}, "orthogonal_gradient has no hyperparameter 'amplification'"),
+        ({"inner": "adam", "amplification": 2.0}, "'orthogonal_gradient' has no option 'amplification'"),
     ],
 )
 def test_what_is_refused(given: dict[str, object], words: str) -> None:

@@ -167,9 +167,9 @@ def test_decay_after_the_update_shrinks_the_update_too() -> None:
     [
         (
             {"orthogonalization": "polar_expres"},
-            "Muon: orthogonalization 'polar_expres' .* Did you mean 'polar_express'",
+            "Muon: Unknown orthogonalization 'polar_expres'; .* Did you mean 'polar_express'",
         ),
-        ({"precision": "float16"}, "Muon: precision 'float16' is unknown; known are parameter, float32, bfloat16"),
+        ({"precision": "float16"}, "Muon: Unknown precision 'float16'; known are bfloat16, float32, parameter"),
         ({"orthogonalization": "newton_schulz_scheduled", "steps": 6}, "has 5 steps, not 6"),
         ({"decay_after_update": True, "decoupled": False}, "decay_after_update needs decoupled=true"),
     ],

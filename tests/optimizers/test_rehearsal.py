@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 
 import train
 from li2_lightning.seeds import keeping_random_state
-from optimizers import OptimizerError, build_optimizer, build_scheduler, describe, registry, rehearse
+from optimizers import OPTIMIZERS, OptimizerError, build_optimizer, build_scheduler, describe, rehearse
 from optimizers.registry import build
 
 
@@ -56,7 +56,7 @@ def keeping(value: Any, where: str = "state") -> type[Optimizer]:
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
     """``named("mine", factory)`` makes a factory known for one test."""
-    return lambda name, factory: monkeypatch.setitem(registry._registered, name, factory)
+    return lambda name, factory: monkeypatch.setitem(OPTIMIZERS._entries, name, factory)
 
 
 def roles() -> dict[str, list[tuple[str, Parameter]]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam
 
-from optimizers import OptimizerError, build_optimizer, describe, register, registry
+from optimizers import OPTIMIZERS, OptimizerError, build_optimizer, describe, register
 from optimizers.check import CHECKS, Candidate
 from optimizers.filters.slow_gradients import SlowGradients
 from optimizers.registry import build
@@ -164,11 +164,11 @@ def test_hyperparameters_are_those_of_the_inner_optimizer_and_its_own() -> None:
     assert optimizer.amplification == 5.0
     message = refused(inner="sgd", momentun=0.9)
     assert message.startswith(
-        "optimizer.hidden: slow_gradients has no hyperparameter 'momentun'; it takes inner='adam'"
+        "The optimizer 'slow_gradients' has no option 'momentun' (from optimizer.hidden.momentun); it takes inner="
     )
     assert "amplification=2.0" in message
     assert message.endswith("Did you mean 'momentum'?")
-    assert "no hyperparameter 'betas'" in refused(inner="sgd", betas=[0.9, 0.99])
+    assert "no option 'betas'" in refused(inner="sgd", betas=[0.9, 0.99])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_hyperparameters_are_those_of_the_inner_optimizer_and_its_own() -> None:
         ({"inner": "adamm"}, "Unknown optimizer 'adamm'"),
         ({"inner": "lbfgs"}, "optimizer.inner: lbfgs evaluates the loss several times a step"),
         ({"inner": "slow_gradients"}, "inner=slow_gradients does not fit: it has a hyperparameter 'inner', too"),
-        ({"filter": "emma"}, "The filter 'emma' is unknown; known are ema, moving_average. Did you mean 'ema'?"),
+        ({"filter": "emma"}, "Unknown filter 'emma'; known are ema, moving_average. Did you mean 'ema'?"),
         ({"amplification": -1}, "amplification must be at least 0, not -1"),
         ({"filter_decay": 1.0}, "filter_decay must be at least 0 and below 1"),
         ({"window": 0}, "window must be a whole number from 1 on"),
@@ -189,7 +189,7 @@ def test_what_is_refused(given: dict[str, object], words: str) -> None:
 
 
 def test_an_inner_optimizer_of_open_keywords_takes_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(OPTIMIZERS, "_entries", dict(OPTIMIZERS._entries))
     register("opened")(lambda params, **rest: SGD(params, **rest))
     optimizer = build(
         "slow_gradients", [Parameter(torch.zeros(2, 3))], {"inner": "opened", "momentum": 0.5}, role="hidden"

@@ -31,7 +31,7 @@ def test_the_quick_preset_is_drawn_like_the_published_one() -> None:
 
 
 def test_a_quick_entry_of_its_own_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FIGURES, "_factories", dict(FIGURES._factories))
+    monkeypatch.setattr(FIGURES, "_entries", dict(FIGURES._entries))
 
     @FIGURES.register("fig03_weight_decay_quick")
     def draw(runs: list[Run]) -> Figure:

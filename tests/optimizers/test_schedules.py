@@ -116,14 +116,15 @@ def test_state_is_plain_and_resumes(config: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"name": "cosin"}, r"scheduler 'cosin' is unknown; known are none, step, .* Did you mean 'cosine'"),
-        ({}, "scheduler None is unknown"),
+        ({"name": "cosin"}, r"Unknown scheduler 'cosin'; known are cosine, .*, none, step\. Did you mean 'cosine'"),
+        ({}, "Unknown scheduler None"),
+        ({"name": ["step"]}, r"Unknown scheduler \['step'\]; known are"),
         ({"name": "none", "gamma": 0.1}, r"scheduler\.gamma needs a schedule"),
         (
             {"name": "step", "step_sise": 3},
-            r"step has no hyperparameter 'step_sise'; it takes step_size, gamma=0\.1.* 'step_size'",
+            r"'step' has no option 'step_sise' \(from scheduler\.step_sise\); it takes step_size, .*'step_size'",
         ),
-        ({"name": "step"}, "step needs a value for 'step_size'"),
+        ({"name": "step"}, "'step' needs scheduler.step_size"),
         ({"name": "step", "step_size": 0}, "step_size=0 must be a whole number from 1 on"),
         ({"name": "step", "step_size": 2.5}, r"step_size=2\.5 must be a whole"),
         ({"name": "step", "step_size": 2, "gamma": "fast"}, "gamma='fast' must be a number"),
@@ -134,10 +135,30 @@ def test_state_is_plain_and_resumes(config: dict[str, object]) -> None:
         ({"name": "multistep", "milestones": [1, -2]}, "milestones"),
         ({"name": "cosine", "final_fraction": 2}, "final_fraction=2 must be between 0 and 1"),
         ({"name": "cosine", "warmup_steps": 8}, "warmup_steps=8 must be below max_steps=8"),
-        ({"name": "cosine", "max_steps": 9}, "no hyperparameter 'max_steps'"),
+        ({"name": "cosine", "max_steps": 9}, "no option 'max_steps'"),
         ({"name": "linear_warmup", "warmup_steps": 0}, "warmup_steps=0 must be a whole number from 1 on"),
     ],
 )
 def test_what_is_refused(config: dict[str, object], words: str) -> None:
     with pytest.raises(OptimizerError, match=words):
         build_scheduler(make(), config, 8)
+
+
+def halves(max_steps: int, floor: float = 0.1) -> object:
+    """A schedule of a plug-in."""
+    return lambda t: max(floor, 0.5**t)
+
+
+def no_schedule(max_steps: int) -> float:
+    """A plug-in that does not keep the contract."""
+    return 0.5
+
+
+def test_a_schedule_of_ones_own_is_named_by_import_path() -> None:
+    assert rates({"name": f"{__name__}:halves", "floor": "2e-1"}, 4) == [1, 0.5, 0.25, 0.2]
+    with pytest.raises(
+        OptimizerError, match=r"has no option 'flor' \(from scheduler\.flor\); it takes floor=0\.1\. Did"
+    ):
+        rates({"name": f"{__name__}:halves", "flor": 0.2})
+    with pytest.raises(OptimizerError, match=r"no_schedule' gave a float, not a collections\.abc\.Callable\."):
+        rates({"name": f"{__name__}:no_schedule"})

@@ -16,12 +16,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from optimizers.errors import OptimizerError, check_choice
-from optimizers.signature import beyond_defaults, fit
+from li2_lightning.errors import InputError
+from li2_lightning.plugins import Registry, beyond_defaults, identifies
 
 Factor = Callable[[int], float]
 
+SCHEDULES: Registry[Callable[..., Factor]] = Registry("scheduler", "li2_lightning.schedules", makes=Callable)
 
+
+@SCHEDULES.register("none")
+def none(max_steps: int) -> Factor:
+    """1."""
+    return lambda t: 1.0
+
+
+@SCHEDULES.register("step")
 def step(max_steps: int, step_size: int, gamma: float = 0.1) -> Factor:
     """γ^⌊t/step_size⌋."""
     _require("step_size", step_size, _is_count(step_size, 1), "a whole number from 1 on")
@@ -29,6 +38,7 @@ def step(max_steps: int, step_size: int, gamma: float = 0.1) -> Factor:
     return lambda t: float(gamma ** (t // step_size))
 
 
+@SCHEDULES.register("multistep")
 def multistep(max_steps: int, milestones: Sequence[int], gamma: float = 0.1) -> Factor:
     """γ^(number of milestones ≤ t)."""
     is_list = isinstance(milestones, Sequence) and not isinstance(milestones, str)
@@ -39,18 +49,20 @@ def multistep(max_steps: int, milestones: Sequence[int], gamma: float = 0.1) -> 
     return lambda t: float(gamma ** bisect_right(ordered, t))
 
 
+@SCHEDULES.register("exponential")
 def exponential(max_steps: int, gamma: float) -> Factor:
     """γ^t."""
     _check_gamma(gamma)
     return lambda t: float(gamma**t)
 
 
+@SCHEDULES.register("cosine")
 def cosine(max_steps: int, final_fraction: float = 0.0, warmup_steps: int = 0) -> Factor:
     """(t+1)/w in the first w updates, then f + (1−f)·½(1 + cos πs), s from 0 at t = w to 1 at max_steps."""
     _require("final_fraction", final_fraction, 0 <= final_fraction <= 1, "between 0 and 1")
     _require("warmup_steps", warmup_steps, _is_count(warmup_steps, 0), "a whole number from 0 on")
     if warmup_steps and warmup_steps >= max_steps:
-        raise OptimizerError(f"scheduler.warmup_steps={warmup_steps} must be below max_steps={max_steps}.")
+        raise InputError(f"scheduler.warmup_steps={warmup_steps} must be below max_steps={max_steps}.")
 
     def factor(t: int) -> float:
         if t < warmup_steps:
@@ -61,22 +73,14 @@ def cosine(max_steps: int, final_fraction: float = 0.0, warmup_steps: int = 0) -
     return factor
 
 
+@SCHEDULES.register("linear_warmup")
 def linear_warmup(max_steps: int, warmup_steps: int) -> Factor:
     """min(1, (t+1)/w): the first update uses lr/w, the w-th and all later ones lr."""
     _require("warmup_steps", warmup_steps, _is_count(warmup_steps, 1), "a whole number from 1 on")
     return lambda t: min(1.0, (t + 1) / warmup_steps)
 
 
-SCHEDULES: dict[str, Callable[..., Factor]] = {
-    "step": step,
-    "multistep": multistep,
-    "exponential": exponential,
-    "cosine": cosine,
-    "linear_warmup": linear_warmup,
-}
-
-
-# Those whose factor depends on max_steps.
+# The schedules of ours whose factor depends on max_steps.
 WITH_LENGTH = ("cosine",)
 
 
@@ -107,48 +111,51 @@ def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: 
 
     Args:
         optimizer: its groups' present learning rates are the ones that the factors multiply.
-        config: ``name`` (none, step, multistep, exponential, cosine, linear_warmup) and hyperparameters.
+        config: ``name`` of a schedule and its options.
         max_steps: where ``cosine`` ends.
 
     Returns:
         None for ``none``.
 
     Raises:
-        OptimizerError: an unknown name or hyperparameter, a value out of its range, an optimizer without lr.
+        InputError: an unknown name or option, a value out of its range, an optimizer without lr.
     """
-    name = config.get("name")
-    check_choice("The scheduler", name, ("none", *SCHEDULES))
-    given = {key: value for key, value in config.items() if key != "name"}
+    name, given = _read(config)
     if name == "none":
         if given:
-            raise OptimizerError(
-                f"scheduler.{next(iter(given))} needs a schedule; set scheduler.name to one of {', '.join(SCHEDULES)}."
-            )
+            others = ", ".join(other for other in SCHEDULES if other != name)
+            raise InputError(f"scheduler.{next(iter(given))} needs a schedule; set scheduler.name to one of {others}.")
         return None
     without = dict.fromkeys(group.get("role", "this") for group in optimizer.param_groups if group.get("lr") is None)
     if without:
-        raise OptimizerError(
+        raise InputError(
             f"scheduler.name={name} sets learning rates, and the {', '.join(without)} optimizer has none; "
             "set scheduler.name=none or choose another optimizer."
         )
-    schedule = SCHEDULES[str(name)]
     # LambdaLR leaves plain functions out of its state, so a checkpoint holds numbers only.
-    return Schedule(optimizer, schedule(max_steps, **fit(schedule, given, str(name), "scheduler")))
+    return Schedule(optimizer, SCHEDULES.build(name, "scheduler", given, max_steps))
 
 
+@identifies("scheduler")
 def scheduler_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells schedules apart: the name, and the hyperparameters that are not the defaults.
+    """The part of a ``scheduler`` section that counts: the name, and the options that are not its defaults.
 
-    What cannot be built is left as it is; `build_scheduler` refuses it.
+    A section that cannot be built is left as it is; `build_scheduler` refuses it.
 
     Args:
         config: as for `build_scheduler`.
     """
-    name, given = str(config.get("name")), {key: value for key, value in config.items() if key != "name"}
+    name, given = _read(config)
     try:
-        return {"name": name, **beyond_defaults(SCHEDULES[name], fit(SCHEDULES[name], given, name, "scheduler"))}
-    except (KeyError, OptimizerError):
+        schedule = SCHEDULES.find(name)
+        return {"name": name, **beyond_defaults(schedule, SCHEDULES.fit(name, schedule, given, "scheduler", 1))}
+    except InputError:
         return dict(config)
+
+
+def _read(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The name that a ``scheduler`` section gives, and the hyperparameters."""
+    return config.get("name"), {key: value for key, value in config.items() if key != "name"}
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -161,4 +168,4 @@ def _check_gamma(gamma: Any) -> None:
 
 def _require(name: str, value: Any, is_valid: bool, allowed: str) -> None:
     if not is_valid:
-        raise OptimizerError(f"scheduler.{name}={value!r} must be {allowed}.")
+        raise InputError(f"scheduler.{name}={value!r} must be {allowed}.")
