@@ -24,8 +24,8 @@ from pathlib import Path
 import li2_lightning
 from li2_lightning.errors import readable
 
-REQUIRED = ("torch", "lightning", "torchmetrics", "wandb", "omegaconf", "hydra-core", "numpy", "pandas", "matplotlib",
-            "pillow", "rich")  # fmt: skip
+REQUIRED = ("torch", "lightning", "torchmetrics", "wandb", "omegaconf", "hydra-core", "numpy", "filelock", "pandas",
+            "matplotlib", "pillow", "rich")  # fmt: skip
 EXTRAS = {
     "optimizers": ("pytorch-optimizer",),
     "report": ("Jinja2", "plotly", "pyarrow"),
