@@ -41,6 +41,7 @@ class Gradient(Diagnostic):
         super().__init__(every_n_steps)
         self.num_pairs = positive_integer("gradient.pairs", pairs)
         self.pairs_cadence = Cadence("gradient.pairs_every_n_steps", pairs_every_n_steps)
+        self._drawn: Tensor | None = None
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         structure = state.structure
@@ -69,8 +70,10 @@ class Gradient(Diagnostic):
 
     def _pairs(self, readout: Tensor) -> Tensor:
         """Pairs of different nodes, P×2, the same in every row and in every run of this width."""
-        K = readout.shape[0]
-        draw = torch.Generator().manual_seed(0)
-        left = torch.randint(K, (self.num_pairs,), generator=draw)
-        right = (left + 1 + torch.randint(max(K - 1, 1), (self.num_pairs,), generator=draw)) % K
-        return torch.stack([left, right], dim=1).to(readout.device)
+        if self._drawn is None or self._drawn.device != readout.device:
+            K = readout.shape[0]
+            draw = torch.Generator().manual_seed(0)
+            left = torch.randint(K, (self.num_pairs,), generator=draw)
+            right = (left + 1 + torch.randint(max(K - 1, 1), (self.num_pairs,), generator=draw)) % K
+            self._drawn = torch.stack([left, right], dim=1).to(readout.device)
+        return self._drawn

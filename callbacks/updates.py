@@ -117,7 +117,7 @@ class Updates(Diagnostic):
         products = torch.stack([update @ change for update in self._window]).to(state.accumulation_dtype)
         self._gram[slot, : len(products)], self._gram[: len(products), slot] = products, products
         self._count += 1
-        return eigengap(self._gram) if self._count >= WINDOW else change.new_tensor(torch.nan)
+        return eigengap(self._gram) if self._count >= WINDOW else change.new_full((), torch.nan)
 
 
 def _learning_rates(optimizer: Optimizer) -> dict[str, float]:

@@ -30,11 +30,11 @@ def block_energies(weights: Tensor, basis: Tensor, blocks: Sequence[slice]) -> T
     parts = torch.zeros((), device=weights.device)
     for operand in torch.split(weights, basis.shape[1]):
         parts = parts + squared_magnitudes(product(basis, operand))
-    owners = _owners(tuple(block.stop - block.start for block in blocks)).to(parts.device)
+    owners = _owners(tuple(block.stop - block.start for block in blocks), parts.device)
     return parts.new_zeros(len(blocks), parts.shape[1]).index_add_(0, owners, parts)
 
 
 @lru_cache(maxsize=16)
-def _owners(sizes: tuple[int, ...]) -> Tensor:
-    """The block of each row of the basis."""
-    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+def _owners(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The block of each row of the basis; kept on the device, since every copy to an accelerator waits for it."""
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
