@@ -17,7 +17,7 @@ from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.files import is_locked, write_json
 from li2_lightning.runs import directory as run_directory
 from li2_lightning.runs.directory import RunDirectory
-from li2_lightning.sweeps.worker import run_in_sweep
+from li2_lightning.sweeps.worker import LEADER, run_in_sweep
 from tests.cli.test_run_directory import stamps
 
 BUSY = "is being written by another process"
@@ -230,7 +230,9 @@ def test_two_processes_that_start_together_fifty_times(tmp_path: Path) -> None:
         sweep = folder / ".sweep" / "x" if turn % 5 == 4 else None
         if sweep is not None:
             sweep.mkdir(parents=True)
-            (sweep / "settings.json").write_text(json.dumps({"group": "g", "local": False, "threads": 1}))
+            (sweep / LEADER).touch()
+            settings = {"group": "g", "on_this_machine": False, "threads": 1}
+            (sweep / "settings.json").write_text(json.dumps(settings))
         barrier, results = context.Barrier(2), context.Queue()
         # Impatient, they meet at the lock; a patient one comes when the other has finished.
         arguments = (values | kind, False, None), (values | kind, turn % 2 == 0 and sweep is None, sweep)
