@@ -139,7 +139,9 @@ def explain_keys(schema: type = Config) -> str:
         meaning = metadata["help"] + (f" ({allowed})" if allowed else "")
         default = item.default_factory() if callable(item.default_factory) else item.default
         written = f"== {key}" if is_section else f"{key}={json.dumps(default, ensure_ascii=False)}"
-        lines += textwrap.wrap(f"{written:<{HELP_INDENT - 1}} {meaning}", HELP_WIDTH, subsequent_indent=" " * HELP_INDENT)
+        lines += textwrap.wrap(
+            f"{written:<{HELP_INDENT - 1}} {meaning}", HELP_WIDTH, subsequent_indent=" " * HELP_INDENT
+        )
     return "\n".join(lines)
 
 

@@ -22,8 +22,8 @@ class Command(NamedTuple):
     """A command of ``li2``.
 
     Attributes:
-        target: ``module:function``. The function adds arguments to the parser that it gets, and parses the words that it
-            gets; it returns the exit code, or None for 0. `train` gets no arguments.
+        target: ``module:function``, which gets a parser and the words after the command. It adds its arguments to the
+            parser, parses the words, and returns the exit code, or None for 0. `train` gets neither.
         purpose: one line for ``li2 --help``.
         example: one call, for the help of the command.
     """
@@ -150,8 +150,8 @@ def _run(name: str, words: Sequence[str], here: bool) -> int | None:
     except ImportError as error:
         raise InputError(f"li2 {name} cannot be loaded ({error}); li2 doctor shows what is installed.") from error
     if here:
-        # The current folder may hold plug-ins that are named by import path. Our folder comes first, because the current
-        # folder may hold another train.py; the processes of a sweep inherit this path.
+        # The current folder may hold plug-ins that are named by import path. Our folder comes before it, because it may
+        # hold another train.py. The processes of a sweep inherit this path.
         sys.path += [str(Path(li2_lightning.__file__).parents[1]), os.getcwd()]
     if name == "train":
         # Hydra reads sys.argv and shows its first word in messages. The shell completes for the program li2.

@@ -121,7 +121,7 @@ def with_rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Run]:
 
 def _facets(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of each task and training fraction, under a title that names what differs."""
-    fractions = bool({key for key in differing_settings(runs) if key in FACETS})
+    fractions = any(key in FACETS for key in differing_settings(runs))
     facets: dict[tuple[int, str, float], list[Run]] = {}
     for run in runs:
         fraction = run.train_fraction if fractions else 0.0
