@@ -78,7 +78,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
                 f"A key takes no colon, as in {override!r}; say callbacks.{label}.name={path} "
                 f"callbacks.{label}.{option}={value} instead."
             )
-    # Hydra allows one file of hydra/launcher for each launcher, so our settings for it are in hydra/launching.
+    # Hydra refuses a second file of a launcher's name in hydra/launcher, so our settings are in hydra/launching.
     launching = [f"hydra/launching={a.partition('=')[2]}" for a in overrides if a.startswith("hydra/launcher=")]
     return [*flags, *map(to_hydra, [*overrides, *launching])]
 
@@ -136,12 +136,10 @@ def explain_keys(schema: type = Config) -> str:
     for key, item in declared(schema):
         metadata, is_section = item.metadata, section_of(item) is not None
         allowed = " and ".join(bound.words for bound in metadata["range"]) or " | ".join(metadata["choices"])
-        meaning = metadata["help"] + (f" ({allowed})" if allowed else "")
+        text = metadata["help"] + (f" ({allowed})" if allowed else "")
         default = item.default_factory() if callable(item.default_factory) else item.default
         written = f"== {key}" if is_section else f"{key}={json.dumps(default, ensure_ascii=False)}"
-        lines += textwrap.wrap(
-            f"{written:<{HELP_INDENT - 1}} {meaning}", HELP_WIDTH, subsequent_indent=" " * HELP_INDENT
-        )
+        lines += textwrap.wrap(f"{written:<{HELP_INDENT - 1}} {text}", HELP_WIDTH, subsequent_indent=" " * HELP_INDENT)
     return "\n".join(lines)
 
 

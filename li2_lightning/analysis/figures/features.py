@@ -80,7 +80,7 @@ def _draw_shares(axes: Axes, shares: npt.NDArray[np.floating], labels: list[str]
     """A column for each node, sorted by the block with its largest share, then by that share."""
     order = np.lexsort((-shares.max(axis=0), shares.argmax(axis=0)))
     scale = ScalarMappable(Normalize(0, 1), "cividis")
-    # Matplotlib would copy numbers a dozen times at the size of the picture; colours it does not.
+    # Of numbers, unlike colours, matplotlib makes a dozen copies at the size of the picture, more than a run's weights.
     axes.imshow(scale.to_rgba(shares[:, order], bytes=True), aspect="auto", interpolation="nearest")
     assert axes.figure is not None
     axes.figure.colorbar(scale, ax=axes, label="share of ‖w‖²")

@@ -152,7 +152,7 @@ def transition_steps(runs: Sequence[Run], stage: int) -> list[int]:
 
 
 def shade_stages(axes: Axes, runs: Sequence[Run], last: int) -> None:
-    """Shade the stages and name them above the frame; a stage begins at the median step at which runs entered it."""
+    """Shade the stages and name them above the frame; a stage begins when half of the runs have entered it."""
     followed = [run for run in runs if run.stages is not None]
     if not followed:
         return
