@@ -1,1 +1,1 @@
-"""Side-by-side measurements, as ratios in one run; `make bench` runs them all."""
+"""Ratios of times and memory, measured side by side in one run; `make bench` measures all."""

@@ -1,9 +1,9 @@
-"""What a step costs on this machine, beside loops written by hand: `make bench`.
+"""The cost of a step on this machine, compared with loops written by hand: `make bench`.
 
     python -m benchmarks [--rounds 7] [--steps 12] [--threads N] [--quick] [--only steps interaction growth memory …]
 
-Writes benchmarks/results.md and benchmarks/results.json after each part; with --only the others stay as they are. Times
-are medians of steps within a round; ratios are taken round by round, and the contenders of a round follow each other.
+Writes benchmarks/results.md and benchmarks/results.json after each part; --only keeps the results of the other parts.
+The time of a contender in a round is the median over its steps. Ratios are computed within a round.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 import torch
@@ -36,29 +37,27 @@ Report = dict[str, Any]
 
 
 def contenders(order: int, width: int, folder: str) -> dict[str, Contender]:
-    """Everything that takes turns at one size, Adam first."""
+    """Every contender at one size: the loops by hand with Adam, then `train.run` with Adam and with Muon."""
     found: dict[str, Contender] = {}
     for name, loop in LOOPS.items():
         problem = Problem.draw(order, width)
         optimizer = torch.optim.Adam([problem.W, problem.V], lr=1e-3, weight_decay=2e-4)
-        found[name] = partial(_loop_steps, loop(problem, optimizer))
+        found[name] = partial(loop_times, loop(problem, optimizer))
     size = {"task": {"order": order}, "network": {"width": width}}
-    found["ours, no callbacks"] = lambda steps: step_times(size, NOTHING, steps, folder)
-    found["ours, everything"] = lambda steps: step_times(size, EVERYTHING, steps, folder)
-    offline = {**size, "logger": {"mode": "offline"}}
-    found["ours, everything, W&B offline"] = lambda steps: step_times(offline, EVERYTHING, steps, folder)
-    muon = {**size, "optimizer": MUON}
-    found["ours, Muon, no callbacks"] = lambda steps: step_times(muon, NOTHING, steps, folder)
-    found["ours, Muon, everything"] = lambda steps: step_times(muon, EVERYTHING, steps, folder)
+    offline, muon = {**size, "logger": {"mode": "offline"}}, {**size, "optimizer": MUON}
+    for name, values, callbacks in (
+        ("ours, no callbacks", size, NOTHING),
+        ("ours, everything", size, EVERYTHING),
+        ("ours, everything, W&B offline", offline, EVERYTHING),
+        ("ours, Muon, no callbacks", muon, NOTHING),
+        ("ours, Muon, everything", muon, EVERYTHING),
+    ):
+        found[name] = partial(step_times, values, callbacks, folder)
     return found
 
 
-def _loop_steps(loop: Iterator[None], steps: int) -> list[float]:
-    return loop_times(loop, steps)
-
-
 def measure_steps(rounds: int, steps: int, sizes: dict[str, tuple[int, int]]) -> Report:
-    """Step times, their ratios, and the bound that the machine's own product rate sets."""
+    """Times of a step, their ratios, and the time of the matrix products alone at the rate of this machine."""
     report: Report = {}
     for label, (order, width) in sizes.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -97,17 +96,11 @@ def measure_steps(rounds: int, steps: int, sizes: dict[str, tuple[int, int]]) ->
 
 
 def measure_interaction(rounds: int) -> Report:
-    """What one measurement of the interaction columns costs, in steps, and as a share at its default cadence of 100."""
+    """The cost of one measurement of the interaction columns, in steps; at every 100 steps, in percent of a run."""
     only = {**NOTHING, "interaction": {"enabled": True, "every_n_steps": 1}}
     with tempfile.TemporaryDirectory() as folder:
-        times = in_turns(
-            {
-                "with": lambda steps: step_times({}, only, steps, folder),
-                "without": lambda steps: step_times({}, NOTHING, steps, folder),
-            },
-            rounds,
-            3,
-        )
+        turns = {"with": partial(step_times, {}, only, folder), "without": partial(step_times, {}, NOTHING, folder)}
+        times = in_turns(turns, rounds, 3)
     extra = [one / other - 1 for one, other in zip(times["with"], times["without"], strict=True)]
     return {"steps": Figure.of(extra), "percent at every 100": Figure.of(extra)}
 
@@ -115,8 +108,8 @@ def measure_interaction(rounds: int) -> Report:
 def measure_growth(rounds: int, steps: int) -> Report:
     """Exponents of the time of a step in K, in n, and in M with n = .4M², by least squares on logarithms.
 
-    The theory: the products cost K·C·(3n + N − n), so 1 in K; in n with M fixed, less than 1, since the test rows
-    become fewer; 3 in M.
+    The products cost K·M·(3n + N − n). Their exponent is 1 in K and 3 in M. In n, with M fixed, it is less than 1,
+    because more training rows are fewer test rows.
     """
     axes: dict[str, list[tuple[float, Problem]]] = {
         "K": [(K, Problem.draw(71, K)) for K in (512, 1024, 2048, 4096)],
@@ -128,24 +121,21 @@ def measure_growth(rounds: int, steps: int) -> Report:
         turns: dict[str, Contender] = {}
         for value, problem in problems:
             optimizer = torch.optim.Adam([problem.W, problem.V], lr=1e-3)
-            turns[f"{value:g}"] = partial(_loop_steps, blocked(problem, optimizer))
+            turns[f"{value:g}"] = partial(loop_times, blocked(problem, optimizer))
         times = in_turns(turns, rounds, steps)
         x = [math.log(value) for value, _ in problems]
         report[axis] = {
             "milliseconds": {name: Figure.of([1e3 * second for second in values]) for name, values in times.items()},
-            "exponent": Figure.of([_slope(x, [math.log(times[name][r]) for name in turns]) for r in range(rounds)]),
-            "of the products": _slope(x, [math.log(problem.flops) for _, problem in problems]),
+            "exponent": Figure.of(
+                [linear_regression(x, [math.log(times[name][r]) for name in turns]).slope for r in range(rounds)]
+            ),
+            "of the products": linear_regression(x, [math.log(problem.flops) for _, problem in problems]).slope,
         }
     return report
 
 
-def _slope(x: list[float], y: list[float]) -> float:
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
-
-
 def measure_memory() -> Report:
-    """Peak memory above the imports, weights and optimizer state, in activations (n × K)."""
+    """Peak memory beyond imports, weights and optimizer state, in units of one activation (n × K)."""
     return {
         f"M={order}, K={width}, n={n}, {'everything' if everything else 'no callbacks'}": memory(
             order, width, n, everything
@@ -220,7 +210,7 @@ def _figures(value: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Measure what is asked for and write both files."""
+    """Measure the chosen parts and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=12)
@@ -231,7 +221,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    # The loops have the allocator that our runs have.
+    # The loops by hand must use the same allocator settings as our runs.
     keep_freed_memory()
     rounds = 3 if arguments.quick else arguments.rounds
     sizes = {"M=71, K=2048": SIZES["M=71, K=2048"]} if arguments.quick else SIZES

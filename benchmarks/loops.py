@@ -1,11 +1,11 @@
-"""Training loops written by hand, to compare with: the default task, network, loss and split, and the same columns.
+"""Training loops written by hand, with the default task, network, loss and split, and the same columns.
 
-Each loop is a generator that does one step at a time, so that loops can be run in turns.
+A loop is a generator that yields after each step, so that loops can take turns.
 
-* `naive`: what experiment code does: dense one-hot products, one forward pass each to train, to measure the training
-  rows and to measure the test rows, and both Gram matrices whole.
-* `plain`: rows of W gathered by index, autograd, every row of the table evaluated anew.
-* `blocked`: `li2_lightning.kernel` in a loop, test rows evaluated anew: training and evaluation, nothing else.
+* `naive`, as typical experiment code: products with dense one-hots; separate forward passes for training and for both
+  evaluations; both Gram matrices as a whole.
+* `plain`: rows of W gathered by index, autograd, and a forward pass over all rows for evaluation.
+* `blocked`: `li2_lightning.networks.kernel`, with a forward pass over the test rows for evaluation.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Problem:
     """Modular addition with its rows and initial weights.
 
     Attributes:
-        tokens, labels: of all N rows (N × 2, N).
-        train, test: row numbers.
-        W, V: 2M × K and K × M.
+        tokens, labels: operands (N × 2) and labels (N,) of all N rows.
+        train, test: row numbers of the split.
+        W, V: weights, 2M × K and K × M.
     """
 
     tokens: Tensor
@@ -42,7 +42,7 @@ class Problem:
 
     @classmethod
     def draw(cls, order: int, width: int, train_size: int | None = None) -> Problem:
-        """The rows of ``task.order=order``, 40 % of them to train on unless ``train_size`` says how many."""
+        """The rows of ``task.order=order``; ``train_size`` of them, by default 40 %, are training rows."""
         task = build_task({"name": "cyclic", "order": order})
         split = split_rows(task, seed=0, train_size=train_size)
         draw = torch.Generator().manual_seed(0)
@@ -61,7 +61,7 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        """Of the products of one step: three with the training rows, one with the test rows."""
+        """Operations of one step in matrix products: three with the training rows, one with the test rows."""
         width, order = self.V.shape
         return 2 * width * order * (3 * len(self.train) + len(self.test))
 
@@ -78,7 +78,7 @@ def _accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def naive(problem: Problem, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Dense one-hots, three forward passes, F̃ᵀF̃ and FFᵀ whole."""
+    """Dense one-hots, three forward passes, F̃ᵀF̃ and FFᵀ as a whole."""
     p = problem
     X = functional.one_hot(p.tokens, p.order).flatten(1).to(p.W.dtype)
 
@@ -100,7 +100,7 @@ def naive(problem: Problem, optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def plain(problem: Problem, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Gathered rows and autograd; all rows of the table are evaluated."""
+    """Gathered rows and autograd; all rows are evaluated."""
     p = problem
 
     def outputs(rows: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def plain(problem: Problem, optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def blocked(problem: Problem, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """The kernel by hand: training and evaluation at their least."""
+    """The kernel alone: the least that training and evaluation cost."""
     p, square = problem, find_activation("square")
     offsets = torch.tensor([0, p.order])
     index = {rows: p.tokens[rows] + offsets for rows in (p.train, p.test)}

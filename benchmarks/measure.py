@@ -1,4 +1,4 @@
-"""Medians over rounds in which the contenders take turns: a machine that changes its speed changes it for all."""
+"""Medians over rounds in which contenders take turns, so that a change of the machine's speed affects all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Figure:
-    """A median over rounds with the smallest and the largest of them."""
+    """The median, smallest and largest value over rounds."""
 
     median: float
     low: float
@@ -21,19 +21,19 @@ class Figure:
 
     @classmethod
     def of(cls, values: list[float]) -> Figure:
-        """Of one value a round."""
+        """Summarize one value for each round."""
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
-# Seconds of each of so many steps.
+# From a number of steps to the seconds of each.
 Contender = Callable[[int], list[float]]
 
 
 def in_turns(contenders: Mapping[str, Contender], rounds: int, steps: int) -> dict[str, list[float]]:
-    """For each contender the median seconds of a step, one a round; every round begins with another one."""
+    """Median seconds of a step of each contender in each round; every round begins with another contender."""
     medians: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for turn in range(rounds):
@@ -61,7 +61,7 @@ def loop_times(loop: Iterator[None], steps: int) -> list[float]:
 def flop_rate(
     product: Callable[[Tensor, Tensor], Tensor] = torch.matmul, repetitions: int = 9, size: int = 2048
 ) -> float:
-    """Floating point operations a second of a square float32 product on this machine, at its best."""
+    """Highest rate of a square float32 product on this machine, in floating point operations a second."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     best = min(loop_times(iter((product(left, right), None)[1] for _ in range(repetitions)), repetitions))
     return 2 * size**3 / best

@@ -1,4 +1,4 @@
-"""Steps of the project itself, timed from one batch to the next inside `train.run`."""
+"""Times of the steps of `train.run`, from the start of one batch to the start of the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import lightning
 import train
 from callbacks.registry import CALLBACKS, KEEPING, MEASURING
 
-# What happens once a run is no part of a step (the report), and the interaction columns have a line of their own.
+# Report and progress are no part of a step, and the interaction columns are measured separately.
 EVERYTHING: dict[str, dict[str, Any]] = {
     "progress": {"enabled": False},
     "report": {"enabled": False},
@@ -23,7 +23,7 @@ NOTHING: dict[str, dict[str, Any]] = {name: {"enabled": False} for name in (*MEA
 
 @CALLBACKS.register("step_clock")
 class StepClock(lightning.Callback):
-    """Notes the time at which each batch starts."""
+    """Records the time at which each batch starts."""
 
     times: ClassVar[list[float]] = []
 
@@ -31,7 +31,7 @@ class StepClock(lightning.Callback):
         self.times.append(time.perf_counter())
 
 
-def step_times(values: dict[str, Any], callbacks: dict[str, dict[str, Any]], steps: int, folder: str) -> list[float]:
+def step_times(values: dict[str, Any], callbacks: dict[str, dict[str, Any]], folder: str, steps: int) -> list[float]:
     """Seconds of each step of a run with these settings."""
     StepClock.times.clear()
     with contextlib.redirect_stdout(io.StringIO()):

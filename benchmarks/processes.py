@@ -1,7 +1,7 @@
-"""What needs a process of its own: memory, and the way to the first step.
+"""Measurements in fresh processes: peak memory, and the time to the first step.
 
-python -m benchmarks.processes memory ORDER WIDTH TRAIN_SIZE    bytes above the imports, and of one activation
-python -m benchmarks.processes first_step                       until the first batch, then leaves
+python -m benchmarks.processes memory ORDER WIDTH TRAIN_SIZE EVERYTHING    prints memory as JSON
+python -m benchmarks.processes first_step [KEY=VALUE…]                     exits at the first batch
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def memory(order: int, width: int, train_size: int, everything: bool) -> dict[st
 
 
 def start_up(repetitions: int) -> dict[str, Figure]:
-    """Seconds: importing torch and lightning alone, and `train.py` up to its first batch."""
+    """Seconds to import torch and lightning, and seconds until the first batch of `train.py`."""
     commands = {
         "import torch, lightning": ("-c", "import torch, lightning"),
         "train.py to the first step": ("-m", "benchmarks.processes", "first_step", "logger.mode=disabled"),
@@ -64,34 +64,27 @@ def _run(*arguments: str) -> str:
 def _print_memory(order: int, width: int, train_size: int, everything: bool) -> None:
     from benchmarks.ours import EVERYTHING, NOTHING, step_times
 
-    # What the first tensors and the first run bring along once, whatever the size, belongs to the libraries.
+    # A first small run allocates what the libraries need once, at any size.
     small = {"task": {"order": 7}, "network": {"width": 8}, "data": {"train_size": 20}}
     callbacks = EVERYTHING if everything else NOTHING
-    step_times(small, callbacks, 3, ".")
+    step_times(small, callbacks, ".", 3)
     before = _peak()
-    values: dict[str, Any] = {
-        "task": {"order": order},
-        "network": {"width": width},
-        "data": {"train_size": train_size},
-    }
-    # More than the twenty steps after which the ring of updates is full.
-    step_times(values, callbacks, 25, ".")
+    values = {"task": {"order": order}, "network": {"width": width}, "data": {"train_size": train_size}}
+    # The ring of updates is full after 20 steps.
+    step_times(values, callbacks, ".", 25)
     peak = _peak() - before
     activation, parameters = 4 * train_size * width, 4 * 3 * order * width
-    # Adam: the weights, their gradients, two moments. The ring of updates of the hidden weights is a callback's.
+    # Adam: weights, gradients and two moments. A callback stores the last 20 updates of W in the ring.
     state, ring = 4 * parameters, 20 * 4 * 2 * order * width if everything else 0
-    print(
-        json.dumps(
-            {"peak": peak, "state": state, "activations": (peak - state) / activation, "ring": ring / activation}
-        )
-    )
+    found = {"peak": peak, "state": state, "activations": (peak - state) / activation, "ring": ring / activation}
+    print(json.dumps(found))
 
 
 def _peak() -> int:
-    """Bytes that this process has had at most."""
+    """Peak resident memory of this process in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # What getrusage says begins, on Linux, with what the process had that started this one.
+        # On Linux the peak of getrusage includes that of the parent process.
         (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
     import resource
@@ -117,7 +110,8 @@ def _first_step() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "memory":
-        _print_memory(*(int(value) for value in sys.argv[2:5]), everything=sys.argv[5] == "1")  # type: ignore[misc]
+        order, width, train_size, everything = map(int, sys.argv[2:])
+        _print_memory(order, width, train_size, bool(everything))
     else:
         _first_step()
         raise SystemExit("The run ended before its first step.")

@@ -1,14 +1,14 @@
 # Every group of order 1 to 127 in GAP's numbering, as li2_lightning/resources/small_groups.json.gz:
 #
-#     apt-get install gap-core gap-smallgrp        # GAP itself; who only uses the library needs neither
+#     apt-get install gap-core gap-smallgrp        # only this script needs them, the library does not
 #     gap -q tools/export_small_groups.g < /dev/null | gzip -9n > li2_lightning/resources/small_groups.json.gz
-#     python -m pytest tests/groups/test_small_groups.py            # the check: every group, against what GAP says of it
+#     python -m pytest tests/groups/test_small_groups.py            # compares every group with GAP's data
 #
-# Some minutes. The same versions of GAP and SmallGrp write the same bytes.
+# This takes some minutes. Equal versions of GAP and SmallGrp write equal bytes.
 #
-# Element k of a group is number k+1 of its sorted elements, so that element 0 is the identity. For each generator g
-# the row k -> g*k of the Cayley table is written, counted from 0. The irreps are counted by kind and dimension: R, C
-# and H for Frobenius-Schur indicator 1, 0 and -1, both of a conjugate pair.
+# Element k of a group is number k+1 of its sorted elements, so that element 0 is the identity. The file has the row
+# k -> g*k of the Cayley table, counted from 0, for each generator g. It has the number of irreps of each kind and
+# dimension: R, C and H for Frobenius-Schur indicator 1, 0 and -1; a conjugate pair counts as two.
 
 if LoadPackage("smallgrp") <> true then QuitGap(1); fi;
 SizeScreen([4096, 24]);
@@ -27,7 +27,7 @@ Irreps := function(G)
 end;
 
 Generators := function(G)
-  # Few generators keep the file small; the fewest are known only for a solvable group.
+  # Few generators keep the file small; GAP finds a minimal set only for solvable groups.
   if IsSolvableGroup(G) then return MinimalGeneratingSet(G); fi;
   return SmallGeneratingSet(G);
 end;

@@ -44,7 +44,7 @@ class Sweeper(HydraSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from li2_lightning._compat import end_joblib_workers, job_error
-        from li2_lightning.cli.hydra_errors import opened, quoted
+        from li2_lightning.cli.hydra_errors import quoted, to_hydra
         from li2_lightning.distributed.machine import search_path
         from li2_lightning.errors import InputError
         from li2_lightning.sweeps.lead import Sweep
@@ -56,7 +56,7 @@ class Sweeper(HydraSweeper):
         assert self.hydra_context is not None
         loader, master, launcher = self.hydra_context.config_loader, self.config, self.launcher
         grid = OverridesParser.create(config_loader=loader).parse_overrides(
-            [*(opened(f"{key}={value}") for key, value in self.params.items()), *arguments]
+            [*(to_hydra(f"{key}={value}") for key, value in self.params.items()), *arguments]
         )
         axes: dict[str, list[str]] = {}
         for override in grid:

@@ -1,24 +1,24 @@
-"""One table of many runs: a row a run, its settings and what came out.
+"""One table of many runs: a row for each run, with its settings and its outcome.
 
     li2 collect DIR… -o results.csv [-o results.parquet]
 
 | column | meaning |
 |---|---|
-| `directory` | where the run is kept |
+| `directory` | directory of the run |
 | `optimizer.lr`, … | every key of its config.yaml; a list as JSON |
 | `outcome/status` | finished, diverged or unfinished |
-| `outcome/reason` | why it diverged |
-| `outcome/step` | its last row |
+| `outcome/reason` | why the run diverged |
+| `outcome/step` | step of the last row |
 | `outcome/train_fraction` | n/N |
-| `outcome/predicted_fraction` | the fraction at which test accuracy is predicted to jump; groups only |
+| `outcome/predicted_fraction` | n/N at which test accuracy is predicted to jump; groups only |
 | `outcome/first_step/SPLIT/LEVEL` | first step at which train or test accuracy reached .5, .9, .99 |
-| `outcome/stage/2`, `outcome/stage/3` | the step at which stage II, III was declared |
-| `outcome/stage/stalled` | whether it stalled in stage II |
+| `outcome/stage/2`, `outcome/stage/3` | step at which stage II, III was declared |
+| `outcome/stage/stalled` | whether the run stalled in stage II |
 | `outcome/final/COLUMN` | every column of the last row |
-| `outcome/max/COLUMN`, `outcome/max_step/COLUMN` | its largest value, and the first step that has it |
-| `outcome/wall_time_s`, `outcome/steps_per_second` | of the process that ended the run |
+| `outcome/max/COLUMN`, `outcome/max_step/COLUMN` | largest value of the column, and the first step that has it |
+| `outcome/wall_time_s`, `outcome/steps_per_second` | time and speed of the process that ended the run |
 
-What is not known is empty.
+Unknown values are empty.
 """
 
 from __future__ import annotations
@@ -32,12 +32,7 @@ from typing import Any
 
 import pandas as pd
 
-from li2_lightning.cli.commands import (
-    add_directories,
-    add_outputs,
-    check_outputs,
-    optional_module,
-)
+from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, optional_module
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
 from li2_lightning.runs.directory import THRESHOLDS
@@ -57,19 +52,23 @@ def collect(directories: Iterable[str | Path]) -> pd.DataFrame:
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
     """The table of these runs, in their order."""
-    frame = pd.DataFrame([{"directory": str(run.directory), **_settings(run), **outcome(run)} for run in runs])
-    # Steps that some run never reached stay integers.
-    steps = [
-        name
-        for name in map(str, frame)
-        if name.startswith(("outcome/first_step/", "outcome/stage/", "outcome/max_step/"))
-    ]
+    frame = pd.DataFrame(
+        {
+            "directory": str(run.directory),
+            **{key: json.dumps(value) if isinstance(value, list) else value for key, value in run.settings.items()},
+            **{f"outcome/{name}": value for name, value in outcome(run).items()},
+        }
+        for run in runs
+    )
+    # Int64 has an empty value, so steps stay integers where some run never reached one.
+    prefixes = ("outcome/first_step/", "outcome/stage/", "outcome/max_step/")
+    steps = [name for name in map(str, frame) if name.startswith(prefixes)]
     types = {name: "boolean" if name == "outcome/stage/stalled" else "Int64" for name in [*steps, "outcome/step"]}
     return frame.astype(types)
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """What came out of one run, by the names of the columns."""
+    """What came out of one run, by the names of the columns without ``outcome/``."""
     summary, metrics = run.summary or {}, run.metrics
     found: dict[str, Any] = {
         "status": run.status,
@@ -88,8 +87,7 @@ def outcome(run: Run) -> dict[str, Any]:
         found[f"final/{name}"] = metrics[name].iloc[-1]
         found[f"max/{name}"] = known.max() if len(known) else None
         found[f"max_step/{name}"] = int(known.index[int(known.argmax())]) if len(known) else None
-    found |= {key: summary.get(key) for key in ("wall_time_s", "steps_per_second")}
-    return {f"outcome/{name}": value for name, value in found.items()}
+    return found | {key: summary.get(key) for key in ("wall_time_s", "steps_per_second")}
 
 
 def write(frame: pd.DataFrame, path: Path) -> Path:
@@ -104,14 +102,14 @@ def write(frame: pd.DataFrame, path: Path) -> Path:
         if path.suffix != ".parquet":
             frame.to_csv(temporary, index=False)
         else:
-            # A column of Parquet has one type; a setting may be a number in one run and a word in another.
+            # A Parquet column has one type, but a setting may be a number in one run and a word in another.
             mixed = {name: "string" for name in frame if pd.api.types.infer_dtype(frame[name]).startswith("mixed")}
             frame.astype(mixed).to_parquet(temporary, index=False)
     return path
 
 
 def report_unfinished(runs: Sequence[Run]) -> None:
-    """Name the runs that did not come to their end on stderr."""
+    """Name the unfinished and diverged runs on stderr."""
     for run in runs:
         if not run.finished:
             rows = f"its last row is {run.metrics.index[-1]}" if len(run.metrics) else "it has no row yet"
@@ -122,12 +120,8 @@ def _fractions(run: Run) -> dict[str, float | None]:
     try:
         return {"train_fraction": run.train_fraction, "predicted_fraction": run.task.predicted_fraction}
     except InputError:
-        # A table or split that has gone since; the rest of the row stands without it.
+        # The table of the group or the split file is gone; the rest of the row does not need it.
         return {"train_fraction": None, "predicted_fraction": None}
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in run.settings.items()}
 
 
 def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:

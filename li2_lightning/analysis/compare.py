@@ -1,9 +1,9 @@
-"""What differs between runs, in their settings and in what came out.
+"""What differs between runs, in their settings and in their outcomes.
 
     li2 compare RUN RUN… [-o FILE]
 
-Runs that differ in nothing but their seeds are one column: the median, and from the lowest to the highest. FILE shows
-their curves over each other: a picture, or a page that zooms and hovers (.html).
+Runs that differ only in their seeds share a column, which shows their median, lowest and highest value. FILE shows the
+curves of all runs: a picture, or a page with interactive plots (.html).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_o
 
 MOST_GROUPS = 6
 
-# Outcome columns and how they are called here.
+# Columns of li2 collect, without outcome/, and the name of each in this table.
 OUTCOMES = {
     "status": "status",
     "step": "last row",
@@ -55,7 +55,10 @@ PANELS = ("test/accuracy", "test/loss", "gradient/norm", "update/hidden", "energ
 
 
 def comparison(groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """The table of what differs: ``head``, ``rows`` (settings first), ``notes``; a column a group, named A, B, …"""
+    """The table of what differs, with a column A, B, … for each group.
+
+    Keys: ``title``, ``head``, ``settings``, ``outcomes``, ``rows`` (settings, then outcomes) and ``notes``.
+    """
     runs = [run for group in groups.values() for run in group]
     settings = [
         [key, *(_text(group[0].settings.get(key)) for group in groups.values())] for key in differing_settings(runs)
@@ -63,7 +66,7 @@ def comparison(groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     found = [[outcome(run) for run in group] for group in groups.values()]
     outcomes = []
     for column, title in OUTCOMES.items():
-        cells = [_summarize([each.get(f"outcome/{column}") for each in group]) for group in found]
+        cells = [_summarize([each.get(column) for each in group]) for group in found]
         if len(set(cells)) > 1 or len(groups) == 1:
             outcomes.append([title, *cells])
     letters = [chr(ord("A") + index) for index in range(len(groups))]
@@ -78,7 +81,7 @@ def comparison(groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
 
 
 def draw_comparison(groups: Mapping[str, Sequence[Run]]) -> Figure:
-    """Six columns over the step, a curve with its band for each group.
+    """Six columns of metrics.csv over the step, with a curve and its band for each group.
 
     Raises:
         InputError: no run has rows.
@@ -99,7 +102,7 @@ def draw_comparison(groups: Mapping[str, Sequence[Run]]) -> Figure:
 
 
 def print_comparison(table: Mapping[str, Any], console: Console) -> None:
-    """The table on a terminal; 80 columns hold six groups."""
+    """Print the table; 80 characters are wide enough for `MOST_GROUPS` groups."""
     for line in table["notes"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -150,7 +153,7 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         raise InputError("There is only one run to compare; name another.")
     groups = groups_of_seeds(runs)
     if len(groups) == 1:
-        # Seeds alone differ: then a column for each.
+        # Only the seeds differ, so each run has a column.
         groups = {f"seed {run['seed']}": [run] for run in runs}
     if len(groups) > MOST_GROUPS:
         raise InputError(

@@ -1,10 +1,10 @@
-"""Draw an experiment, or columns of metrics.csv, from the runs that were made.
+"""Draw the picture of an experiment, or columns of metrics.csv.
 
     li2 figures NAME DIR… -o FILE [-o FILE]
     li2 figures COLUMN[,COLUMN…] DIR… -o FILE [-o FILE]
 
-NAME is the name of an experiment, with or without _quick. A COLUMN is drawn over the step, a curve for each setting in
-which the runs differ. A DIR is a run or a folder with runs at any depth.
+NAME is an experiment, with or without _quick. A COLUMN is drawn over the step, with a curve for each setting in which
+the runs differ. A DIR is a run or a folder with runs at any depth.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     add_outputs(parser, SUFFIXES)
     given = parser.parse_args(arguments)
 
-    # The name of a column has a slash, as in test/loss.
+    # Only the name of a column has a slash, as in test/loss.
     columns = given.name.split(",")
     draw = partial(curves, columns=columns) if "/" in given.name else find_figure(given.name)
     check_outputs(given.output, SUFFIXES)

@@ -3,10 +3,10 @@
     li2 report RUN
     li2 report FOLDER [--each] [-o FILE]
 
-Of one run: what came out, the stages with their evidence, every column as a curve that zooms and hovers, the learned
-features, config and environment. Of several: a table of runs with links, their curves, and the phase diagram where
-they differ in their training fraction; --each writes the reports of the runs, too. FILE is report.html in the
-directory unless said otherwise.
+The report of a run shows its outcome, the stages with their evidence, an interactive plot of every column, the learned
+features, config and environment. The report of a folder shows a table of its runs with links, their curves, and, if the
+runs differ in their training fraction, the phase diagram; --each also writes the report of every run. FILE defaults to
+report.html in the directory.
 """
 
 from __future__ import annotations
@@ -30,28 +30,23 @@ import pandas as pd
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.features import features_figure, learned_nodes
 from li2_lightning.analysis.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
-from li2_lightning.analysis.figures.style import COLORS, GREY, headline
-from li2_lightning.cli.commands import (
-    add_directories,
-    add_outputs,
-    check_outputs,
-    optional_module,
-)
+from li2_lightning.analysis.figures.style import COLORS, GREY, headline, thin
+from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, optional_module
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
-from li2_lightning.runs.load import Run, describe, differing_settings, find_runs, groups_of_seeds, load_run
+from li2_lightning.runs.load import Run, describe, differing_settings, find_runs, groups_of_seeds
 from li2_lightning.runs.terminal import STAGE_NAMES, verdict
 
 SUFFIXES = (".html",)
 MOST_ROWS = 2000
-"""A curve of more rows is drawn through evenly spaced ones, its last included."""
+"""A longer curve is drawn through this many evenly spaced rows, the last included."""
 
 MOST_ROWS_OF_MANY = 300
-"""As `MOST_ROWS`, where many runs share a picture."""
+"""As `MOST_ROWS`, for plots of several runs."""
 
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 
-# Title, columns that share a scale, whether it is logarithmic. What is not named here is grouped by its first word.
+# Title, columns of one scale, and whether the scale is logarithmic. Other columns are grouped by their first word.
 CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("Accuracy", ("train/accuracy", "test/accuracy"), False),
     ("Loss", ("train/loss", "test/loss"), True),
@@ -79,10 +74,10 @@ OTHER_TITLES = {"optimizer": "Learning rates", "stage": "Stage"}
 
 
 def write_run_report(run: Run, path: Path | None = None) -> Path:
-    """Write the report of one run and return its path, ``report.html`` in its directory unless given.
+    """Write the report of one run and return its path, by default ``report.html`` in the directory of the run.
 
     Raises:
-        InputError: without the extra ``report``; or the run has no rows yet.
+        InputError: the extra ``report`` is not installed, or the run has no rows yet.
     """
     if run.metrics.empty:
         raise InputError(f"{run.directory} has no rows yet; there is nothing to report.")
@@ -91,9 +86,10 @@ def write_run_report(run: Run, path: Path | None = None) -> Path:
     page = {
         "title": f"{run['name'] or run.directory.name}",
         "subtitle": headline([run]),
-        "verdict": verdict(run.summary) if run.summary else _unfinished(run),
+        "verdict": verdict(run.summary)
+        if run.summary
+        else f"It has not come to its end: row {run.metrics.index[-1]} of {run['max_steps']}.",
         "tables": [*_summary_tables(run), *_stage_tables(run)],
-        "charts_title": "Curves",
         "charts_note": "Drag to zoom, which zooms all of them; double-click to go back. Dashed: where a stage was "
         f"declared.{thinned}",
         "picture": _features_picture(run),
@@ -106,10 +102,10 @@ def write_sweep_report(runs: Sequence[Run], path: Path) -> Path:
     """Write the report of several runs and return its path.
 
     Raises:
-        InputError: without the extra ``report``.
+        InputError: the extra ``report`` is not installed.
     """
     keys = differing_settings(runs)
-    # Seeds beside each other, settings in their order.
+    # Sorted by setting; the seeds of a setting follow each other.
     runs = [run for group in groups_of_seeds(runs).values() for run in group]
     figures = {"curves": _runs_chart(runs, "test/accuracy", "Test accuracy, a line for each run", height=420)}
     ended = [run for run in runs if run.summary is not None and "test/accuracy" in run.metrics]
@@ -126,20 +122,18 @@ def write_sweep_report(runs: Sequence[Run], path: Path) -> Path:
         "tables": [_runs_table(runs, keys, path)],
         "charts_title": "Curves and phase diagram" if len(figures) > 1 else "Curves",
         "charts_note": "Drag to zoom, double-click to go back; a click on a point of a single run opens its report.",
-        "picture": None,
-        "settings": [],
     }
     return _write(path, page, figures)
 
 
 def write_comparison(runs: Sequence[Run], table: Mapping[str, Any], path: Path) -> Path:
-    """Write a page with a table and, for every column, the curves of all runs over each other; return its path.
+    """Write a page with a table and, for every column, one plot with the curves of all runs; return its path.
 
     Args:
         table: ``title``, ``head``, ``rows`` and ``notes``.
 
     Raises:
-        InputError: without the extra ``report``.
+        InputError: the extra ``report`` is not installed.
     """
     names = {str(name): None for run in runs for name in run.metrics}
     known = [name for _, columns, _ in CHARTS for name in columns if name in names]
@@ -150,11 +144,8 @@ def write_comparison(runs: Sequence[Run], table: Mapping[str, Any], path: Path) 
         "subtitle": f"{len(runs)} runs",
         "verdict": "They differ in " + (", ".join(differing_settings(runs)) or "their seeds") + ".",
         "tables": [table],
-        "charts_title": "Curves",
         "charts_note": "A line for each run, one style for the seeds of a setting. Drag to zoom, which zooms all of "
         f"them. Curves of more than {MOST_ROWS_OF_MANY} rows are thinned.",
-        "picture": None,
-        "settings": [],
     }
     return _write(path, page, figures)
 
@@ -165,11 +156,11 @@ def _write(path: Path, page: Mapping[str, Any], figures: Mapping[str, Any]) -> P
     resources = files("li2_lightning") / "resources"
     script = (resources / "report.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    # In a script element nothing is escaped by entities; without "<" no text can end it.
+    # Entities do not escape text inside a script element, but without "<" no text can end the element.
     data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()}).replace("<", "\\u003c")
     sources = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (plotly_js, script)]
     text = environment.from_string((resources / "report.html.jinja").read_text(encoding="utf-8")).render(
-        **page,
+        **{"charts_title": "Curves", "picture": None, "settings": [], **page},
         charts=[{"id": name, "wide": name == "curves"} for name in figures],
         figures=jinja2.utils.markupsafe.Markup(data),
         plotly=jinja2.utils.markupsafe.Markup(plotly_js),
@@ -196,8 +187,8 @@ def _run_charts(run: Run) -> list[Any]:
 def _chart(run: Run, title: str, columns: Sequence[str], log: bool) -> Any:
     curves = []
     for index, name in enumerate(columns):
-        values = _thin(run.metrics[name].dropna(), MOST_ROWS)
-        # A column that is due now and then is shown with its points.
+        values = thin(run.metrics[name].dropna(), MOST_ROWS)
+        # The points show when a column that is measured rarely was measured.
         mode = "lines" if len(values) > 1 and len(values) > len(run.metrics) / 20 else "lines+markers"
         curves.append({"x": values.index.to_numpy(), "y": values.to_numpy(), "name": escape(name), "mode": mode,
                        "line": _line(index), "showlegend": True})  # fmt: skip
@@ -207,13 +198,13 @@ def _chart(run: Run, title: str, columns: Sequence[str], log: bool) -> Any:
 
 
 def _runs_chart(runs: Sequence[Run], column: str, title: str, **layout: Any) -> Any:
-    """A column of several runs, a line for each, one style for the seeds of a setting."""
+    """A column of several runs: a line for each run, one style for the seeds of a setting."""
     groups = groups_of_seeds(runs)
     curves = []
     for index, (label, group) in enumerate(groups.items()):
         members = [run for run in group if column in run.metrics]
         for count, run in enumerate(members):
-            values = _thin(run.metrics[column].dropna(), MOST_ROWS_OF_MANY)
+            values = thin(run.metrics[column].dropna(), MOST_ROWS_OF_MANY)
             curves.append({"x": values.index.to_numpy(), "y": values.to_numpy(), "mode": "lines", "line": _line(index),
                            "name": escape(label) or escape(column), "legendgroup": str(index),
                            "showlegend": count == 0, "hovertext": escape(f"{label} seed {run['seed']}")})  # fmt: skip
@@ -255,10 +246,10 @@ def _figure(
     """A Plotly figure of curves.
 
     Args:
-        log: a logarithmic y axis, where anything is above zero.
-        lines: vertical lines and what stands above them.
+        log: make the y axis logarithmic if any value is above zero.
+        lines: position of each vertical line, and the text above it.
         across: title of the x axis.
-        zoom: figures with the same word zoom together.
+        zoom: name of a set of figures that zoom together.
     """
     axis = {"gridcolor": "#e6eaee", "zerolinecolor": "#d0d7de", "ticks": "", "automargin": True}
     positive = log and any((np.asarray(curve["y"], dtype=float) > 0).any() for curve in curves)
@@ -292,18 +283,8 @@ def _line(index: int) -> dict[str, Any]:
     }
 
 
-def _thin(values: pd.Series, most: int) -> pd.Series:
-    if len(values) <= most:
-        return values
-    return values.iloc[np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]
-
-
-def _unfinished(run: Run) -> str:
-    return f"It has not come to its end: row {run.metrics.index[-1]} of {run['max_steps']}."
-
-
 def _summary_tables(run: Run) -> list[dict[str, Any]]:
-    found = {name.removeprefix("outcome/"): value for name, value in outcome(run).items()}
+    found = outcome(run)
     levels = [name.rpartition("/")[2] for name in found if name.startswith("first_step/train/")]
     rows = []
     for split in ("train", "test"):
@@ -385,9 +366,9 @@ def _runs_table(runs: Sequence[Run], keys: Sequence[str], path: Path) -> dict[st
 
 
 def _link(run: Run, path: Path) -> str:
-    """Where the run's report is from the file ``path``: its report.html, else report.png, else its folder."""
+    """The run's report.html, else report.png, else its folder, as a URL relative to the page ``path``."""
     there = next((name for name in ("report.html", "report.png") if (run.directory / name).exists()), "")
-    # "./" so that a folder called like a scheme stays a folder.
+    # Without "./", a browser would read a folder named "http:" as a scheme.
     return "./" + quote(os.path.relpath(run.directory / there, path.parent))
 
 
@@ -409,9 +390,9 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     check_outputs(given.output, SUFFIXES)
     runs = find_runs(given.directories)
     only = given.directories[0]
-    if len(runs) == 1 and (only / "config.yaml").exists():
-        for path in given.output or [runs[0].directory / "report.html"]:
-            print(write_run_report(load_run(only), path))
+    if len(runs) == 1 and runs[0].directory == only:
+        for path in given.output or [only / "report.html"]:
+            print(write_run_report(runs[0], path))
         return
     report_unfinished(runs)
     if len(given.directories) > 1 and not given.output:

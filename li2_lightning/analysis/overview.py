@@ -14,14 +14,14 @@ from li2_lightning.runs.load import load_run
 def draw_overview(directory: Path) -> Path:
     """Draw ``report.png`` into a run directory from its files, and return its path.
 
-    Four panels over the step: accuracy and loss; G_F; energy and purity; updates. Stages are shaded and named. Below
-    them the learned features, where the run has kept them.
+    Four panels over the step show accuracy and loss, G_F, energy and purity, and updates, with the stages shaded. Below
+    them are the learned features, if the run stored any.
     """
     run = load_run(directory)
     learned = learned_nodes(run) if (directory / "features").is_dir() else None
     heights = [8.0, 4.2] if learned else [8.0]
     figure = new_figure(12, sum(heights))
-    # Figures of their own, since a colour bar would narrow the panels above it.
+    # In one figure the colour bar would narrow the panels above it.
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     if learned:
         left, right = parts[1].subplots(1, 2)

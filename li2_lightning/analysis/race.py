@@ -2,28 +2,28 @@
 
     li2 race DIR… [-o race.md] [-o race.csv]
 
-One line an *entrant*: an optimizer section without its learning rates and weight decays, whose values make up the
-entrant's grid. All runs must agree in everything else but the seed. Of an entrant's settings the **best** is the one
-with which most seeds reached test accuracy .99; of equals, the one whose median step is smallest. That is one rule for
-all, but it is a minimum over the grid and so flatters whoever has more settings: the table gives their number.
+Each line is an *entrant*: an optimizer section without learning rates and weight decays, whose values are the entrant's
+grid. The runs may differ in nothing else but the seed. The **best** setting of an entrant is the one with which most
+seeds reached test accuracy .99; among equals, the one with the smallest median step. The minimum over a larger grid is
+smaller by chance alone, so the table gives the number of settings.
 
 | column | meaning |
 |---|---|
-| optimizer | what trains W (its inner optimizer in brackets); if V has another one, that after a slash |
-| steps to .99 | median over the seeds of the best setting, a seed that did not get there counting as later than any |
-| seeds | how many seeds got there, of how many |
-| range | the earliest and latest seed that got there |
-| settings | of the grid, how many took every seed there, of how many |
+| optimizer | optimizer of W (its inner optimizer in brackets); after a slash that of V, if it differs |
+| steps to .99 | median over the seeds of the best setting; a seed that never reached .99 counts as infinitely late |
+| seeds | number of seeds of the best setting that reached .99, of how many |
+| range | earliest and latest step among these seeds |
+| settings | number of settings of the grid with which every seed reached .99, of how many |
 | best setting | learning rate and weight decay of W, and of V where they differ; ↑ or ↓: at the edge of its grid |
-| irreps a node | features/coverage over K in the last row: irreps in which some node has more than half of its norm |
-| diversity | exp(−Σ q_k ln q_k), q_k the share of irrep k among the nodes with more than half of their norm in one |
-| pure | share of such nodes |
-| ms a step | median over all runs of cost.json's; in brackets in multiples of adam's, where adam races, too |
-| ms an update | the optimizer's part of it |
+| irreps a node | irreps in which some node has more than half of its norm (features/coverage), over K |
+| diversity | exp(−Σ q_k ln q_k), q_k the share of irrep k among the pure nodes |
+| pure | share of pure nodes, which have more than half of their norm in one irrep |
+| ms a step | median over all runs, from cost.json; in brackets as a multiple of adam's, if adam is an entrant |
+| ms an update | the optimizer's part of a step |
 | state | bytes of optimizer state for each byte of trained parameters |
 
-The nodes are those of the last checkpoint of the best setting, the median over its seeds: with
-``stop_at_test_accuracy`` all entrants are looked at when they have just generalized, not after equally many steps.
+The columns about nodes are medians over the seeds of the best setting, from the last checkpoint of each. With
+``stop_at_test_accuracy`` these are nodes that have just generalized, not nodes after equally many steps.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LEVEL = 0.99
 GRID = ("lr", "weight_decay")
 ROLES = ("hidden", "output", "embedding")
 SUFFIXES = (".md", ".csv")
-# May differ between the runs of a race: where they are kept, how they are watched, and what races.
+# Sections that may differ between the runs of a race: where runs are kept, how they are watched, and the optimizers.
 FREE = ("name", "callbacks", "trainer", "optimizer")
 
 
@@ -67,18 +67,18 @@ class Setting:
 
     @cached_property
     def steps(self) -> list[float]:
-        """First step with test accuracy .99, a seed each, sorted; ∞ where there is none."""
+        """First step with test accuracy .99 of each seed, sorted; ∞ for a seed that never reached it."""
         first = (run.first_step("test/accuracy", LEVEL) for run in self.runs)
         return sorted(math.inf if step is None else float(step) for step in first)
 
     @property
     def reached(self) -> int:
-        """How many seeds got there."""
+        """Number of seeds that reached test accuracy .99."""
         return sum(math.isfinite(step) for step in self.steps)
 
     @property
     def median(self) -> float:
-        """Median step; ∞ where half of the seeds or more did not get there."""
+        """Median of `steps`; ∞ if half of the seeds or more never reached test accuracy .99."""
         return statistics.median(self.steps)
 
 
@@ -96,11 +96,11 @@ class Entrant:
 
     @property
     def runs(self) -> list[Run]:
-        """All of them."""
+        """The runs of all settings."""
         return [run for setting in self.settings for run in setting.runs]
 
     def edges(self) -> dict[str, str]:
-        """↑ or ↓ for each value of the best setting that is the largest or smallest of its grid."""
+        """↑ or ↓ for each value of the best setting that is the largest or smallest in the grid."""
         found = {}
         for key, value in self.best.values.items():
             grid = {setting.values[key] for setting in self.settings}
@@ -110,10 +110,10 @@ class Entrant:
 
 
 def entrants(runs: Sequence[Run]) -> list[Entrant]:
-    """The runs that ended, by optimizer and setting; the fastest entrant first.
+    """The ended runs by optimizer and setting; the fastest entrant first.
 
     Raises:
-        InputError: runs that differ in more than their optimizers and seeds, or none that ended.
+        InputError: runs differ in more than their optimizers and seeds, or none has ended.
     """
     ended = [run for run in runs if run.summary is not None]
     if not ended:
@@ -121,46 +121,41 @@ def entrants(runs: Sequence[Run]) -> list[Entrant]:
     others = [key for key in differing_settings(ended) if key.partition(".")[0] not in FREE]
     if others:
         raise InputError(f"A race is on one task: these runs differ in {', '.join(others)}; name fewer directories.")
-    fields: dict[str, dict[str, Setting]] = {}
+    grids: dict[str, dict[str, Setting]] = {}
     for run in ended:
         values = {key: value for key, value in _grid_values(run).items() if value is not None}
-        settings = fields.setdefault(_identity(run), {})
+        settings = grids.setdefault(_identity(run), {})
         settings.setdefault(json.dumps(values), Setting(values, [])).runs.append(run)
-    labels = _labels([next(iter(settings.values())).runs[0] for settings in fields.values()])
-    found = [Entrant(label, list(settings.values())) for label, settings in zip(labels, fields.values(), strict=True)]
+    labels = _labels([next(iter(settings.values())).runs[0] for settings in grids.values()])
+    found = [Entrant(label, list(settings.values())) for label, settings in zip(labels, grids.values(), strict=True)]
     return sorted(found, key=lambda entrant: (-entrant.best.reached, entrant.best.median, entrant.label))
 
 
 def race_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table of the module's docstring, as text; a line an entrant, the fastest first."""
-    field = entrants(runs)
-    reference = next((seconds for e in field if e.label == "adam" and (seconds := _cost(e, "seconds_per_step"))), None)
-    return pd.DataFrame([_line(entrant, reference) for entrant in field])
+    """The table of the module's docstring, as text; a line for each entrant, the fastest first."""
+    ranked = entrants(runs)
+    adam = next((_cost(entrant, "seconds_per_step") for entrant in ranked if entrant.label == "adam"), None)
+    return pd.DataFrame([_line(entrant, adam) for entrant in ranked])
 
 
 def node_statistics(run: Run) -> dict[str, float]:
-    """``irreps a node``, ``diversity`` and ``pure`` of the last checkpoint; empty where the nodes have no irreps.
+    """``irreps a node``, ``diversity`` and ``pure`` of the last checkpoint, by the module's formulas.
 
-    Formulas in the module's docstring. Diversity is the number of irreps that equally shared nodes would have the same
-    entropy with: between 1 and the number of non-trivial irreps (conjugate pairs are one); NaN without a pure node.
+    Diversity lies between 1 and the number of non-trivial irreps (a conjugate pair counts as one); without a pure node
+    it is NaN. The result is empty if the run has no checkpoint, is not of a group, or has another network.
     """
-    group = run.task.group
-    if (
-        group is None
-        or run["network.name"] != "two_layer"
-        or not (run.directory / "checkpoints" / "last.ckpt").exists()
-    ):
+    group, checkpoint = run.task.group, run.directory / "checkpoints" / "last.ckpt"
+    if group is None or run["network.name"] != "two_layer" or not checkpoint.exists():
         return {}
     weights = run.weights()
     W = weights["W"].reshape(-1, group.order, weights["W"].shape[-1])
     W = (weights["E"] @ W if "E" in weights else W).flatten(0, 1)
-    return share_statistics(
-        feature_shares(W, torch.tensor(block_basis(group).T).to(W.dtype), list(block_slices(group)))
-    )
+    basis = torch.tensor(block_basis(group).T).to(W.dtype)
+    return share_statistics(feature_shares(W, basis, list(block_slices(group))))
 
 
 def share_statistics(shares: Tensor) -> dict[str, float]:
-    """The same from ``feature_shares``, blocks × K."""
+    """The numbers of `node_statistics` from the result of `feature_shares`, blocks × K."""
     K = shares.shape[1]
     pure = shares > 0.5
     counts = pure.sum(dim=1).double()
@@ -173,7 +168,7 @@ def share_statistics(shares: Tensor) -> dict[str, float]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table, columns aligned in the source, too."""
+    """The table in Markdown, padded so that the source is aligned as well."""
     cells = [list(map(str, table)), *([str(cell) for cell in row] for row in table.itertuples(index=False))]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
@@ -184,7 +179,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def describe_setting(values: Mapping[str, float], edges: Mapping[str, str]) -> str:
-    """As "lr 0.003, λ 0.0006↑"; V's own values after a slash where they differ from those of W."""
+    """As "lr 0.003, λ 0.0006↑"; a value of V that differs from that of W follows after a slash."""
     parts = []
     for key, symbol in zip(GRID, ("lr", "λ"), strict=True):
         shown = [
@@ -194,14 +189,14 @@ def describe_setting(values: Mapping[str, float], edges: Mapping[str, str]) -> s
     return ", ".join(parts)
 
 
-def _line(entrant: Entrant, reference: float | None) -> dict[str, str]:
+def _line(entrant: Entrant, adam: float | None) -> dict[str, str]:
     best = entrant.best
     nodes = pd.DataFrame([node_statistics(run) for run in best.runs]).median()
     step, update = _cost(entrant, "seconds_per_step"), _cost(entrant, "seconds_per_update")
     state = _cost(entrant, "optimizer_state_bytes", per="parameter_bytes")
     arrived = [step for step in best.steps if math.isfinite(step)]
     complete = sum(setting.reached == len(setting.runs) for setting in entrant.settings)
-    relative = f" ({step / reference:.2f}×)" if step is not None and reference is not None else ""
+    relative = f" ({step / adam:.2f}×)" if step is not None and adam else ""
     return {
         "optimizer": entrant.label,
         f"steps to {LEVEL:g}".replace("0.", "."): f"{best.median:g}" if math.isfinite(best.median) else "–",
@@ -223,7 +218,7 @@ def _number(value: float | None, form: str, factor: float = 1.0) -> str:
 
 
 def _cost(entrant: Entrant, key: str, per: str | None = None) -> float | None:
-    """The median over the runs of an entry of cost.json; None where no run has it."""
+    """The median of an entry of cost.json over the runs that have it; None if none has."""
     values = []
     for run in entrant.runs:
         path = run.directory / "cost.json"
@@ -235,7 +230,7 @@ def _cost(entrant: Entrant, key: str, per: str | None = None) -> float | None:
 
 
 def _grid_values(run: Run) -> dict[str, float | None]:
-    """Learning rate and weight decay of each role that the network has, the shared one where it has none of its own."""
+    """Learning rate and weight decay of each role of the network; a role without its own value has the shared one."""
     optimizer = run["optimizer"]
     return {
         f"{role}.{key}": None if (value := role_value(optimizer, role, key)) is None else float(value)
@@ -257,7 +252,7 @@ def _identity(run: Run) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each entrant, by one of its runs; hyperparameters are added where names alone do not tell."""
+    """A label for the entrant of each run; optimizers of one name are told apart by their hyperparameters."""
     names = [_name(run) for run in runs]
     labels = []
     for run, name in zip(runs, names, strict=True):

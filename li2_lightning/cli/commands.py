@@ -1,4 +1,4 @@
-"""What several commands of ``li2`` share: arguments, and checks of output files before any work is done."""
+"""Arguments of several commands of ``li2``, and checks of output files before any work is done."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from li2_lightning.errors import InputError, unknown
 
 
 def add_directories(parser: argparse.ArgumentParser) -> None:
-    """The arguments ``DIR…``, for `li2_lightning.runs.load.find_runs`."""
+    """Add the arguments ``DIR…``, for `li2_lightning.runs.load.find_runs`."""
     parser.add_argument("directories", nargs="+", metavar="DIR", type=Path,
                         help="a run, or a folder with runs at any depth")  # fmt: skip
 
 
 def add_outputs(parser: argparse.ArgumentParser, suffixes: Sequence[str], required: bool = True) -> None:
-    """The option ``-o FILE``, which may be given several times."""
+    """Add the option ``-o FILE``, which may be repeated."""
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, action="append", required=required, default=[],
                         help=f"its suffix says the format ({', '.join(suffixes)}); may be repeated")  # fmt: skip
 
 
 def check_outputs(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
-    """Raise an `InputError`, before any work, for a file of unknown suffix or in a folder that is not there."""
+    """Raise an `InputError` for a file with an unknown suffix or in a folder that does not exist."""
     for path in paths:
         if path.suffix not in suffixes:
             raise unknown(f"suffix of {path}:", path.suffix, suffixes)
@@ -33,7 +33,7 @@ def check_outputs(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
 
 
 def optional_module(name: str, purpose: str) -> ModuleType:
-    """A module of the extra ``report``; an `InputError` that says how to install it where it is absent."""
+    """Import a module of the extra ``report``; if it is absent, an `InputError` says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

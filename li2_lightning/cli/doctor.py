@@ -2,8 +2,8 @@
 
     li2 doctor
 
-Every line is found on its own: what is missing or broken is named in its line, and the other lines stay. No key and no
-password is printed, only whether there is one.
+Each line is found independently: a missing or broken part is named in its own line and does not affect the others. Keys
+and passwords are never printed, only whether they exist.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 
 def findings() -> Iterator[tuple[str, str]]:
-    """A label and a line for every fact, in the order of the report."""
+    """The label and the text of each line of the report."""
     yield "li2_lightning", f"{li2_lightning.__version__} in {Path(li2_lightning.__file__).parent}"
     yield "train.py", _or_why_not(lambda: _origin("train"))
     yield "configs", _or_why_not(_configs)
@@ -66,16 +66,16 @@ def findings() -> Iterator[tuple[str, str]]:
 
 
 def _or_why_not(find: Callable[[], str]) -> str:
-    """What ``find`` returns; where the environment is broken, the error in its place."""
+    """The result of ``find``, or the error that it raised."""
     try:
         return find()
-    # SystemExit: a plug-in is somebody else's code and may end the program when it is imported.
+    # SystemExit: a third-party plug-in may end the program when it is imported.
     except (Exception, SystemExit) as error:
         return f"cannot be told: {_reason(error)}"
 
 
 def _reason(error: BaseException) -> str:
-    # W&B's settings show a value that they refuse in brackets; it may be a key.
+    # The settings of W&B append the refused value in brackets, and the value may be a key.
     text = str(error).partition(" [type=")[0]
     return readable(" ".join(f"{type(error).__name__}: {text}".split()))
 
@@ -156,7 +156,7 @@ def _free_disk() -> str:
 
 
 def _broken_plug_ins() -> Iterator[tuple[str, str]]:
-    """A line for every plug-in that cannot be imported: modules of our folders, and what packages announce."""
+    """A line for every plug-in that cannot be imported: modules of our folders, and entry points of packages."""
     for package in ("optimizers", "callbacks"):
         spec = find_spec(package)
         if spec is None:
@@ -169,7 +169,7 @@ def _broken_plug_ins() -> Iterator[tuple[str, str]]:
             except (Exception, SystemExit) as error:
                 yield name, f"cannot be imported: {_reason(error)}"
                 if name == package:
-                    # Every module of the package would repeat this.
+                    # Every module of the package would fail with the same error.
                     break
     for group in sorted(entry_points().groups):
         for point in entry_points(group=group) if group.startswith("li2_lightning.") else ():

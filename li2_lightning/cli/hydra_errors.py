@@ -1,4 +1,4 @@
-"""Between the shell and Hydra: arguments in, one readable sentence and an exit code out."""
+"""Prepares the command line for Hydra, and turns errors into one readable sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from li2_lightning.config.checks import explain, unknown_key
 from li2_lightning.config.schema import Config, declared, section_of
 from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable, unknown
 
-# Sections whose keys belong to a plug-in: they may be set without Hydra's "+".
-_OPEN = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
-# One of their options may be taken out of a named variation; what they are called may not.
+# Keys of a plug-in, which may be set without Hydra's "+".
+_PLUGIN_KEY = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
+# A key of a plug-in may be deleted from a named variation, except for its name and its switch.
 _DELETABLE = re.compile(
     r"~(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.(?!name\b|enabled\b)[^=]+$"
 )
 _COLON = re.compile(r"\+*callbacks\.([\w.]*\w:\w+)\.([\w.]+)=(.*)", re.DOTALL)
 
-# What the optional extra "sweep" brings.
+# The launchers that the optional extra "sweep" installs.
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
 
-# Hydra's flags: those that stand alone, and those with a value.
+# Hydra's flags: without a value, and with one.
 SWITCHES = (("help", "h"), ("hydra-help", None), ("version", None), ("resolve", None), ("run", "r"), ("multirun", "m"),
             ("shell-completion", "sc"))  # fmt: skip
 VALUED = (("cfg", "c"), ("package", "p"), ("config-path", "cp"), ("config-name", "cn"), ("config-dir", "cd"),
@@ -47,21 +47,20 @@ CHOICES = {
     "cfg": ("job", "hydra", "all"),
     "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
-# The folders of configs/: such a key takes the name of one of their files.
+# The folders of configs/: the value of such a key is the name of a file in its folder.
 GROUPS = ("task", "network", "optimizer", "scheduler", "callbacks", "logger", "trainer", "experiment")
 _GROUP = re.compile(rf"({'|'.join(GROUPS)}|hydra(?:/\w+)*)(@[^=]*)?=")
-# The columns of the help text, and the column where the meaning of a key begins.
+# Width of the help text, and the column at which the meaning of a key begins.
 HELP_WIDTH, HELP_INDENT = 100, 38
-# What Hydra reads as null, a truth value or a number.
+# Values that Hydra reads as null, a truth value or a number.
 _NO_NAME = re.compile(r"(null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?))?", re.IGNORECASE)
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra gets them: its flags first, wherever they stood, then the overrides.
+    """The arguments for Hydra: first its flags, wherever they stood, then the overrides.
 
     Raises:
-        InputError: an unknown flag, an argument without a key, one that deletes a key, or a key with a colon, for
-            which Hydra has no words or other ones.
+        InputError: an unknown flag, an argument without a key, an argument that deletes a key, or a key with a colon.
     """
     flags, overrides = _sorted(arguments)
     for override in overrides:
@@ -79,9 +78,9 @@ def prepare(arguments: Sequence[str]) -> list[str]:
                 f"A key takes no colon, as in {override!r}; say callbacks.{label}.name={path} "
                 f"callbacks.{label}.{option}={value} instead."
             )
-    # Hydra refuses a file of ours that bears the name of a launcher's own, so what we set for one lies beside it.
+    # Hydra refuses a second file of a launcher's name in hydra/launcher, so our settings are in hydra/launching.
     launching = [f"hydra/launching={a.partition('=')[2]}" for a in overrides if a.startswith("hydra/launcher=")]
-    return [*flags, *map(opened, [*overrides, *launching])]
+    return [*flags, *map(to_hydra, [*overrides, *launching])]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,7 +91,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags, written out, and overrides: argparse, as Hydra calls it, wants the overrides in one piece."""
+    """Flags in their long form, and overrides; Hydra's own parser would not accept flags between overrides."""
     parser = _Parser(add_help=False)
     names: dict[str, str] = {}
     for name, short in (*SWITCHES, *VALUED):
@@ -104,7 +103,7 @@ def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             parser.add_argument(*spelt, choices=CHOICES.get(name))
     parser.add_argument("overrides", nargs="*")
     following = [*arguments[1:], ""]
-    # The only flag that may have a value and may have none.
+    # --info is the only flag with an optional value.
     whole = [
         "--info=all" if names.get(argument) == "info" and then not in CHOICES["info"] else argument
         for argument, then in zip(arguments, following, strict=False)
@@ -117,13 +116,13 @@ def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, given.overrides
 
 
-def opened(override: str) -> str:
-    """``override`` such that Hydra lets it set a key of a plug-in, of which the schema knows nothing.
+def to_hydra(override: str) -> str:
+    """``override`` in Hydra's notation.
 
-    What names a variation is a word, also where Hydra would read null or a number, so that it is looked for, and the
-    known ones are listed.
+    A key of a plug-in, which the schema does not contain, gets the prefix ``++``. The name of a variation is quoted if
+    Hydra would read it as null or a number; Hydra then reports it as unknown and lists the known names.
     """
-    if _OPEN.match(override):
+    if _PLUGIN_KEY.match(override):
         return f"++{override}"
     if match := _GROUP.match(override):
         values = override[match.end() :].split(",")
@@ -132,41 +131,41 @@ def opened(override: str) -> str:
 
 
 def explain_keys(schema: type = Config) -> str:
-    """Every key with its default, its meaning and the values it allows; the text of ``--help``."""
+    """Every key with its default, its meaning and its allowed values, for ``--help``."""
     lines = []
     for key, item in declared(schema):
         metadata, is_section = item.metadata, section_of(item) is not None
         allowed = " and ".join(bound.words for bound in metadata["range"]) or " | ".join(metadata["choices"])
-        told = metadata["help"] + (f" ({allowed})" if allowed else "")
+        text = metadata["help"] + (f" ({allowed})" if allowed else "")
         default = item.default_factory() if callable(item.default_factory) else item.default
         written = f"== {key}" if is_section else f"{key}={json.dumps(default, ensure_ascii=False)}"
-        lines += textwrap.wrap(f"{written:<{HELP_INDENT - 1}} {told}", HELP_WIDTH, subsequent_indent=" " * HELP_INDENT)
+        lines += textwrap.wrap(f"{written:<{HELP_INDENT - 1}} {text}", HELP_WIDTH, subsequent_indent=" " * HELP_INDENT)
     return "\n".join(lines)
 
 
 def explain_groups(options: Mapping[str, Sequence[str]]) -> str:
-    """The named variations of each group; the text of ``--help``."""
+    """The named variations of each group, for ``--help``."""
     listed = (f"{group}: {', '.join(names)}" for group, names in options.items())
     return "\n".join("\n".join(textwrap.wrap(line, HELP_WIDTH, subsequent_indent="  ")) for line in listed)
 
 
 def one_sentence(error: BaseException, composing: bool = False) -> str:
-    """What went wrong, without traceback.
+    """The error as one sentence.
 
     Args:
-        composing: the error came while Hydra composed the config.
+        composing: the error was raised while Hydra composed the config.
     """
     known = _expected(error, composing)
     return readable(str(known) if known is not None else f"Internal error: {type(error).__name__}: {error}")
 
 
 def show_error(error: BaseException, debug: bool, composing: bool = False) -> int:
-    """Print one sentence on stderr, with the traceback where ``debug``, and return the exit code."""
+    """Print the error as one sentence on stderr, after its traceback if ``debug``, and return the exit code."""
     known = _expected(error, composing)
     if isinstance(known, OtherRankError) and known.silent:
         return known.exit_code
     if composing and isinstance(error, BrokenPipeError) and "--multirun" not in sys.argv:
-        # Help, a config, or the table of a run that has ended: whoever read it has seen enough.
+        # Only output such as help was lost, and its reader ended on purpose, as `head` does.
         return 1
     if debug or known is None:
         traceback.print_exception(error)
@@ -175,11 +174,11 @@ def show_error(error: BaseException, debug: bool, composing: bool = False) -> in
 
 
 def _expected(error: BaseException, composing: bool) -> BaseException | None:
-    """The error to show as a sentence; None for one that is our own mistake."""
+    """The error to show as a sentence; None for an internal error."""
     if hasattr(error, "exit_code"):
         return error
     if isinstance(error, BrokenPipeError):
-        # Python flushes stdout once more when it exits; there must be somebody to take it.
+        # Python flushes stdout again when it exits, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         how = "the same command continues it" if composing else "continue with resume=auto"
         return Li2Error(f"The run stopped because nobody reads its output any more; {how}.")
@@ -187,7 +186,7 @@ def _expected(error: BaseException, composing: bool) -> BaseException | None:
 
 
 def _composition_error(error: BaseException) -> InputError:
-    """What Hydra says about an override, in our words."""
+    """The sentence for an error that Hydra raised about an override."""
     text = str(error)
     cause = error.__cause__
     if match := UNKNOWN_OVERRIDE.search(text):
@@ -223,6 +222,6 @@ def _composition_error(error: BaseException) -> InputError:
 
 
 def quoted(value: str) -> str:
-    """A string as Hydra's override grammar takes it verbatim."""
+    """The string quoted, so that Hydra's override grammar reads it verbatim."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -1,6 +1,6 @@
-"""The program ``li2``: one name for everything that the command line offers.
+"""The program ``li2`` and its commands.
 
-A command is imported when it is called, not before: ``li2 --help`` loads the standard library only.
+A command is imported only when it is called, so ``li2 --help`` loads only the standard library.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Command(NamedTuple):
     """A command of ``li2``.
 
     Attributes:
-        target: ``module:function``. The function takes the command's parser, to which it adds arguments, and the words
-            of the command line; it returns the exit code, or None for 0. `train` is called without arguments.
-        purpose: what the command is for, in one line.
-        example: a call of the command.
+        target: ``module:function``, which gets a parser and the words after the command. It adds its arguments to the
+            parser, parses the words, and returns the exit code, or None for 0. `train` gets neither.
+        purpose: one line for ``li2 --help``.
+        example: one call, for the help of the command.
     """
 
     target: str
@@ -95,7 +95,7 @@ li2 --version prints the version.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; ``arguments`` None: those of this process."""
+    """Run a command line, by default that of this process, and return its exit code."""
     name, *words = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help"):
         print(HELP, end="")
@@ -112,15 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(name: str, words: Sequence[str], here: bool) -> int:
-    """Run a command; an error that the user can mend is one sentence on stderr."""
+    """Run a command and return its exit code; a user's error is one sentence on stderr."""
     try:
         try:
             code = _run(name, words, here)
         finally:
-            # Here a reader that has ended can still be dealt with; when Python exits, it is a message.
+            # If the reader has ended, this raises here; at exit Python would print the error.
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output, for example head, has ended. Python must not fail when it flushes again at exit.
+        # The reader of our output, for example `head`, has ended. Python flushes again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -143,18 +143,18 @@ def _run(name: str, words: Sequence[str], here: bool) -> int | None:
         raise unknown("command", name, COMMANDS)
     command = COMMANDS[name]
     if name == "train" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # `train.main` puts Python's own handler back.
+        # `train.main` restores Python's own handler.
         signal.signal(signal.SIGINT, leave)
     try:
         function = pkgutil.resolve_name(command.target)
     except ImportError as error:
         raise InputError(f"li2 {name} cannot be loaded ({error}); li2 doctor shows what is installed.") from error
     if here:
-        # Plug-ins named by import path may lie in the current folder. Our own folder comes first, also in the processes
-        # of a sweep, which get this path: the current folder may have a train.py of its own.
+        # The current folder may hold plug-ins that are named by import path. Our folder comes before it, because it may
+        # hold another train.py. The processes of a sweep inherit this path.
         sys.path += [str(Path(li2_lightning.__file__).parents[1]), os.getcwd()]
     if name == "train":
-        # Hydra reads sys.argv. Its name of the program is shown in messages and, for completion, known to the shell.
+        # Hydra reads sys.argv and shows its first word in messages. The shell completes for the program li2.
         completion = words[:1] in (["-sc"], ["--shell-completion"])
         sys.argv = ["li2" if completion else "li2 train", *words]
         return int(function())

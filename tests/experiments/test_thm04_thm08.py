@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from li2_lightning.analysis.figures.theorems import covered_share, found_blocks, half_crossing
+from li2_lightning.analysis.figures.phase_diagram import half_crossing
+from li2_lightning.analysis.figures.theorems import covered_share, found_blocks
 from li2_lightning.theory.energy import block_shares
 from li2_lightning.theory.muon import collection_times, independent_collection_time, muon_collection_time
 from tests.experiments.conftest import Sweep

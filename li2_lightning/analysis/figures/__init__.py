@@ -1,4 +1,4 @@
-"""Pictures by the name of their experiment: ``FIGURES.register(NAME)`` on a function of runs."""
+"""Functions that draw runs, registered by the name of their experiment: ``FIGURES.register(NAME)``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIGURES: Registry[FigureFamily] = Registry("figure", "li2_lightning.figures")
 
 def figure_names() -> list[str]:
     """Every name that `find_figure` knows, including those of installed packages."""
-    # Only now, because the modules import this one for the registry.
+    # Not at the top of this file: the modules import the registry from it.
     for module in pkgutil.iter_modules(__path__):
         FIGURES.import_plugin(f"{__name__}.{module.name}")
     return FIGURES.names()

@@ -1,4 +1,4 @@
-"""Test accuracy and loss over the step, a curve for each setting that the runs differ in."""
+"""Test accuracy and loss over the step, with a curve for each setting in which the runs differ."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from li2_lightning.errors import InputError, nearest
 from li2_lightning.runs.load import Run, differing_settings, groups_of_seeds, task_name
 
 FACETS = ("task", "data.train_fraction", "data.train_size", "data.critical_ratio", "data.split_file")
-"""Settings that make panels beside each other; every other one makes curves."""
+"""Runs that differ in these settings are drawn in panels beside each other; other settings make curves."""
 
 MOST_CURVES, MOST_FACETS = 12, 16
 LONG = 2000
-"""From this length on the step is shown in logarithms, since memorizing takes a small part of it."""
+"""Runs of this many steps or more have a logarithmic step axis, because memorizing takes a small part of them."""
 
 LEARNING = ("test/accuracy", "test/loss")
 LOGARITHMIC = ("train/loss", "test/loss", "update/eigengap")
@@ -36,13 +36,13 @@ BOUNDED = {"test/accuracy": (-0.02, 1.02), "features/purity": (0, 1.02)}
 
 
 def curves(runs: list[Run], columns: Sequence[str] = LEARNING) -> Figure:
-    """A row of panels a column of metrics.csv, a panel beside it for each task and split, a curve for each setting.
+    """A row of panels for each column of metrics.csv: a panel for each task and split, a curve for each other setting.
 
-    What the curves and panels are is found in the configs: settings that differ make curves, tasks and splits panels.
-    In the row of test accuracy a thin dotted line is the training accuracy.
+    The settings that differ are read from the configs. Beside the test accuracy, a thin dotted line is the training
+    accuracy.
 
     Raises:
-        InputError: no rows, a column that no run has, or more curves or panels than can be told apart.
+        InputError: no run has rows or one of the columns, or there are too many curves or panels to tell apart.
     """
     runs = with_rows(runs, columns)
     facets = _facets(runs)
@@ -68,9 +68,9 @@ def curves(runs: list[Run], columns: Sequence[str] = LEARNING) -> Figure:
     for axes in grid[(bands - 1) * len(columns) :, len(facets) - (bands - 1) * across :].ravel():
         axes.remove()
     draw_legend(figure, styles, "test/accuracy" in columns, beside=1 + across)
-    # A single curve has no label that says what it is.
-    told = [str(runs[0]["name"]), explain(runs)] if labels == [""] else [explain(runs)]
-    figure.suptitle("; ".join(filter(None, told)).replace("; ", "\n" if across == 1 else "; "), fontsize=9)
+    # A single curve has no label, so the title names the runs.
+    notes = [str(runs[0]["name"]), explain(runs)] if labels == [""] else [explain(runs)]
+    figure.suptitle("; ".join(filter(None, notes)).replace("; ", "\n" if across == 1 else "; "), fontsize=9)
     return figure
 
 
@@ -81,7 +81,7 @@ def draw_curves(
     members: Sequence[Run],
     styles: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """One column a panel, one curve with its band a group, of those of its runs that are ``members`` of this panel."""
+    """Draw each column into its panel, with a curve and its band for each group; only runs in ``members`` count."""
     last, shown = max(int(run.metrics.index[-1]) for run in members), set(members)
     for label, group in groups.items():
         here = [run for run in group if run in shown]
@@ -99,14 +99,14 @@ def draw_curves(
             axes.set_ylim(*BOUNDED[column])
         if last >= LONG:
             axes.set_xscale("log")
-            # From the first row on: between it and row 0, which a logarithm leaves out, nothing was measured.
+            # A logarithmic axis cannot show row 0, so it begins at the next row.
             axes.set_xlim(min(int(run.metrics.index[1]) for run in members), last)
         else:
             axes.set_xlim(0, max(last, 1))
 
 
 def with_rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Run]:
-    """The runs that have rows; an `InputError` where none has, or none has one of the columns."""
+    """The runs with at least two rows; an `InputError` if there is none, or if none has one of the columns."""
     chosen = [run for run in runs if len(run.metrics) > 1]
     if not chosen:
         raise InputError("None of the runs has the rows that a curve needs; train first.")
@@ -120,8 +120,8 @@ def with_rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Run]:
 
 
 def _facets(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each task and training fraction, under a title that says what differs."""
-    fractions = bool({key for key in differing_settings(runs) if key in FACETS})
+    """The runs of each task and training fraction, under a title that names what differs."""
+    fractions = any(key in FACETS for key in differing_settings(runs))
     facets: dict[tuple[int, str, float], list[Run]] = {}
     for run in runs:
         fraction = run.train_fraction if fractions else 0.0
@@ -151,7 +151,7 @@ def draw_legend(
 
 
 def explain(runs: Sequence[Run]) -> str:
-    """What the bands mean, and what happened to runs that ended early."""
+    """The meaning of the bands, and of the curves of runs that ended early."""
     several = any(len(group) > 1 for group in groups_of_seeds(runs).values())
     notes = [BAND] if several else []
     if any(map(stopped_early, runs)):
@@ -159,7 +159,7 @@ def explain(runs: Sequence[Run]) -> str:
     return "; ".join(notes)
 
 
-# The runs' own settings tell what is compared, so that experiments differ only in the columns worth seeing.
+# `curves` finds in the configs what the runs differ in, so these experiments differ only in their columns.
 for _name, _columns in {
     "fig09_depth": (*LEARNING, "features/purity"),
     "fig10_real": LEARNING,

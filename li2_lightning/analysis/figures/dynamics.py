@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from li2_lightning.analysis.figures import FIGURES
+from li2_lightning.analysis.figures.curves import with_rows
 from li2_lightning.analysis.figures.style import (
     BAND,
     BLUE,
@@ -35,14 +36,12 @@ MOST_GROUPS = 4
 def dynamics(runs: list[Run]) -> Figure:
     """Six panels over the step for each group of seeds: the four of report.png, the lazy kernel, and the alignments.
 
-    The same panel of two groups has the same scale.
+    A panel has the same scale in all groups.
 
     Raises:
         InputError: more than four groups, or no run with two rows.
     """
-    runs = [run for run in runs if len(run.metrics) > 1]
-    if not runs:
-        raise InputError("None of the runs has the rows that a curve needs; train first.")
+    runs = with_rows(runs, ())
     groups = groups_of_seeds(runs)
     if len(groups) > MOST_GROUPS:
         raise InputError(
@@ -64,7 +63,7 @@ def dynamics(runs: list[Run]) -> Figure:
 def draw_panels(
     part: Figure | SubFigure, runs: Sequence[Run], panels: Sequence[Callable[[Axes, Sequence[Run]], None]], columns: int
 ) -> list[Axes]:
-    """Draw panels of runs of one group, ``columns`` beside each other, with stages; their left axes."""
+    """Draw panels of one group of runs, ``columns`` in a row, with the stages shaded; return their left axes."""
     grid = part.subplots(-(-len(panels) // columns), columns, sharex=True, squeeze=False)
     last = max(int(run.metrics.index[-1]) for run in runs)
     for axes, draw in zip(grid.ravel(), panels, strict=True):
@@ -78,7 +77,7 @@ def draw_panels(
 
 
 def caption(runs: Sequence[Run]) -> str:
-    """What the shades and bands mean, and how many seeds made which transition."""
+    """The meaning of shades and bands, and how many seeds entered stages II and III."""
     lines = [BAND] if len(runs) > 1 else []
     followed = [run for run in runs if run.stages is not None]
     if not followed:
@@ -171,4 +170,4 @@ def _draw_alignment(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 PANELS = (_draw_learning, _draw_gradient, _draw_features, _draw_updates)
-"""Those of report.png."""
+"""The panels of report.png."""

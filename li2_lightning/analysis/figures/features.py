@@ -1,4 +1,4 @@
-"""The learned features: every node's irreps, and the weights of the purest node of each."""
+"""The learned features: the irreps of every node, and the weights of the purest node of each irrep."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MOST_NODES = 8
 
 
 def draw_features(path: Path, weights: npt.NDArray[np.inexact], group: FiniteGroup, step: int) -> Path:
-    """Draw the nodes of one row into a PNG and return its path.
+    """Draw the nodes at one step into a PNG and return its path.
 
     Args:
-        path: the file, replaced in one move.
-        weights: from the one-hots to the nodes, (operands·M)×K.
-        group: of the task.
-        step: the row, for the title.
+        path: the file, replaced atomically.
+        weights: weights from the one-hots to the nodes, (operands·M)×K.
+        group: group of the task.
+        step: step for the title.
     """
     return save(features_figure(weights, group, step), path)
 
@@ -45,8 +45,10 @@ def features_figure(weights: npt.NDArray[np.inexact], group: FiniteGroup, step: 
 
 
 def learned_nodes(run: Run) -> tuple[npt.NDArray[np.inexact], FiniteGroup, int] | None:
-    """Weights from the one-hots to the nodes, group and row: what the run has kept last; None where it has neither
-    ``features/last.npz`` nor a checkpoint whose W acts on the one-hots, or its task is no group.
+    """Last stored weights from the one-hots to the nodes, with the group and the step.
+
+    None if the task is no group, or the run has neither ``features/last.npz`` nor a checkpoint whose W acts on the
+    one-hots.
     """
     kept = run.directory / "features" / "last.npz"
     if kept.exists():
@@ -65,7 +67,7 @@ def learned_nodes(run: Run) -> tuple[npt.NDArray[np.inexact], FiniteGroup, int] 
 
 
 def draw_panels(left: Axes, right: Axes, weights: npt.NDArray[np.inexact], group: FiniteGroup, step: int) -> None:
-    """The two panels of `draw_features`: shares of all nodes, and the purest nodes' weights."""
+    """The two panels of `draw_features`: the shares of all nodes, and the weights of the purest nodes."""
     labels = [block.label for block in isotypic_blocks(group)[1:]]
     basis = torch.tensor(block_basis(group).T)
     wide = torch.promote_types(torch.from_numpy(weights).dtype, torch.float64)
@@ -75,10 +77,10 @@ def draw_panels(left: Axes, right: Axes, weights: npt.NDArray[np.inexact], group
 
 
 def _draw_shares(axes: Axes, shares: npt.NDArray[np.floating], labels: list[str], step: int) -> None:
-    """A column a node, sorted by its leading block and then by how far it leads."""
+    """A column for each node, sorted by the block with its largest share, then by that share."""
     order = np.lexsort((-shares.max(axis=0), shares.argmax(axis=0)))
     scale = ScalarMappable(Normalize(0, 1), "cividis")
-    # As colours: of numbers matplotlib makes a dozen copies at the size of the picture, more than a run's weights.
+    # Of numbers, unlike colours, matplotlib makes a dozen copies at the size of the picture, more than a run's weights.
     axes.imshow(scale.to_rgba(shares[:, order], bytes=True), aspect="auto", interpolation="nearest")
     assert axes.figure is not None
     axes.figure.colorbar(scale, ax=axes, label="share of ‖w‖²")
@@ -91,7 +93,7 @@ def _draw_shares(axes: Axes, shares: npt.NDArray[np.floating], labels: list[str]
 def _draw_nodes(
     axes: Axes, weights: npt.NDArray[np.inexact], shares: npt.NDArray[np.floating], labels: list[str], order: int
 ) -> None:
-    """u (solid) and v (dashed) of the purest node of each block, the purest blocks first."""
+    """First (solid) and second operand (dashed) of the purest node of each block, the purest first."""
     purest = [(float(shares[k].max()), k, int(shares[k].argmax())) for k in range(len(labels))]
     shown = sorted(purest, reverse=True)[:MOST_NODES]
     axes.set_title(

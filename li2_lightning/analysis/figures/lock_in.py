@@ -1,4 +1,4 @@
-"""The marker of feature lock-in: σ₂/σ₃ of the last 20 updates of W, its slope, and where it fires."""
+"""The marker of feature lock-in: σ₂/σ₃ of the last 20 updates of W, the slope of its logarithm, and where it fires."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ COLUMN, ACCURACY = "update/eigengap", "test/accuracy"
 
 @FIGURES.register("lock_in")
 def lock_in(runs: list[Run]) -> Figure:
-    """Test accuracy, σ₂/σ₃ and the slope of its logarithm over the step, a curve for each setting.
+    """Test accuracy, σ₂/σ₃ and the slope of its logarithm over the step, with a curve for each setting.
 
-    A dot marks the step at which a seed's marker fires; the legend counts them.
+    A dot marks the step at which the marker of a seed fires; the legend gives the number of these seeds.
 
     Raises:
-        InputError: no run with a row at every step and the column ``update/eigengap``.
+        InputError: no run has the column ``update/eigengap`` in a row at every step.
     """
     runs = [run for run in runs if COLUMN in run.metrics and _is_dense(run.metrics)]
     if not runs:
@@ -33,19 +33,21 @@ def lock_in(runs: list[Run]) -> Figure:
     panels = figure.subplots(1, 3)
     for index, (label, group) in enumerate(groups.items()):
         style = curve_style(index, len(groups))
-        fired = [step for run in group if (step := firing_step(run)) is not None]
-        told = f"fires at {', '.join(map(str, sorted(fired)))}" if fired else "does not fire"
+        steps = [firing_step(run) for run in group]
+        fired = sorted(step for step in steps if step is not None)
+        outcome = f"fires at {', '.join(map(str, fired))}" if fired else "does not fire"
         tables = [_columns(run) for run in group]
         for axes, name in zip(panels, (ACCURACY, COLUMN, "slope"), strict=True):
             columns = pd.concat([table[name] for table in tables], axis=1)
             axes.plot(columns.index, columns.median(axis=1), linewidth=1.4, **style,
-                      label=f"{label or 'all'} ({len(fired)} of {len(group)}: {told})")  # fmt: skip
+                      label=f"{label or 'all'} ({len(fired)} of {len(group)}: {outcome})")  # fmt: skip
             axes.fill_between(columns.index.to_numpy(), columns.min(axis=1), columns.max(axis=1),
                               color=style["color"], alpha=0.2, lw=0)  # fmt: skip
-        for run, table in zip(group, tables, strict=True):
-            if (step := firing_step(run)) is not None:
-                panels[1].plot(step, table[COLUMN][step], "o", color=style["color"], markeredgecolor="black", zorder=5)
-                panels[2].plot(step, table["slope"][step], "o", color=style["color"], markeredgecolor="black", zorder=5)
+        for step, table in zip(steps, tables, strict=True):
+            if step is None:
+                continue
+            for axes, name in zip(panels[1:], (COLUMN, "slope"), strict=True):
+                axes.plot(step, table[name][step], "o", color=style["color"], markeredgecolor="black", zorder=5)
     panels[2].axhline(FIRING_SLOPE, color=GREY, linestyle=(0, (4, 4)), linewidth=1)
     panels[2].axvspan(0, FIRST_STEP, color=GREY, alpha=0.12, lw=0)
     panels[0].set_ylim(-0.02, 1.02)

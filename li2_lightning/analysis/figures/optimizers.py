@@ -16,7 +16,6 @@ from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import (
     BAND,
     BLUE,
-    COLORS,
     GREY,
     LINES,
     MARKERS,
@@ -32,15 +31,15 @@ from li2_lightning.runs.load import Run, task_name
 from li2_lightning.theory.muon import expected_coverage
 
 COLUMNS = {"test/loss": "test loss", "test/accuracy": "test accuracy"}
-# κ of Theorem 8: 1 is nodes on their own, ½ its case of equal norms, 0 a node for each irrep.
+# κ of Theorem 8: 1 is independent nodes, ½ the case of equal norms, 0 one node for each irrep.
 SHRINKS = {1.0: "predicted, independent (κ = 1)", 0.5: "predicted, Muon (κ = ½)", 0.0: "one node each (κ = 0)"}
 
 
 def best_by_width(runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
-    """Optimizer of W → width → the runs with the learning rate whose median final test loss is lowest.
+    """Optimizer of W → width → the runs at the learning rate with the lowest median final test loss.
 
-    Learning rates are tuned for each optimizer and width by themselves; of equals the smaller one. A diverged run
-    counts as an infinite loss.
+    The learning rate is chosen for each optimizer and width separately, and the smaller of two equals. A diverged run
+    has an infinite loss.
 
     Raises:
         InputError: no run has ended.
@@ -48,10 +47,8 @@ def best_by_width(runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
     by: dict[str, dict[int, dict[float, list[Run]]]] = {}
     for run in runs:
         if run.summary is not None:
-            lr = float(role_value(run["optimizer"], "hidden", "lr"))
-            by.setdefault(run["optimizer.hidden.name"], {}).setdefault(run["network.width"], {}).setdefault(
-                lr, []
-            ).append(run)
+            rates = by.setdefault(run["optimizer.hidden.name"], {}).setdefault(run["network.width"], {})
+            rates.setdefault(float(role_value(run["optimizer"], "hidden", "lr")), []).append(run)
     if not by:
         raise InputError("None of the runs has ended, so there is nothing to draw.")
     return {
@@ -65,14 +62,13 @@ def best_by_width(runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
 
 @FIGURES.register("fig08_muon")
 def draw_muon(runs: list[Run]) -> Figure:
-    """Test loss, test accuracy and coverage over K, each optimizer at its best learning rate for that K."""
+    """Test loss, test accuracy and coverage over K, with each optimizer at its best learning rate for each K."""
     best = best_by_width(runs)
     figure = new_figure(15, 4.6)
     panels = figure.subplots(1, 3)
     for index, (name, widths) in enumerate(best.items()):
-        style = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)],
-                 "marker": MARKERS[index % len(MARKERS)]}  # fmt: skip
-        # Side by side, so that neither hides the other.
+        style = {**curve_style(index, len(best)), "marker": MARKERS[index % len(MARKERS)]}
+        # Shifted sideways, so that no error bar hides another.
         shift = 1.03 ** (index - (len(best) - 1) / 2)
         for axes, measure in zip(panels, (*map(final, COLUMNS), coverage), strict=True):
             _draw_over_width(axes, widths, measure, shift, label=f"{name} on W", **style)
@@ -96,12 +92,12 @@ def draw_muon(runs: list[Run]) -> Figure:
 
 
 def final(column: str) -> Callable[[Run], float]:
-    """The last value of a column, as a function of the run."""
+    """A function that returns the last value of the column in a run."""
     return lambda run: float(run.metrics[column].iloc[-1])
 
 
 def coverage(run: Run) -> float:
-    """Irreps in which some node of the last checkpoint has more than half of its norm."""
+    """Number of irreps in which some node of the last checkpoint has more than half of its norm."""
     found = node_statistics(run)
     return found["irreps a node"] * run["network.width"] if found else math.nan
 
@@ -117,7 +113,7 @@ def _draw_over_width(
 
 
 def _draw_prediction(axes: Axes, run: Run, widths: Sequence[int]) -> None:
-    """What Theorem 8 expects over the range of widths, where all irreps are alike."""
+    """The coverage that Theorem 8 predicts over K; drawn only if all blocks have one dimension."""
     nodes = range(widths[0], widths[-1] + 1)
     blocks = [] if run.task.group is None else list(block_slices(run.task.group))
     if len({block.stop - block.start for block in blocks}) != 1:
@@ -133,20 +129,20 @@ def _final_loss(run: Run) -> float:
 
 @FIGURES.register("optimizer_race")
 def draw_race(runs: list[Run]) -> Figure:
-    """Left: steps to test accuracy .99 of every setting and seed, the best setting marked. Right: its accuracy."""
-    field = entrants(runs)
-    figure = new_figure(13, 1.6 + 0.55 * len(field))
+    """Left: steps to test accuracy .99 of every setting and seed. Right: test accuracy at the best setting of each."""
+    ranked = entrants(runs)
+    figure = new_figure(13, 1.6 + 0.55 * len(ranked))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    _draw_steps(left, field)
-    for index, entrant in enumerate(field):
-        style = curve_style(index, len(field))
+    _draw_steps(left, ranked)
+    for index, entrant in enumerate(ranked):
+        style = curve_style(index, len(ranked))
         draw_band(right, entrant.best.runs, "test/accuracy", entrant.label, **style)
     right.set_xlabel("step (optimizer updates)")
     right.set_ylabel("test accuracy")
     right.set_ylim(-0.02, 1.02)
     right.axhline(LEVEL, color=GREY, linewidth=0.8, linestyle=(0, (4, 4)))
     right.grid(alpha=0.25)
-    # Below the axis: curves are everywhere above it.
+    # Curves fill the panel, so the legend is below the axis.
     right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False, handlelength=3)
     right.set_title(f"Each at its best setting\n{BAND}", fontsize=9)
     seeds = len({run["seed"] for run in runs})
@@ -154,11 +150,11 @@ def draw_race(runs: list[Run]) -> Figure:
     return figure
 
 
-def _draw_steps(axes: Axes, field: Sequence[Entrant]) -> None:
-    finite = [step for e in field for s in e.settings for step in s.steps if math.isfinite(step)]
-    last = max((int(run["max_steps"]) for e in field for run in e.runs), default=1)
+def _draw_steps(axes: Axes, ranked: Sequence[Entrant]) -> None:
+    finite = [step for e in ranked for s in e.settings for step in s.steps if math.isfinite(step)]
+    last = max((int(run["max_steps"]) for e in ranked for run in e.runs), default=1)
     never = last * 1.35
-    for row, entrant in enumerate(field):
+    for row, entrant in enumerate(ranked):
         steps = [min(step, never) for setting in entrant.settings for step in setting.steps]
         axes.plot(steps, [row + 0.16] * len(steps), "|", color=GREY, markersize=7, alpha=0.6)
         best = [min(step, never) for step in entrant.best.steps]
@@ -171,10 +167,10 @@ def _draw_steps(axes: Axes, field: Sequence[Entrant]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(min(finite, default=last) / 1.3, never * 1.1)
     axes.axvline(last, color=GREY, linewidth=0.8, linestyle=(0, (4, 4)))
-    axes.annotate("never", (never, len(field) - 0.55), ha="center", va="bottom", fontsize=8, color=GREY)
-    axes.set_yticks(range(len(field)), [f"{e.label}\n{e.best.reached} of {len(e.best.runs)} seeds" for e in field],
+    axes.annotate("never", (never, len(ranked) - 0.55), ha="center", va="bottom", fontsize=8, color=GREY)
+    axes.set_yticks(range(len(ranked)), [f"{e.label}\n{e.best.reached} of {len(e.best.runs)} seeds" for e in ranked],
                     fontsize=8)  # fmt: skip
-    axes.set_ylim(len(field) - 0.5, -0.7)
+    axes.set_ylim(len(ranked) - 0.5, -0.7)
     axes.set_xlabel(f"step of test accuracy {LEVEL:g}")
     axes.grid(alpha=0.25, axis="x", which="both")
     axes.set_title("Dots: seeds of the best setting (↑ ↓: at the edge of its grid)\ngrey: every setting and seed",

@@ -1,4 +1,4 @@
-"""How much data generalization needs: test accuracy over the training fraction, with the predicted boundary."""
+"""Test accuracy over the training fraction, with the predicted boundary of generalization."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from li2_lightning.runs.load import Run, differing_settings, groups_of_seeds, ta
 from li2_lightning.theory.sampling import critical_fraction
 
 GENERALIZED = 0.9
-"""A run with at least this test accuracy in its last row counts as one that generalized."""
+"""Test accuracy in the last row from which on a run counts as generalized."""
 
 FRACTION_KEYS = ("data.train_fraction", "data.train_size", "data.critical_ratio")
 BOUNDARY = "predicted, 2.7482·ln M/M·max(1, max d_k/2)"
@@ -32,11 +32,11 @@ class Jump:
     """Where the median test accuracy of a series jumps.
 
     Attributes:
-        order: M.
-        irrep: largest dimension of an irrep, or None where the task is no group.
-        below: the largest fraction up to which every median is below .1 (None: none is).
-        above: the smallest fraction from which on every median is above .9 (None: none is).
-        half: where the median crosses .5 for the first time, interpolated; None where it does not.
+        order: number of group elements, M.
+        irrep: largest dimension of an irrep; None if the task is no group.
+        below: largest fraction up to which every median is below .1; None if the first is not.
+        above: smallest fraction from which on every median is above .9; None if the last is not.
+        half: `half_crossing` of the medians.
     """
 
     order: int
@@ -51,7 +51,7 @@ class Jump:
 @FIGURES.register("fig05_product")
 @FIGURES.register("fig05_nonabelian")
 def phase_diagram(runs: list[Run]) -> Figure:
-    """A panel a task: final test accuracy over the training fraction, and one panel with the jump over M.
+    """Final test accuracy over the training fraction, a panel for each task; a last panel shows the jump over M.
 
     Raises:
         InputError: the runs do not differ in their training fraction.
@@ -79,12 +79,12 @@ def phase_diagram(runs: list[Run]) -> Figure:
 
 @FIGURES.register("fig06_learning_rate")
 def learning_rate(runs: list[Run]) -> Figure:
-    """A panel a task: the share of seeds that generalize, over learning rate and training fraction.
+    """The share of seeds that generalize over learning rate and training fraction, a panel for each task.
 
-    A diverged run counts as one that did not generalize.
+    A diverged run did not generalize.
 
     Raises:
-        InputError: the runs do not differ in both.
+        InputError: the runs do not differ in both learning rate and training fraction.
     """
     runs = ended(runs)
     if "optimizer.lr" not in differing_settings(runs):
@@ -100,10 +100,10 @@ def learning_rate(runs: list[Run]) -> Figure:
 
 
 def ended(runs: Sequence[Run]) -> list[Run]:
-    """Those with a summary, finished or diverged.
+    """The finished and diverged runs.
 
     Raises:
-        InputError: none has one, or they all have the same training fraction.
+        InputError: there is none, or all have the same training fraction.
     """
     chosen = [run for run in runs if run.summary is not None and "test/accuracy" in run.metrics]
     if not chosen:
@@ -117,7 +117,7 @@ def ended(runs: Sequence[Run]) -> list[Run]:
 
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each task under its name, by the number of tokens."""
+    """The runs of each task under its name, sorted by the number of tokens."""
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.task.num_tokens):
         groups.setdefault(task_name(run), []).append(run)
@@ -125,7 +125,7 @@ def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def by_fraction(runs: Sequence[Run]) -> dict[tuple[str, float], list[Run]]:
-    """The runs of each task and training fraction, by the latter."""
+    """The runs of each task and training fraction, sorted by the fraction."""
     groups: dict[tuple[str, float], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.train_fraction):
         groups.setdefault((task_name(run), run.train_fraction), []).append(run)
@@ -138,11 +138,11 @@ def final_accuracy(run: Run) -> float:
 
 
 def find_jump(runs: Sequence[Run]) -> Jump:
-    """Where runs of one task and several training fractions jump."""
+    """The jump of runs of one task over the training fraction."""
     groups = by_fraction(runs)
     fractions = [fraction for _, fraction in groups]
     medians = [float(np.median([final_accuracy(run) for run in group])) for group in groups.values()]
-    below = above = half = None
+    below = above = None
     for fraction, median in zip(fractions, medians, strict=True):
         if median >= 0.1:
             break
@@ -151,12 +151,16 @@ def find_jump(runs: Sequence[Run]) -> Jump:
         if median <= GENERALIZED:
             break
         above = fraction
-    for (x, y), (next_x, next_y) in pairwise(zip(fractions, medians, strict=True)):
-        if y < 0.5 <= next_y:
-            half = x + (0.5 - y) / (next_y - y) * (next_x - x)
-            break
-    task = runs[0].task
+    task, half = runs[0].task, half_crossing(fractions, medians)
     return Jump(task.num_tokens, max_irrep_dimension(task.group) if task.group else None, below, above, half)
+
+
+def half_crossing(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Where y first rises through one half, interpolated; None if it does not."""
+    for (before, low), (after, high) in pairwise(zip(x, y, strict=True)):
+        if low < 0.5 <= high:
+            return before + (0.5 - low) / (high - low) * (after - before)
+    return None
 
 
 def _draw_task(axes: Axes, name: str, runs: list[Run], labelled: bool) -> dict[str, Jump]:
@@ -178,7 +182,7 @@ def _draw_task(axes: Axes, name: str, runs: list[Run], labelled: bool) -> dict[s
         axes.axvline(predicted, color=GREY, linestyle="--", linewidth=1.2, label="predicted")
     axes.set_title(f"{name}   M={runs[0].task.num_tokens}", loc="left", fontsize=10)
     axes.set_xlabel("training fraction n/N")
-    axes.locator_params(axis="x", nbins=5)  # labels of three digits do not touch
+    axes.locator_params(axis="x", nbins=5)  # so that labels of three digits do not touch
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.25)
     if labelled:
@@ -187,7 +191,7 @@ def _draw_task(axes: Axes, name: str, runs: list[Run], labelled: bool) -> dict[s
 
 
 def _draw_jumps(axes: Axes, jumps: dict[str, list[Jump]]) -> None:
-    """The jump over M beside the prediction, a curve of it for each dimension of the irreps that scales it."""
+    """The jumps over M, and the predicted boundary for each largest dimension of an irrep."""
     every = [jump for series in jumps.values() for jump in series]
     orders = np.array([jump.order for jump in every], dtype=float)
     low, high = max(3.0, 0.85 * orders.min()), 1.15 * orders.max()
@@ -225,7 +229,7 @@ def _draw_shares(axes: Axes, name: str, runs: list[Run]) -> Any:
             if cell:
                 hits = sum(final_accuracy(run) >= GENERALIZED for run in cell)
                 share[row, column] = hits / len(cell)
-                # In the middle of the cell, which its fraction is not: there the predicted boundary would cross it.
+                # Cells are not centred on their fractions; text at the fraction would be crossed by the boundary.
                 middle = (x[column] + x[column + 1]) / 2, math.sqrt(y[row] * y[row + 1])
                 axes.text(*middle, f"{hits}/{len(cell)}", ha="center", va="center", fontsize=8,
                           color="black" if hits / len(cell) > 0.6 else "white")  # fmt: skip
@@ -243,7 +247,7 @@ def _draw_shares(axes: Axes, name: str, runs: list[Run]) -> Any:
 
 
 def _edges(centres: Sequence[float]) -> npt.NDArray[np.floating]:
-    """The borders of cells around sorted values: half-way between neighbours."""
+    """Borders of cells around sorted values, half-way between neighbours."""
     x = np.array(centres)
     steps = np.diff(x) if len(x) > 1 else np.array([0.1])
     return np.concatenate([[x[0] - steps[0] / 2], x[:-1] + np.diff(x) / 2, [x[-1] + steps[-1] / 2]])

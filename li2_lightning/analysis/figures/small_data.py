@@ -1,4 +1,4 @@
-"""What nodes have learned from few samples, each counted by how much it contributes."""
+"""Purity and energy of nodes trained on few samples, weighted by ‖w‖²."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from li2_lightning.theory.sampling import sampled_energy_gradient
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of a run at its end, (K,) each, float64.
+    """The nodes of a run at its end; each tensor is (K,), float64.
 
     Attributes:
         weights: ‖w‖².
-        purity: the largest share of a node in one block, the trivial part removed; 0 for a node that has no other.
+        purity: largest share of a node in one non-trivial block; 0 for a node without a non-trivial part.
         energies: E of w/‖w‖ on the training rows; 0 for a node of norm zero.
     """
 
@@ -38,20 +38,20 @@ class Nodes:
     energies: Tensor
 
     def mean(self, values: Tensor) -> float:
-        """The mean of ``values`` over the nodes by ‖w‖², so that nodes that weight decay has emptied do not count.
+        """The mean of ``values`` over the nodes, weighted by ‖w‖².
 
-        An empty node still has a direction, and often one of high energy: with weight decay most nodes of a run that
-        has learned end so, and a plain mean over nodes tells of them.
+        Weight decay leaves most nodes of a trained run with a norm near zero. Such a node still has a direction, often
+        of high energy, and would dominate an unweighted mean.
         """
         return float((values * self.weights).sum() / self.weights.sum())
 
 
 @FIGURES.register("fig07_small_data")
 def small_data(runs: list[Run]) -> Figure:
-    """Test accuracy over the step; purity and energy of the nodes by ‖w‖², a point a run; every node of one seed.
+    """Test accuracy over the step; mean purity and energy of each run; purity and energy of every node of one seed.
 
     Raises:
-        InputError: no finished run with two operands of a group and σ = x², or one that kept no checkpoint.
+        InputError: no finished run of a group with two operands and σ = x², or a run without checkpoint.
     """
     runs = [run for run in with_rows(runs, ("test/accuracy",)) if run.finished and run.task.group is not None]
     if not runs or any(run["network.activation"] != "square" for run in runs):
@@ -87,7 +87,7 @@ def small_data(runs: list[Run]) -> Figure:
 
 
 def weighed_nodes(run: Run) -> Nodes:
-    """Norm, purity and energy of every node at the end of a run on a group with two operands and σ = x²."""
+    """Norm, purity and energy of every node at the end of a run of a group with two operands and σ = x²."""
     task, W = run.task, run.weights()["W"].double()
     assert task.group is not None
     rows = _train_rows(run)

@@ -1,11 +1,11 @@
-"""What all pictures share: colours with line styles and markers, seeds as bands, stages as shades, saving."""
+"""Shared by all pictures: colours, line styles and markers, bands over seeds, shaded stages, and saving."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -22,41 +22,42 @@ from li2_lightning.config.identity import role_value
 from li2_lightning.files import replacing
 from li2_lightning.runs.load import Run, task_name
 
-# Okabe–Ito: told apart by colour-blind readers; line styles and markers differ too, for grey prints.
+# Okabe–Ito colours, which colour-blind readers can distinguish; line styles and markers serve grey prints.
 BLUE, ORANGE, GREEN, PURPLE, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666", "#56B4E9"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY)
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
 STAGE_SHADES = {1: "#ffffff", 2: "#eef4fa", 3: "#fdf1e3"}
+Rows = TypeVar("Rows", pd.Series, pd.DataFrame)
 SUFFIXES = (".png", ".pdf", ".svg")
 DPI = 120
 MOST_POINTS = 2000
-"""A curve of more rows is drawn through evenly spaced ones, its last included."""
+"""A longer curve is drawn through this many evenly spaced rows, the last included."""
 
 BAND = "line: median over seeds, band: lowest to highest seed"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure (inches) that draws without a screen."""
+    """An empty figure, sizes in inches, that needs no screen."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure in the format that the suffix names and return ``path``; the same figure gives the same bytes."""
+    """Write a figure in the format of the suffix and return ``path``; equal figures give equal bytes."""
     kind = path.suffix.removeprefix(".")
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     if figure.get_layout_engine() is not None:
-        # Each drawing would move the panels a little further; laid out once, every format looks alike.
+        # Each drawing would move the panels a little; with one layout all formats look alike.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-    # Text in an SVG stays text: it can be searched, and is smaller.
+    # Text as text, not as outlines, makes an SVG smaller and searchable.
     with (
         replacing(path) as temporary,
         matplotlib.rc_context({"svg.hashsalt": "li2_lightning", "svg.fonttype": "none"}),
     ):
-        # A colour map would be seen to have steps.
+        # With 256 colours a colour map would show steps.
         if kind == "png" and not figure.findobj(lambda artist: isinstance(artist, (AxesImage, QuadMesh))):
             _save_with_palette(figure, temporary)
         else:
@@ -65,17 +66,17 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def _save_with_palette(figure: Figure, path: Path) -> None:
-    """A PNG of 256 colours, which are enough for curves: a third of the bytes."""
+    """Write a PNG of 256 colours: enough for curves, and a third of the bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"compress_level": 0})
     image = Image.open(buffer).convert("RGB")
-    # One round of k-means gives the colours that fill areas exactly.
+    # One round of k-means reproduces the colours of filled areas exactly.
     image = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     image.save(path, format="png")
 
 
 def curve_style(index: int, count: int) -> dict[str, Any]:
-    """Colour and line style of curve ``index`` of ``count``: Okabe–Ito for a few, a uniform map for more."""
+    """Colour and line style of curve ``index`` of ``count``: Okabe–Ito for up to six, a uniform map for more."""
     if count <= len(COLORS):
         color: Any = COLORS[index]
     else:
@@ -86,7 +87,7 @@ def curve_style(index: int, count: int) -> dict[str, Any]:
 def seed_band(runs: Sequence[Run], column: str) -> pd.DataFrame:
     """``median``, ``low`` and ``high`` of a column over the runs, by step.
 
-    A run that stopped at its test accuracy keeps its last value; other steps that a run lacks do not count.
+    A run that stopped at its target test accuracy keeps its last value. Any other run counts only at steps that it has.
     """
     last = max((int(run.metrics.index[-1]) for run in runs if len(run.metrics)), default=0)
     series = []
@@ -100,22 +101,27 @@ def seed_band(runs: Sequence[Run], column: str) -> pd.DataFrame:
     if not series:
         return pd.DataFrame({"median": [], "low": [], "high": []})
     table = pd.concat(series, axis=1).sort_index()
-    held = [stopped_early(run) for run in runs if column in run.metrics]
-    table.loc[:, held] = table.loc[:, held].ffill()
+    stopped = [stopped_early(run) for run in runs if column in run.metrics]
+    table.loc[:, stopped] = table.loc[:, stopped].ffill()
     band = pd.DataFrame({"median": table.median(axis=1), "low": table.min(axis=1), "high": table.max(axis=1)})
-    if len(band) > MOST_POINTS:
-        band = band.iloc[np.unique(np.linspace(0, len(band) - 1, MOST_POINTS).round().astype(int))]
-    return band
+    return thin(band, MOST_POINTS)
+
+
+def thin(rows: Rows, most: int) -> Rows:
+    """At most ``most`` evenly spaced rows, the first and the last included."""
+    if len(rows) <= most:
+        return rows
+    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
 
 
 def stopped_early(run: Run) -> bool:
-    """Whether ``stop_at_test_accuracy`` ended it before ``max_steps``."""
+    """Whether ``stop_at_test_accuracy`` ended the run."""
     target = run.config.get("stop_at_test_accuracy")
     return run.finished and target is not None and run.first_step("test/accuracy", target) is not None
 
 
 def draw_band(axes: Axes, runs: Sequence[Run], column: str, label: str, **style: Any) -> bool:
-    """The median of a column over the step with its band; whether there was anything to draw."""
+    """Draw the median of a column over the step with its band; return whether there was any value."""
     band = seed_band(runs, column)
     if band.empty:
         return False
@@ -126,14 +132,14 @@ def draw_band(axes: Axes, runs: Sequence[Run], column: str, label: str, **style:
 
 
 class PlainLogFormatter(LogFormatter):
-    """The ticks that `LogFormatter` labels, as 0.6 where it says 6e−01."""
+    """Labels the same ticks as `LogFormatter`, but as 0.6 instead of 6e−01."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis, where there is anything above zero to show."""
+    """Make the y axis logarithmic if any value is above zero."""
     if any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(PlainLogFormatter())
@@ -141,12 +147,12 @@ def logarithmic(axes: Axes) -> None:
 
 
 def transition_steps(runs: Sequence[Run], stage: int) -> list[int]:
-    """The steps at which the runs entered a stage; those that did not are left out."""
+    """The steps at which runs entered a stage; a run that did not enter it is left out."""
     return [e["step"] for run in runs if run.stages for e in run.stages["events"] if e["to"] == stage]
 
 
 def shade_stages(axes: Axes, runs: Sequence[Run], last: int) -> None:
-    """Shade the stages and name them above the frame; one begins where half of the runs have entered it."""
+    """Shade the stages and name them above the frame; a stage begins when half of the runs have entered it."""
     followed = [run for run in runs if run.stages is not None]
     if not followed:
         return
@@ -168,7 +174,7 @@ def shade_stages(axes: Axes, runs: Sequence[Run], last: int) -> None:
 
 
 def legend_above(*panels: Axes) -> None:
-    """One legend for a panel and its right-hand axis, between the title and the frame, where no curve is."""
+    """Draw one legend for a panel and its right-hand axis, between title and frame, where it hides no curve."""
     entries = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     if entries:
         handles, labels = zip(*entries, strict=True)
@@ -177,7 +183,7 @@ def legend_above(*panels: Axes) -> None:
 
 
 def headline(runs: Sequence[Run]) -> str:
-    """What runs of one group are, in a line."""
+    """Task, network, optimizers and seeds of one group of runs, in a line."""
     run = runs[0]
     roles = ", ".join(
         f"{run[f'optimizer.{role}.name']} on {letter}" for role, letter in (("hidden", "W"), ("output", "V"))

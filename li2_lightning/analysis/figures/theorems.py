@@ -1,9 +1,8 @@
-"""Theorems 4 and 8 in runs that are energy ascent: what stays a maximum, and how many nodes find them all."""
+"""Theorems 4 and 8 in runs of energy ascent: which maxima remain, and how many nodes it takes to find all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from li2_lightning.analysis.figures import FIGURES
+from li2_lightning.analysis.figures.phase_diagram import by_task, half_crossing
 from li2_lightning.analysis.figures.style import BLUE, COLORS, GREY, MARKERS, ORANGE, curve_style, new_figure
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks
@@ -25,12 +25,12 @@ from li2_lightning.theory.muon import (
 )
 
 SHRINK = 0.5
-"""κ of the source's Theorem 8, the case of equal norms."""
+"""κ of Theorem 8 for equal norms."""
 
 
 @FIGURES.register("thm04_boundary")
 def boundary(runs: list[Run]) -> Figure:
-    """Over the training fraction: the share of irreps in which some node ends, and the mean purity of the nodes.
+    """The share of irreps in which some node ends, and the mean purity of the nodes, over the training fraction.
 
     Raises:
         InputError: no finished run of a group with features/coverage.
@@ -67,16 +67,14 @@ def boundary(runs: list[Run]) -> Figure:
 
 @FIGURES.register("thm08_collectors")
 def collectors(runs: list[Run]) -> Figure:
-    """A row a task: irreps found over the nodes looked at, and how many nodes a complete collection took.
+    """Irreps found over the number of nodes, and nodes needed for a complete collection; a row for each task.
 
-    The nodes of all seeds stand in one sequence. The Muon curves are simulated from the shares that ascent has found.
+    The nodes of all seeds form one sequence. The Muon curves are simulated from the shares that ascent found.
 
     Raises:
         InputError: no finished run of a group, or too few nodes for one collection.
     """
-    tasks: dict[str, list[Run]] = {}
-    for run in sorted(_finished(runs, "features/coverage"), key=lambda run: run.task.num_tokens):
-        tasks.setdefault(task_name(run), []).append(run)
+    tasks = by_task(_finished(runs, "features/coverage"))
     figure = new_figure(10, 3.8 * len(tasks))
     for (name, group), (left, right) in zip(tasks.items(), figure.subplots(len(tasks), 2, squeeze=False), strict=True):
         draws, count = found_blocks(group)
@@ -95,19 +93,11 @@ def covered_share(run: Run) -> float:
     return float(run.metrics["features/coverage"].iloc[-1]) / _count_blocks(run)
 
 
-def half_crossing(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Where y first rises through one half, interpolated; None where it does not."""
-    for (before, low), (after, high) in pairwise(zip(x, y, strict=True)):
-        if low < 0.5 <= high:
-            return before + (0.5 - low) / (high - low) * (after - before)
-    return None
-
-
 def found_blocks(runs: Sequence[Run]) -> tuple[Tensor, int]:
-    """The block that holds most of each node at the end, (nodes,), runs one after the other; and how many blocks.
+    """The block with the largest share of each final node, (nodes,), run after run; and the number of blocks.
 
     Raises:
-        InputError: a run that kept no checkpoint.
+        InputError: a run has no checkpoint.
     """
     blocks = []
     for run in runs:
@@ -125,7 +115,7 @@ def _finished(runs: Sequence[Run], column: str) -> list[Run]:
 
 
 def _by_fraction(runs: Sequence[Run]) -> dict[str, dict[float, list[Run]]]:
-    """The runs of each task, by number of elements, and of each training fraction of it, in order."""
+    """The runs of each task and training fraction, sorted by number of elements, then by fraction."""
     series: dict[str, dict[float, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: (run.task.num_tokens, run.train_fraction)):
         series.setdefault(task_name(run), {}).setdefault(run.train_fraction, []).append(run)
@@ -147,7 +137,7 @@ def _band(
 
 
 def _draw_found(axes: Axes, draws: Tensor, p: Tensor, count: int) -> None:
-    """Mean share of irreps among k nodes, over disjoint stretches of the sequence, beside 1 − mean (1−p)^k."""
+    """Mean share of irreps in disjoint stretches of k nodes, beside 1 − mean (1−p)^k."""
     sizes = np.unique(np.geomspace(1, max(2, len(draws) // 8), 24).astype(int))
     sizes = sizes[sizes <= 12 * count]
     means = [
@@ -165,7 +155,7 @@ def _draw_found(axes: Axes, draws: Tensor, p: Tensor, count: int) -> None:
 
 
 def _draw_times(axes: Axes, times: Tensor, p: Tensor) -> None:
-    """How many collections were complete after so many nodes, beside draws without and with Muon's factor."""
+    """Share of collections complete over the number of nodes, beside simulated draws without and with Muon's factor."""
     generator = torch.Generator().manual_seed(0)
     for factor, color, line, label, mean in (
         (1.0, GREY, "-", "independent draws", independent_collection_time(p)),

@@ -1,14 +1,14 @@
-"""V from zero or not: test accuracy and features over the step, and how many steps it takes, for each data fraction."""
+"""V initialized at zero or not: test accuracy, features, and steps to generalization, for each training fraction."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
 from li2_lightning.analysis.figures import FIGURES
+from li2_lightning.analysis.figures.curves import draw_legend, with_rows
 from li2_lightning.analysis.figures.style import BAND, MARKERS, curve_style, draw_band, new_figure, stopped_early
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, groups_of_seeds, task_name
@@ -23,14 +23,12 @@ MOST_FRACTIONS = 8
 @FIGURES.register("fig16_zero_init")
 @FIGURES.register("fig17_zero_init_deep")
 def zero_init(runs: list[Run]) -> Figure:
-    """Above, test accuracy over the step, a panel a training fraction; below, features early on, and the steps to .9.
+    """Above, test accuracy over the step for each training fraction; below, early features, and steps to accuracy .9.
 
     Raises:
         InputError: no rows, several tasks, or more than 8 training fractions.
     """
-    runs = [run for run in runs if len(run.metrics) > 1]
-    if not runs:
-        raise InputError("None of the runs has the rows that a curve needs; train first.")
+    runs = with_rows(runs, ())
     if len(tasks := sorted({task_name(run) for run in runs})) > 1:
         raise InputError(f"The runs are of several tasks ({', '.join(tasks)}); draw one at a time.")
     fractions: dict[float, list[Run]] = {}
@@ -52,14 +50,13 @@ def zero_init(runs: list[Run]) -> Figure:
     smallest = next(iter(fractions))
     for axes, column in zip(panels, features, strict=False):
         _draw(axes, column, fractions[smallest], styles)
-        early = _median_memorized(fractions[smallest])
+        early = _early_steps(fractions[smallest])
         axes.set_title(f"n/N = {smallest:.3g}, the first {early} steps", loc="left", fontsize=10)
         axes.set_xlim(0, early)
         shown = np.concatenate([line.get_ydata()[np.asarray(line.get_xdata()) <= early] for line in axes.lines])
         axes.set_ylim(0, 1.1 * float(np.nanmax(shown)))
     _draw_steps(panels[-1], fractions, styles)
-    handles = [Line2D([], [], label=label or "all", linewidth=1.6, **style) for label, style in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False, handlelength=3)
+    draw_legend(figure, {label or "all": style for label, style in styles.items()}, with_train=False, beside=4)
     notes = f"{task_name(runs[0])}; {BAND}"
     if any(map(stopped_early, runs)):
         notes += "; a run that stopped at its test accuracy keeps its last value"
@@ -76,15 +73,15 @@ def _draw(axes: Axes, column: str, members: list[Run], styles: dict[str, dict[st
     axes.grid(alpha=0.25)
 
 
-def _median_memorized(members: list[Run]) -> int:
-    """Four times the median step of training accuracy .99, where the features of the lazy stage are settled."""
+def _early_steps(members: list[Run]) -> int:
+    """Four times the median step of training accuracy .99: by then the features of the lazy stage no longer change."""
     steps = [step for run in members if (step := run.first_step("train/accuracy", 0.99)) is not None]
     last = max(int(run.metrics.index[-1]) for run in members)
     return min(last, 4 * max(10, int(np.median(steps)))) if steps else last
 
 
 def _draw_steps(axes: Axes, fractions: dict[float, list[Run]], styles: dict[str, dict[str, object]]) -> None:
-    """A marker a seed at its first step of test accuracy .9, a line through the medians; a run without one on top."""
+    """First step with test accuracy .9: a marker for each seed, at the top if there is none, and a line of medians."""
     longest = max(int(run.metrics.index[-1]) for members in fractions.values() for run in members)
     never = 1.6 * longest
     for index, (label, style) in enumerate(styles.items()):

@@ -7,7 +7,8 @@ import torch
 
 import train
 from li2_lightning.analysis.figures import find_figure
-from li2_lightning.analysis.figures.theorems import covered_share, found_blocks, half_crossing
+from li2_lightning.analysis.figures.phase_diagram import half_crossing
+from li2_lightning.analysis.figures.theorems import covered_share, found_blocks
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, find_runs
 
