@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Look at runs from Python
 #
-# Run it in a notebook or an editor that knows `# %%` cells, or as a script:
+# Run it in a notebook, in an editor with `# %%` cells, or as a script:
 # `python examples/read_runs.py [RUN] [PICTURE]`. Without a RUN it reads the newest one, `outputs/latest`.
 
 # %%
@@ -26,7 +26,7 @@ print(run.metrics[["train/accuracy", "test/accuracy", "gradient/norm"]].describe
 print("test accuracy reached .9 at step", run.first_step("test/accuracy", 0.9))
 
 # %% [markdown]
-# The stages, with what decided each transition.
+# The stages, with the evidence for each transition.
 
 # %%
 if run.stages is not None:
@@ -36,7 +36,7 @@ if run.stages is not None:
         print("stalled in stage II")
 
 # %% [markdown]
-# The learned weights: which irreps have the nodes taken up?
+# The learned weights.
 
 # %%
 weights = run.weights()

@@ -21,9 +21,9 @@ Then ``optimizer.hidden.name=sign_descent optimizer.hidden.lr=0.01``. Outside th
 ``optimizer.hidden.name=my_module:SignDescent``, or an entry point of a package, in the group
 ``li2_lightning.optimizers``. Any callable ``(params, **hyperparameters) -> torch.optim.Optimizer`` will do,
 also a function that returns an optimizer of another package. It must leave ``p.grad`` as it is, keep its state in
-``self.state``, and train every parameter it is given; ``li2 check my_module:SignDescent`` tells
-whether it does. This package needs torch, and of ``li2_lightning`` the two modules ``plugins`` and ``errors``, which
-need the standard library alone.
+``self.state``, and train every parameter it is given; ``li2 check my_module:SignDescent`` tells whether it does. This
+package needs torch, and the modules ``plugins`` and ``errors`` of ``li2_lightning``, which need the standard library
+alone.
 """
 
 import pkgutil
@@ -56,6 +56,6 @@ __all__ = [
 ]
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
-    # A command of developers, run with python -m: a module that is imported already would run a second time.
+    # This module is a script for python -m, which warns when the module has been imported before.
     if _module.name != "optimizers.muon.polar_table":
         OPTIMIZERS.import_plugin(_module.name)

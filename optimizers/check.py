@@ -12,7 +12,8 @@ optimizer that cannot be built. A package of your own can run the same functions
     def test_contract(name):
         CHECKS[name](Candidate("my_package:MyOptimizer"))
 
-A check returns a remark and raises `Broken` where the contract does not hold. Only ``processes`` starts any.
+A check returns a remark and raises `Broken` where the contract does not hold. Only the check ``processes`` starts
+processes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ DECREASE, STEPS = 0.1, 250
 
 
 class Broken(AssertionError):
-    """The contract does not hold; the message is the sentence that says what happened instead."""
+    """The contract does not hold; the message says what happened instead."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,15 @@ class Candidate:
         return accepts(factory, hyperparameter, 1)
 
     def build(self, *weights: Tensor, **overrides: float) -> Optimizer:
-        """Over ``weights``; ``overrides`` are values for ``lr`` and ``weight_decay``, where it takes them."""
-        taken = {key: value for key, value in overrides.items() if self.takes(key)}
-        return registry.build(self.name, list(weights), {**self.hyperparameters, **taken}, role="hidden")
+        """The optimizer over ``weights``; ``overrides`` are hyperparameters that count where it takes them."""
+        return registry.build(self.name, list(weights), self._with(overrides), role="hidden")
 
     def section(self, **overrides: float) -> dict[str, Any]:
-        """The section of a config that gives a role to this optimizer."""
-        taken = {key: value for key, value in overrides.items() if self.takes(key)}
-        return {"name": self.name, **self.hyperparameters, **taken}
+        """The section of a config for a role with this optimizer."""
+        return {"name": self.name, **self._with(overrides)}
+
+    def _with(self, overrides: Mapping[str, float]) -> dict[str, Any]:
+        return {**self.hyperparameters, **{key: value for key, value in overrides.items() if self.takes(key)}}
 
 
 Check = Callable[[Candidate], str]
@@ -81,7 +83,7 @@ def _enter(check: Check) -> Check:
 
 
 def _learning_rates(candidate: Candidate) -> list[dict[str, float]]:
-    """What to try in turn: the candidate's own learning rate where it names one, else several."""
+    """The overrides to try in turn: none where the candidate names its learning rate or has none, else several."""
     if "lr" in candidate.hyperparameters or not candidate.takes("lr"):
         return [{}]
     return [{"lr": lr} for lr in LEARNING_RATES]
@@ -112,8 +114,8 @@ def _require(holds: bool, otherwise: str) -> None:
         raise Broken(otherwise)
 
 
-def _finite(*tensors: Tensor) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def _or_refuses(attempt: Callable[[], str], what: str) -> str:
@@ -309,7 +311,7 @@ def schedulers(candidate: Candidate) -> str:
 
 @_enter
 def learning_rate_zero(candidate: Candidate) -> str:
-    """At lr 0 nothing changes and nothing becomes NaN; afterwards it trains on. To refuse lr 0 is fine, too."""
+    """At lr 0 nothing changes and nothing becomes NaN; afterwards it trains on. A candidate may also refuse lr 0."""
     if not candidate.takes("lr"):
         return "takes no lr"
     weight, loss = least_squares()
@@ -337,7 +339,7 @@ def gradient_zero(candidate: Candidate) -> str:
         weight.grad = torch.full_like(weight, gradient)
         optimizer.step()
         _require(_finite(weight), "the weights are not finite after a gradient of zero")
-        moved = moved or (not bool((before != 1).any()) and gradient == 0.0 and not torch.equal(before, weight))
+        moved = moved or (gradient == 0.0 and bool((before == 1).all()) and not torch.equal(before, weight))
     return "finite, but the weights moved at a gradient of zero" if moved else ""
 
 
@@ -405,7 +407,7 @@ def run(candidate: Candidate, show: Callable[[str], None] = print) -> bool:
         try:
             remark = check(candidate)
             verdict = "no" if remark.startswith("refuses") else "ok"
-        # A candidate is foreign code: whatever it raises is the finding.
+        # A candidate is foreign code and may raise anything.
         except Exception as error:
             remark = str(error) if isinstance(error, Broken) else reason(error)
             verdict, holds = "FAIL", False

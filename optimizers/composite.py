@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from li2_lightning.errors import InputError
+from optimizers.closures import Closure, evaluate
 from optimizers.modes import Modes
 
 
@@ -16,8 +16,8 @@ class CompositeOptimizer(Modes, Optimizer):
     """One optimizer for each role, joined: a step steps them all.
 
     Schedulers, gradient clipping, checkpoints and hooks see an ordinary optimizer. ``param_groups`` holds the
-    children's own group dicts, each with its ``"role"``; they stay the same objects after `load_state_dict`,
-    so whoever holds one keeps a live view. It has ``train()`` and ``eval()`` where a child has (`optimizers.modes`).
+    children's own group dicts, each with its ``"role"``; they stay the same objects after `load_state_dict`, so a
+    reference to one stays valid. It has ``train()`` and ``eval()`` where a child has (`optimizers.modes`).
 
     Args:
         children: role -> optimizer; no parameter in two of them.
@@ -56,7 +56,7 @@ class CompositeOptimizer(Modes, Optimizer):
             raise InputError(f"A parameter group needs a 'role', one of {', '.join(self.children)}, not {role!r}.")
         child = self.children[role]
         is_new = all(param_group is not group for group in child.param_groups)
-        # Ours comes first: it refuses a parameter that any child has already.
+        # The base class refuses a parameter that any child has already, so it comes first.
         super().add_param_group(param_group)
         if is_new:
             try:
@@ -65,16 +65,13 @@ class CompositeOptimizer(Modes, Optimizer):
                 self.param_groups.pop()
                 raise
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Evaluate ``closure`` once, if given, then step every child on the same gradients.
 
         Returns:
             What the closure returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for child in self.children.values():
             child.step()
         return loss
@@ -109,7 +106,7 @@ class CompositeOptimizer(Modes, Optimizer):
             )
         saved = state_dict["children"]
         for role, child in self.children.items():
-            # A wrapper's state may have a form of its own; the wrapper checks it.
+            # The state of a wrapper may have another form; the wrapper checks it.
             there, here = _sizes(saved[role].get("param_groups", child.param_groups)), _sizes(child.param_groups)
             if there != here:
                 raise InputError(
@@ -119,7 +116,7 @@ class CompositeOptimizer(Modes, Optimizer):
         for role, child in self.children.items():
             held = list(child.param_groups)
             child.load_state_dict(saved[role])
-            # torch puts new dicts in place of the old; whoever holds an old one must not be left behind.
+            # torch puts new dicts in place of the old ones; references to the old ones must stay valid.
             for live, restored in zip(held, child.param_groups, strict=True):
                 live.update(restored)
             child.param_groups[:] = held

@@ -1,7 +1,7 @@
-"""Of which matrices a parameter is made: declared by the network, read by optimizers that treat a matrix as a whole.
+"""The matrices of which a parameter is made: networks declare them, and optimizers that act on matrices read them.
 
-A layout is a mapping of plain values. Layouts stand in a parameter group under ``layouts``, one for each of its
-parameters in their order, None where nothing is declared; so they survive copies and checkpoints.
+A layout is a mapping of plain values, so that it survives copies and checkpoints. A parameter group has a list of them
+under ``layouts``, one for each of its parameters in their order, None where nothing is declared.
 
 ===============  ====================================================================================================
 ``orientation``  ``"input_output"`` (forward is x @ W) or ``"output_input"`` (x @ W.T, as in ``torch.nn.Linear``)

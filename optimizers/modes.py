@@ -1,4 +1,4 @@
-"""Optimizers that train at one point and are evaluated at another, which ``train()`` and ``eval()`` go to."""
+"""Optimizers that train at one point and are evaluated at another; ``train()`` and ``eval()`` move between the two."""
 
 from __future__ import annotations
 

@@ -59,14 +59,18 @@ OPTIMIZERS = OptimizerRegistry("optimizer", "li2_lightning.optimizers", makes=Op
 register, find, names = OPTIMIZERS.register, OPTIMIZERS.find, OPTIMIZERS.names
 
 
+def specialized(name: str, hyperparameters: Mapping[str, Any]) -> Factory:
+    """The plug-in called ``name``. One that wraps another optimizer gets that optimizer's hyperparameters as well."""
+    factory = find(name)
+    specialize = getattr(factory, "specialize", None)
+    return specialize(hyperparameters) if specialize else factory
+
+
 def resolve(
     name: str, hyperparameters: Mapping[str, Any], shared: Mapping[str, Any], role: str
 ) -> tuple[Factory, dict[str, Any]]:
     """The callable and its keyword arguments, nothing built yet; arguments and errors as for `build`."""
-    factory = find(name)
-    # A plug-in that wraps another optimizer has that optimizer's hyperparameters as well.
-    if specialize := getattr(factory, "specialize", None):
-        factory = specialize(hyperparameters)
+    factory = specialized(name, hyperparameters)
     # null in a role's lr or weight_decay means that the role leaves it to the shared one.
     own = {key: v for key, v in hyperparameters.items() if not (v is None and key in shared)}
     common = {key: v for key, v in shared.items() if v is not None and accepts(factory, key, 1)}
@@ -87,12 +91,12 @@ def build(
         name: as for `Registry.find`.
         params: the tensors it trains, all of them.
         hyperparameters: what the user wrote for this role; must fit the signature.
-        shared: ``lr`` and ``weight_decay`` that fill in where the role sets none, if taken.
-        role: for messages: ``optimizer.hidden`` is where the user finds what to change.
+        shared: ``lr`` and ``weight_decay`` for an optimizer that takes them and a role that sets none.
+        role: for messages, which name the section: ``optimizer.hidden``.
 
     Raises:
-        InputError: anything above that does not fit, a value that the optimizer refuses, a result that is
-            no optimizer, needs a closure or sparse gradients, or does not train exactly ``params``.
+        InputError: an argument that does not fit, a value that the optimizer refuses, a result that is no optimizer,
+            an optimizer that needs a closure or sparse gradients, or does not train exactly ``params``.
     """
     factory, arguments = resolve(name, hyperparameters, shared or {}, role)
     return construct(name, factory, params, arguments, f"optimizer.{role}")
@@ -104,7 +108,7 @@ def construct(
     """What ``factory`` builds from its ``arguments``, checked; errors as for `build`."""
     try:
         optimizer: Optimizer = _call(factory, params, {**arguments, **_one_pass(factory, params, arguments)})
-    # A plug-in is foreign code: whatever it raises becomes one sentence for the user.
+    # A plug-in is foreign code and may raise anything.
     except Exception as error:
         written = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "its defaults"
         raise InputError(f"{section}: {name} cannot be built with {written}: {reason(error)}.") from error
@@ -115,7 +119,7 @@ def construct(
             f"{section}: {name} evaluates the loss several times a step, and here it is computed once; "
             "choose an optimizer whose step needs no closure, for example adam."
         )
-    # An optimizer that can be given the diagonal of the Hessian computes it otherwise, not always in the first step.
+    # Without this argument such an optimizer computes the Hessian's diagonal itself, not always in the first step.
     if "hessian" in takes:
         raise InputError(f"{section}: {name} {SECOND_ORDER}.")
     if isinstance(optimizer, torch.optim.SparseAdam):
@@ -130,9 +134,9 @@ def construct(
 
 
 def _call(factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[str, Any]) -> Any:
-    """What ``factory`` returns for the parameters, or for groups of them with ``use_muon`` where it needs that key.
+    """What ``factory`` returns for the parameters; for groups with the key ``use_muon`` where it needs that key.
 
-    Such an optimizer orthogonalizes the updates of matrices and has another rule for all others.
+    Such an optimizer orthogonalizes the updates of matrices and has another rule for the other parameters.
     """
     try:
         return factory(list(params), **arguments)
@@ -145,7 +149,7 @@ def _call(factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[s
             try:
                 return factory(groups, **arguments)
             except Exception as another:
-                # With the key the error is another one: the optimizer has read the key, and something else is wrong.
+                # The error differs with the key: the optimizer has read the key, and something else is wrong.
                 if reason(another) != reason(without):
                     raise
         raise
@@ -154,17 +158,17 @@ def _call(factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[s
 def _one_pass(factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[str, Any]) -> dict[str, bool]:
     """The argument that lets an optimizer of torch update all parameters in one pass over memory, where it can.
 
-    An Adam step then takes a third of the time. torch has no such pass for complex parameters, and the user may have
-    asked for another way.
+    An Adam step then takes a third of the time. There is none for complex parameters, nor where the user has set
+    another way.
     """
-    how = {"fused", "foreach", "differentiable", "capturable"}
-    if factory not in _from_torch.values() or not accepts(factory, "fused", 1) or how & arguments.keys():
+    ways = {"fused", "foreach", "differentiable", "capturable"}
+    if factory not in _from_torch.values() or not accepts(factory, "fused", 1) or ways & arguments.keys():
         return {}
     return {"fused": True} if all(parameter.is_floating_point() for parameter in params) else {}
 
 
 def _from_extra() -> dict[str, Factory]:
-    # The import takes a second, so it waits for a name that is known nowhere else.
+    # Imported only for a name that is known nowhere else: the import takes a second.
     if importlib.util.find_spec(EXTRA) is None:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""A step before the run: an optimizer that cannot step, or go on from a checkpoint, is refused before training."""
+"""Steps on copies before the run: an optimizer that cannot step or resume is refused before training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -23,8 +22,8 @@ def rehearse(
 ) -> None:
     """Step on copies of the parameters with small random gradients, save, load, and step again.
 
-    Gradients have a generator of their own. An optimizer may draw from the global sources of random numbers; whoever
-    needs these as they were keeps their state.
+    Gradients have a generator of their own. An optimizer may draw from the global random streams; a caller that needs
+    these unchanged saves their state first.
 
     Args:
         build: makes the optimizer that the run will have, as `build_optimizer` does with its config.
@@ -35,7 +34,11 @@ def rehearse(
             optimizer, and the entry of the state.
     """
     generator = torch.Generator().manual_seed(0)
-    composite = build({role: [(name, _copy(p)) for name, p in named] for role, named in parameters.items()})
+    copies = {
+        role: [(name, Parameter(p.detach().clone(), p.requires_grad)) for name, p in named]
+        for role, named in parameters.items()
+    }
+    composite = build(copies)
     for role, child in composite.children.items():
         alone = CompositeOptimizer({role: child}, {role: composite.names[role]})
         called = f"optimizer.{role}: {composite.names[role]}"
@@ -43,7 +46,7 @@ def rehearse(
         try:
             switch([alone], "eval")
             _reload(alone)
-        except Exception as error:  # torch, pickle and foreign code raise many kinds, here and below
+        except Exception as error:  # torch, pickle and foreign code may raise anything, here and below
             message = f"{called} cannot be continued from a checkpoint: {reason(error)}; choose another optimizer."
             raise InputError(message) from error
         if all(bool(p.isfinite().all()) for group in alone.param_groups for p in group["params"]):
@@ -92,25 +95,17 @@ def _offender(value: Any, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], 
     return path, value
 
 
-def _copy(parameter: Parameter) -> Parameter:
-    return Parameter(parameter.detach().clone(), parameter.requires_grad)
-
-
 def _step(optimizer: Optimizer, generator: torch.Generator, called: str, when: str = "") -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
-            p.grad = _small_noise(p, generator)
+            p.grad = 1e-3 * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
     try:
         switch([optimizer], "train")
         optimizer.step()
     except Exception as error:
-        # A rate that is too large is no fault of the optimizer: the run will diverge, and say so.
+        # The learning rate is too large, not the optimizer wrong: the run will report that it diverges.
         if "without overflow" in str(error):
             return
         if "does not require grad" in str(error):
             raise InputError(f"{called} {SECOND_ORDER}.") from error
         raise InputError(f"{called} cannot step{when} on these weights: {reason(error)}.") from error
-
-
-def _small_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return 1e-3 * torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

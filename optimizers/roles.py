@@ -1,4 +1,4 @@
-"""From a config to one optimizer: which parameters train by what, each exactly once."""
+"""From a config to one optimizer: every parameter belongs to exactly one role, and each role has an optimizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build_optimizer(
 ) -> CompositeOptimizer:
     """One optimizer for each role that has trainable parameters, joined.
 
-    Each parameter group is told its parameters' names (``param_names``) and layouts (``layouts``).
+    Each parameter group gets its parameters' names (``param_names``) and layouts (``layouts``).
 
     Args:
         parameters: role -> pairs of name and parameter; those that require no gradient are left out.
@@ -39,12 +39,13 @@ def build_optimizer(
 
     Raises:
         InputError: an unknown role, a role without ``name``, a parameter in two roles, nothing to train,
-            a hyperparameter that contradicts a layout, and all that `registry.build` refuses.
+            a hyperparameter that contradicts a layout, and all errors of `registry.build`.
     """
     for key in config:
         check_choice("optimizer key", key, (*SHARED, *ROLES))
     shared = {key: config.get(key) for key in SHARED}
     trainable = _trainable(parameters)
+    plain_layouts = {label: dict(layout) for label, layout in (layouts or {}).items()}
     children: dict[str, Optimizer] = {}
     called: dict[str, str] = {}
     notes: dict[str, str] = {}
@@ -61,7 +62,7 @@ def build_optimizer(
         named = {id(parameter): label for label, parameter in trainable[role].items()}
         for group in children[role].param_groups:
             group["param_names"] = [named[id(parameter)] for parameter in group["params"]]
-            group["layouts"] = [_plain((layouts or {}).get(label)) for label in group["param_names"]]
+            group["layouts"] = [plain_layouts.get(label) for label in group["param_names"]]
             try:
                 check_layouts(group)
             except InputError as error:
@@ -79,9 +80,9 @@ def build_optimizer(
 def spell_out(config: Mapping[str, Any], multiplied: Collection[str] = ()) -> dict[str, Any]:
     """The config of `build_optimizer` with the values that it leaves to the optimizers' own defaults written into it.
 
-    A shared ``lr`` or ``weight_decay`` of None leaves each role that sets none to the default of its optimizer. Of
-    these defaults the most frequent becomes the shared value, and the others stand in their roles: what a user would
-    have written to get the same. Where a signature does not tell a default, nothing becomes shared.
+    Where the shared ``lr`` or ``weight_decay`` is None, a role that sets none has the default of its optimizer. The
+    most frequent of these defaults becomes the shared value, and the other defaults stand in their roles. Where the
+    signature of one optimizer does not tell a default, nothing becomes shared.
 
     Args:
         config: as for `build_optimizer`, with a section for every role; left as it is.
@@ -129,8 +130,8 @@ def optimizer_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     shared = {key: config.get(key) for key in SHARED}
     roles = {}
     for role in ROLES:
-        name, given = config[role]["name"], {key: v for key, v in config[role].items() if key != "name"}
         try:
+            name, given = _read(role, config.get(role))
             factory, arguments = resolve(name, given, shared, role)
         except InputError:
             return dict(config)
@@ -188,14 +189,10 @@ def _read(role: str, section: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _own_default(factory: Factory, key: str) -> float | None:
-    """The number that ``factory`` takes by itself; None where its signature does not tell one."""
+    """The default of ``factory`` for ``key``; None where its signature does not tell a number."""
     parameters, _ = options_of(factory, 1)
     default = parameters[key].default if key in parameters else None
     return default if isinstance(default, int | float) and not isinstance(default, bool) else None
-
-
-def _plain(layout: Layout | None) -> dict[str, Any] | None:
-    return None if layout is None else dict(layout)
 
 
 def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str, Parameter]]:

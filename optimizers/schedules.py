@@ -87,12 +87,12 @@ WITH_LENGTH = ("cosine",)
 class Schedule(LambdaLR):
     """lr·factor(t) for every group, also right after a state has been loaded.
 
-    torch takes the learning rates after loading from the optimizer's state, where they are those of the ``max_steps``
-    that the checkpoint was made with: at the end of a cosine, zero.
+    torch would keep the learning rates of the loaded optimizer. They belong to the ``max_steps`` of the checkpoint: at
+    the end of a cosine they are zero.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore t and the learning rates that factors multiply; load the optimizer's own state first."""
+        """Restore t and the base learning rates; load the optimizer's own state first."""
         super().load_state_dict(state_dict)
         groups = zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True)
         for group, lr, factor in groups:
@@ -110,7 +110,7 @@ def build_scheduler(optimizer: Optimizer, config: Mapping[str, Any], max_steps: 
     """The scheduler that ``config`` names, to be stepped once after every optimizer update.
 
     Args:
-        optimizer: its groups' present learning rates are the ones that the factors multiply.
+        optimizer: the factors multiply the present learning rates of its groups.
         config: ``name`` of a schedule and its options.
         max_steps: where ``cosine`` ends.
 

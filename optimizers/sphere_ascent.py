@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from li2_lightning.errors import InputError
+from optimizers.closures import Closure, evaluate
 from optimizers.layouts import input_axis, layouts_of, matrices
 
 
@@ -20,11 +21,11 @@ class SphereAscent(Optimizer):
     matrices in one parameter, a node has a w in each (`optimizers.layouts`).
 
     The first step begins at w/‖w‖. Where the loss is minus a function E that is homogeneous in each column, this climbs
-    E on the sphere at a pace that does not depend on its scale, and columns never meet. A column whose ⟨w, d⟩ is not
-    positive has no direction outwards and stays, normalized.
+    E on the sphere at a pace that does not depend on its scale, each column by itself. A column whose ⟨w, d⟩ is not
+    positive is normalized and does not move.
 
-    It is named by its import path, ``optimizers.sphere_ascent:SphereAscent``, and not registered: columns of unit norm
-    minimize no loss of their own accord, which is what the contract of a registered optimizer asks for.
+    It is not registered, because it cannot keep the contract: columns of unit norm do not minimize an arbitrary loss.
+    Name it by its import path, ``optimizers.sphere_ascent:SphereAscent``.
 
     Args:
         params: real matrices, inputs × nodes.
@@ -43,18 +44,10 @@ class SphereAscent(Optimizer):
                 if p.ndim != 2 or p.is_complex():
                     raise InputError(f"SphereAscent takes real matrices; {tuple(p.shape)} {p.dtype} is none.")
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Closure | None = None) -> Any:
+        """Move every node of each parameter that has a gradient; return what the closure returned."""
+        loss = evaluate(closure)
         for group in self.param_groups:
             for p, layout in zip(group["params"], layouts_of(group), strict=True):
                 if p.grad is not None:

@@ -1,23 +1,23 @@
-"""What stands between the gradients and an optimizer, and leaves ``p.grad`` as it is."""
+"""A gradient filter gives an optimizer other gradients and leaves ``p.grad`` as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optimizers.closures import Closure, evaluate
 from optimizers.modes import Modes
 
 
 class GradientFilter(Modes, Optimizer):
-    """An optimizer that sees `filtered` gradients; nobody else does.
+    """An optimizer whose inner optimizer steps on `filtered` gradients; all other code sees the original ones.
 
-    Groups and state are the inner optimizer's own, so schedulers and checkpoints reach them. As it is, a filter
-    passes on copies: an optimizer that writes into the gradients it is given spoils nobody else's. A subclass
-    overrides `filtered`, and keeps what it remembers in attributes and in its state dict.
+    Groups and state are the inner optimizer's own, so schedulers and checkpoints reach them. This base class passes
+    on copies, so an optimizer may write into the gradients that it is given. A subclass overrides `filtered`, and
+    keeps its memory in attributes and in its state dict.
 
     Args:
         inner: the optimizer that steps.
@@ -36,10 +36,10 @@ class GradientFilter(Modes, Optimizer):
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
 
     def filtered(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """What the inner optimizer sees as the gradient of ``weight``: a new tensor."""
+        """The gradient of ``weight`` that the inner optimizer sees: a new tensor."""
         return gradient.clone()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Show the filtered gradients to the inner optimizer, and put the others back.
 
         Args:
@@ -48,10 +48,7 @@ class GradientFilter(Modes, Optimizer):
         Returns:
             What the closure returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         seen = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         try:
             with torch.no_grad():
@@ -65,7 +62,7 @@ class GradientFilter(Modes, Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the inner optimizer."""
-        # The constructor of the base class hands over those that are the inner optimizer's already.
+        # The constructor of the base class adds the groups that the inner optimizer has already.
         if all(param_group is not group for group in self.inner.param_groups):
             self.inner.add_param_group(param_group)
 
@@ -78,6 +75,6 @@ class GradientFilter(Modes, Optimizer):
         self.inner.load_state_dict(state_dict)
         self._share()
 
-    # The base class would leave out all that is not defaults, state and groups; a scheduler wraps step.
+    # The base class keeps only defaults, state and groups. A step that a scheduler has wrapped belongs to this object.
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "step"}

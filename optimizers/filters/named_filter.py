@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from li2_lightning.errors import InputError
 from li2_lightning.plugins import options_of
 from optimizers.filters.gradient_filter import GradientFilter
-from optimizers.registry import Factory, construct, find, resolve
+from optimizers.registry import Factory, construct, resolve, specialized
 
 Inner = str | Sequence[str]
 
@@ -46,10 +46,7 @@ class NamedFilter(GradientFilter):
         signature = inspect.signature(cls)
         own = signature.parameters
         name, rest = _split(given.get("inner", own["inner"].default))
-        factory = find(name)
-        if specialize := getattr(factory, "specialize", None):
-            factory = specialize(rest)
-        its, is_open = options_of(factory, 1)
+        its, is_open = options_of(specialized(name, rest), 1)
         if rest:
             if "inner" not in its and not is_open:
                 raise InputError(f"{name} wraps no other optimizer; in inner only the last name is one.")

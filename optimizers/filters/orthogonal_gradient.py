@@ -1,4 +1,4 @@
-"""A projection before any optimizer: gradients that only lengthen or shorten a weight are left out."""
+"""A projection before any optimizer: the part of a gradient that only scales a weight is removed."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ class OrthogonalGradient(NamedFilter):
     and nothing else changes: ``p.grad`` is what it was, weight decay is the inner optimizer's. In a homogeneous
     network the component left out scales the outputs and no prediction.
 
-    The source states the projection for θ, all parameters as one vector. Here, as in its authors' code, it is made
-    tensor by tensor, so that a role alone can have it; a gradient orthogonal to every tensor is orthogonal to θ, too.
+    The source states the projection for θ, all parameters as one vector. Here, as in its authors' code, each tensor has
+    its own, so that it works for one role alone; a gradient orthogonal to every tensor is orthogonal to θ, too.
     Where the network declares several matrices in one tensor (fused Q, K, V; `optimizers.layouts`), each is a W.
-    Their code then scales the result up to the length of g, which its text does not ask for and we do not do.
+    Their code then scales the result up to the length of g; their text does not, nor do we.
 
     The length of W still changes: a step along the tangent ends a little further out, weight decay shortens W, and
-    Adam's scaling of single entries leaves the tangent. But nothing drives it to a value, so that a problem whose
-    solution has a length of its own (least squares) need not be solved: of the contract, the checks that train on such
-    problems do not hold.
+    Adam's scaling of single entries leaves the tangent. But no gradient drives it to a value. So a problem whose
+    solution has a certain length (least squares) need not be solved, and the contract's checks on such problems fail.
 
     Args:
         params: the tensors to train.
@@ -41,8 +40,7 @@ class OrthogonalGradient(NamedFilter):
         hyperparameters: of the inner optimizer.
 
     Raises:
-        InputError: an inner optimizer that cannot be built with its hyperparameters; a weight that is a single
-            number, which has a length and no direction.
+        InputError: an inner optimizer that cannot be built with its hyperparameters; a weight that is a single number.
 
     Source: L. Prieto et al., "Grokking at the edge of numerical stability", arXiv:2501.04697 (⊥Grad).
     """

@@ -1,4 +1,4 @@
-"""A low-pass filter before any optimizer: gradients that keep their direction for long are amplified."""
+"""A low-pass filter before any optimizer: the slowly changing part of a gradient is amplified."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class SlowGradients(NamedFilter):
         self.slow: dict[Tensor, dict[str, Any]] = {}
 
     def filtered(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """g + λμ, with g remembered."""
+        """g + λμ; updates the memory of g."""
         slow = self.slow.setdefault(weight, {})
         if self.filter == "ema":
             if not slow:
                 slow["mean"] = gradient.clone()
             mean: Tensor = slow["mean"]
-            # At first both are g, and so is what lies between.
+            # In the first step both are g, and so is any mean of the two.
             return gradient + self.amplification * mean.lerp_(gradient, 1 - self.filter_decay)
         if not slow:
             slow |= {"last": gradient.new_zeros(self.window, *gradient.shape), "sum": torch.zeros_like(gradient)}
@@ -80,7 +80,7 @@ class SlowGradients(NamedFilter):
         slow["sum"] += gradient - oldest
         oldest.copy_(gradient)
         slow["steps"] += 1
-        if slow["steps"] % self.window == 0:  # or rounding would pile up
+        if slow["steps"] % self.window == 0:  # rounding errors would add up
             slow["sum"] = slow["last"].sum(dim=0)
         if slow["steps"] < self.window:
             return gradient.clone()

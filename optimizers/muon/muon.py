@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from li2_lightning.errors import InputError, check_choice
+from optimizers.closures import Closure, evaluate
 from optimizers.layouts import ORIENTATIONS, Layout, check_layouts, layouts_of, matrices
 from optimizers.layouts import orientation as orientation_of
 from optimizers.muon.orthogonalize import Method, Precision, coefficients, orthogonalize, working_dtype
@@ -53,11 +54,11 @@ class Muon(Optimizer):
         W ← W − lr·s·UVᴴ,      d = UDVᴴ,
         W ← (1 − lr·λ)W                                   (here instead, with ``decay_after_update``).
 
-    The two styles of momentum differ by the constant factor 1−β, which UVᴴ does not see: they take the same
+    The two styles of momentum differ by the constant factor 1−β, which does not change UVᴴ: they take the same
     steps while the momentum is larger than ``eps``.
 
-    **Units.** UVᴴ has spectral norm 1, so without a scale **lr is the spectral norm of an update**: no input
-    of unit length moves the output by more than lr. The scales s read lr in other units:
+    **Units.** UVᴴ has spectral norm 1, so without a scale **lr is the spectral norm of an update**: for an input of
+    unit length the output changes by lr at most. The scales s read lr in other units:
 
         none          1                          spectral norm of the update
         rms           √max(inputs, outputs)      root mean square of the update's entries (full rank)
@@ -71,9 +72,9 @@ class Muon(Optimizer):
     ``match_rms_adamw`` is ``match_adamw`` and whose ``original`` is the larger of ``none`` and ``spectral``).
 
     ``split_heads`` makes every attention head of Q, K and V a matrix of its own. The matrix behind the heads stays
-    whole, as in the source: it adds up what all heads say.
+    whole, as in the source: it sums over all heads.
 
-    ⟨UVᵀ, G⟩ = tr D ≥ 0: without momentum no update points uphill, and it rests where gradient descent does.
+    ⟨UVᵀ, G⟩ = tr D ≥ 0: without momentum no update points uphill, and the fixed points are those of gradient descent.
 
     Args:
         params: matrices, or batches of them in the last two dimensions; real or complex.
@@ -148,7 +149,7 @@ class Muon(Optimizer):
             raise
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Update every parameter that has a gradient; gradients are read, never written.
 
         Args:
@@ -157,10 +158,7 @@ class Muon(Optimizer):
         Returns:
             What the closure returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             for weight, layout in zip(group["params"], layouts_of(group), strict=True):
                 if weight.grad is not None:

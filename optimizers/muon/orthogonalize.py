@@ -30,7 +30,7 @@ SCHEDULE: tuple[Triple, ...] = (
 )
 # The singular values, as shares of the Frobenius norm, that `polar_express` is optimal for.
 LOWER = 1e-3
-# Beyond its interval an optimal quintic climbs steeply; rounding may lift a singular value there.
+# Beyond its interval an optimal quintic grows steeply, and rounding may lift a singular value beyond it.
 SAFETY = 1.01
 
 
@@ -119,7 +119,7 @@ def optimal_quintics(steps: int, lower: float = LOWER, safety: float = SAFETY) -
     Args:
         steps: how many.
         lower: smallest singular value that counts, in (0, 1].
-        safety: at least 1; how far beyond u a step must not go astray.
+        safety: at least 1; a singular value up to safety·u must not grow without bound.
 
     Returns:
         (a, b, c) of aσ + bσ³ + cσ⁵, one triple a step.
@@ -172,7 +172,7 @@ def _image(triple: Triple, l: float, u: float) -> tuple[float, float]:  # noqa: 
 
 
 def _polar(X: Tensor) -> Tensor:
-    # LAPACK raises on NaN; a diverged run is to be reported as divergence, so NaN goes in and comes out.
+    # LAPACK raises on NaN. Here NaN gives NaN, so that a diverged run is reported as divergence.
     is_finite = X.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
     U, S, Vh = torch.linalg.svd(torch.where(is_finite, X, 0), full_matrices=False)
     in_range = torch.finfo(S.dtype).eps * X.shape[-2] * S[..., :1] < S
@@ -182,10 +182,10 @@ def _polar(X: Tensor) -> Tensor:
 def _iterate(X: Tensor, polynomials: tuple[Triple, ...], eps: float) -> Tensor:
     identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
     X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=eps)
-    # Every iterate is a polynomial of A = XXᴴ times X, so a wide matrix can iterate on the small A (twice as
-    # fast at 142 × 2048). A has the singular values squared, which costs digits: taken afresh after three
-    # steps, it is as accurate in float32 as the plain iteration; without that, twelve steps overflow. Half
-    # precision has no digits to spare.
+    # Every iterate is a polynomial of A = XXᴴ times X, so a wide matrix can iterate on the small A (twice as fast at
+    # 142 × 2048). A has the singular values squared, which costs digits. Computed again every three steps, A makes
+    # the result as accurate in float32 as the plain iteration does; without that, twelve steps overflow. Half precision
+    # has too few digits for it.
     is_wide = X.shape[-1] >= 2 * X.shape[-2] and X.dtype not in (torch.float16, torch.bfloat16)
     block = 3 if is_wide else 1
     for start in range(0, len(polynomials), block):
