@@ -104,20 +104,16 @@ def read_input(path: str, key: str) -> bytes:
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """The named arrays of an ``.npz`` file, or all; nothing is unpickled; a missing array is a ValueError."""
-    # NumPy raises errors of many types over a broken file.
     try:
-        return _read_npz(path, names)
+        # np.load would leave open a broken file that it had opened itself.
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it holds a single array without a name")
+            missing = [name for name in names or () if name not in arrays]
+            if missing:
+                raise ValueError(f"it has no array called {missing[0]!r}, only {sorted(arrays.files)}")
+            return {name: arrays[name] for name in names or arrays.files}
+    # NumPy raises errors of many types over a broken file.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
         raise ValueError(f"it is damaged ({error})") from error
-
-
-def _read_npz(path: Path, names: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
-    # np.load would leave open a broken file that it had opened itself.
-    with path.open("rb") as file:
-        arrays = np.load(file, allow_pickle=False)
-        if isinstance(arrays, np.ndarray):
-            raise ValueError("it holds a single array without a name")
-        missing = [name for name in names or () if name not in arrays]
-        if missing:
-            raise ValueError(f"it has no array called {missing[0]!r}, only {sorted(arrays.files)}")
-        return {name: arrays[name] for name in names or arrays.files}

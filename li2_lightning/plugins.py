@@ -306,7 +306,7 @@ def _convert(value: Any, default: Any, key: str) -> Any:
 Identity = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 IDENTITIES: dict[str, Identity] = {}
-"""Section of the config -> the function that removes from it whatever does not count for the hash."""
+"""Section of the config -> the function that removes from it the values that do not count for the hash."""
 
 
 def identifies(section: str) -> Callable[[Identity], Identity]:

@@ -130,7 +130,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
-        """F of the rows (n × K) in consecutive blocks of rows, computed anew."""
+        """F of the rows (n × K) in consecutive blocks of rows, computed again."""
         yield self.compute_features(tokens).last
 
     def why_plain(self) -> str | None:

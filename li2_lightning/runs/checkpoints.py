@@ -30,7 +30,7 @@ from li2_lightning.runs.metrics_csv import count_rows
 # Exact types: an IntEnum is an int and a NumPy float64 is a float, but torch loads neither of them.
 VALUES = (type(None), bool, int, float, complex, str, bytes, Tensor, Parameter, torch.Size, torch.dtype, torch.device)
 CONTAINERS = (dict, OrderedDict, list, tuple, set)
-# The sections of Lightning's checkpoints that hold one state for each index or key, and what the states belong to.
+# The sections of Lightning's checkpoints that hold one state for each index or key -> the owner of such a state.
 OWNERS = {"callbacks": "callback", "optimizer_states": "optimizer", "lr_schedulers": "scheduler"}
 # The types of arrays that an .npz of initial weights may have.
 NUMBERS = ("float16", "float32", "float64", "complex64", "complex128", "int32", "int64")

@@ -27,7 +27,7 @@ from li2_lightning.errors import BusyError, DamagedError, DivergenceError, Input
 from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
 from li2_lightning.runs.checkpoints import Start, continue_from, lies_in, read_own_part
-from li2_lightning.runs.metrics_csv import read_metrics
+from li2_lightning.runs.metrics_csv import first_step, read_metrics
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
@@ -296,7 +296,7 @@ class RunDirectory:
         """
         metrics = read_metrics(self.path / "metrics.csv")
         last = {name: value for name, value in metrics.iloc[-1].items() if math.isfinite(value)}
-        steps = int(last["step"]) - rows_before
+        steps, metrics = int(last["step"]) - rows_before, metrics.set_index("step")
         stages = self.path / "stages.json"
         summary: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -304,7 +304,7 @@ class RunDirectory:
             **more,
             "final": {str(name): int(v) if name in ("step", "stage/index") else float(v) for name, v in last.items()},
             "first_step": {
-                split: {f"{level:g}": _first(metrics, f"{split}/accuracy", level) for level in THRESHOLDS}
+                split: {f"{level:g}": first_step(metrics, f"{split}/accuracy", level) for level in THRESHOLDS}
                 for split in ("train", "test")
             },
             "stages": json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else None,
@@ -353,9 +353,3 @@ def versions() -> Mapping[str, str]:
         "lightning": lightning.__version__,
         "wandb": version("wandb"),
     }
-
-
-def _first(metrics: Any, column: str, level: float) -> int | None:
-    """The first step at which ``column`` reached ``level``."""
-    reached = metrics.loc[metrics[column] >= level, "step"]
-    return int(reached.iloc[0]) if len(reached) else None

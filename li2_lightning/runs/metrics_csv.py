@@ -87,7 +87,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Hand what is buffered to the operating system."""
+        """Hand the buffered rows to the operating system."""
         if self._stream is not None:
             self._stream.flush()
         self._unflushed = 0
@@ -135,6 +135,12 @@ def read_metrics(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(io.StringIO(whole + newline), dtype={"step": "int64"})
+
+
+def first_step(metrics: pd.DataFrame, column: str, level: float) -> int | None:
+    """The first step, in the index of ``metrics``, at which ``column`` was at least ``level``; None if it never was."""
+    reached = metrics.index[metrics[column] >= level]
+    return int(reached[0]) if len(reached) else None
 
 
 def read_rows(path: Path, through: int | None = None) -> Iterator[dict[str, float]]:
