@@ -32,13 +32,12 @@ import hydra
 import lightning
 import torch
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS, build_callbacks, with_defaults
-from li2_lightning._compat import is_first_rank
+from li2_lightning._compat import config_groups, is_first_rank
 from li2_lightning.cli.hydra_errors import explain_groups, explain_keys, prepare, show_error
 from li2_lightning.config import CONFIGS
 from li2_lightning.config.checks import load_config
@@ -56,7 +55,7 @@ from li2_lightning.networks.build import build_network
 from li2_lightning.runs.checkpoints import Start, read_weights
 from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.terminal import print_summary
-from li2_lightning.runs.wandb import answering_agent, logging_to, wandb_mode
+from li2_lightning.runs.wandb import logging_to, reporting_to_agent, wandb_mode
 from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.sweeps.worker import run_in_sweep
 from li2_lightning.tasks.splits import split_rows
@@ -81,33 +80,33 @@ from optimizers import (
     spell_out,
 )
 
-Parts = tuple[lightning.Trainer, Li2Module, TableDataModule]
+Assembled = tuple[lightning.Trainer, Li2Module, TableDataModule]
 
 
 def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
-    """Everything after the command line: config → task → network → module → callbacks → fit → summary.
+    """One run: config → task → network → module → callbacks → fit → summary.
 
     A finished run is not repeated; its stored result is returned (``force: true`` runs it again).
 
     Raises:
-        InputError: the config asks for something that cannot be; nothing has been written.
+        InputError: the config asks for something impossible; nothing has been written.
         DivergenceError: the training loss is not finite; the last good checkpoint is kept.
         Interrupted: SIGINT or SIGTERM; a checkpoint holds the state.
-        OtherRankError: of several ranks another one failed.
+        OtherRankError: another rank of the run failed.
     """
     config = read_config(values)
     command = [sys.executable, str(Path(__file__).resolve())]
-    with RankGroup(config, command, join_process_group, plug_ins(config)) as ranks:
+    with RankGroup(config, command, join_process_group, plugin_modules(config)) as ranks:
         return lead(config, ranks) if ranks.is_first else follow(config, ranks)
 
 
 def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
-    """The checked config, with what it leaves to the defaults of callbacks and optimizers spelled out.
+    """The checked config, with the defaults of callbacks and optimizers written into it.
 
-    So equal settings share a hash, and config.yaml holds what was used.
+    Equal settings therefore share a hash, and config.yaml holds every value that was used.
 
     Raises:
-        InputError: a key, a value or a plug-in that does not fit.
+        InputError: a key, a value or a plug-in does not fit.
     """
     config = load_config(values)
     config.callbacks = with_defaults(config.callbacks)
@@ -117,26 +116,26 @@ def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
 
 
 def lead(config: Config, ranks: RankGroup) -> RunResult:
-    """The run of the first rank, or of a single process: it decides, writes, logs and prints."""
+    """The run of the first rank, or of a single process. This rank decides, writes, logs and prints."""
     directory = RunDirectory.of(config)
-    with answering_agent(config, directory):
+    with reporting_to_agent(config, directory):
         decision = directory.decide(config)
     summary = decision.stored
     if summary is None:
-        # Everything that may be refused, before anything is written.
-        parts = assemble(config, directory.path, ranks)
+        # Every refusal comes from these two lines, before anything is written.
+        assembled = assemble(config, directory.path, ranks)
         mode = wandb_mode(config)
-        with directory.claim(config, decision) as decision, answering_agent(config, directory):
-            summary = decision.stored or fit(config, directory, decision.start, parts, mode, ranks)
+        with directory.locked(config, decision) as decision, reporting_to_agent(config, directory):
+            summary = decision.stored or fit(config, directory, decision.start, assembled, mode, ranks)
     ranks.finish(summary)
     return RunResult(directory.path, summary, stored=decision.stored is not None)
 
 
 def fit(
-    config: Config, directory: RunDirectory, start: Start | None, parts: Parts, mode: str, ranks: RankGroup
+    config: Config, directory: RunDirectory, start: Start | None, assembled: Assembled, mode: str, ranks: RankGroup
 ) -> dict[str, Any]:
     """Train from ``start``, or from the initial weights; returns the summary."""
-    trainer, module, data = parts
+    trainer, module, data = assembled
     checkpoint = None if start is None else start.checkpoint
     with (
         logging_to(trainer, config, directory.path, mode, start),
@@ -158,7 +157,7 @@ def fit(
 
 
 def follow(config: Config, ranks: RankGroup) -> RunResult:
-    """The run of every other rank: it trains and measures its rows, in silence."""
+    """The run of every other rank. It trains and measures its share of the rows, and prints nothing."""
     directory = RunDirectory.of(config)
     with ranks.in_silence():
         to_do, checkpoint = ranks.decision()
@@ -169,7 +168,7 @@ def follow(config: Config, ranks: RankGroup) -> RunResult:
         return RunResult(directory.path, ranks.result(), stored=not to_do)
 
 
-def assemble(config: Config, directory: Path, ranks: RankGroup) -> Parts:
+def assemble(config: Config, directory: Path, ranks: RankGroup) -> Assembled:
     """Config → task → network → module → callbacks → trainer, the same on every rank; writes nothing."""
     if config.trainer.threads is not None:
         use_threads(config.trainer.threads, ranks.processes_here)
@@ -212,8 +211,8 @@ def assemble(config: Config, directory: Path, ranks: RankGroup) -> Parts:
     return trainer, module, data
 
 
-def plug_ins(config: Config) -> list[tuple[str, str]]:
-    """Every key that names a plug-in, and the module that another process imports to know it."""
+def plugin_modules(config: Config) -> list[tuple[str, str]]:
+    """Each key that names a plug-in, with the module whose import registers that plug-in in another process."""
     found = [
         ("task.name", TASKS.module_of(config.task.name)),
         ("network.name", NETWORKS.module_of(config.network.name)),
@@ -231,21 +230,15 @@ def plug_ins(config: Config) -> list[tuple[str, str]]:
     return [(key, module) for key, module in found if module is not None]
 
 
-def list_groups() -> str:
-    """The named variations in ``configs/`` and in the folder of ``--config-dir``, for ``--help``."""
-    loader = GlobalHydra.instance().config_loader()
-    return explain_groups({name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"})
-
-
 ConfigStore.instance().store(name="schema", node=Config)
-# This file is loaded twice where it is __main__ and a plug-in imports it as train.
+# The text of --help. Where this file is __main__ and a plug-in imports train, these lines run twice.
 OmegaConf.register_new_resolver("explain_keys", explain_keys, replace=True)
-OmegaConf.register_new_resolver("explain_groups", list_groups, replace=True)
+OmegaConf.register_new_resolver("explain_groups", lambda: explain_groups(config_groups()), replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def train(config: DictConfig) -> None:
-    """One run from the command line, or one of a sweep in whatever process its launcher starts."""
+    """One run of the command line, or one run of a sweep in a process of the sweep's launcher."""
     shell = HydraConfig.get()
     if shell.mode is RunMode.MULTIRUN:
         run_in_sweep(run, lambda: read_config(config), Path(shell.sweep.dir))
@@ -265,9 +258,9 @@ def main() -> int:
     """Run the command line and return its exit code."""
     if is_follower():
         return run_as_follower(run)
-    # Errors come to us whole, instead of printed by Hydra.
+    # Hydra then raises errors instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Hydra logs what --info shows; that nobody reads it to the end is no reason for a traceback.
+    # Hydra logs the text of --info. A reader that closes the pipe early is no reason for a traceback.
     logging.raiseExceptions = False
     try:
         if signal.getsignal(signal.SIGINT) is leave:
@@ -276,17 +269,17 @@ def main() -> int:
         try:
             train()
         finally:
-            # Here a reader that has gone away can still be dealt with; when Python exits it is a message.
+            # A closed pipe raises here, where it is handled. When Python exits, it would print a message.
             sys.stdout.flush()
     except KeyboardInterrupt:
         return show_error(Interrupted(signal.SIGINT, "Stopped before training began."), debug=False)
-    # Hydra and OmegaConf raise many kinds while they compose a config; all of them are about the user's input.
+    # Hydra and OmegaConf raise many kinds of errors while they compose a config, all about the user's input.
     except Exception as error:
         return show_error(error, debug="debug=true" in sys.argv, composing=True)
     return 0
 
 
 if __name__ == "__main__":
-    # A plug-in named by import path may lie in the folder that train.py is called from.
+    # A plug-in may lie in the current folder.
     sys.path.append(os.getcwd())
     sys.exit(main())

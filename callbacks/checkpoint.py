@@ -27,25 +27,25 @@ from li2_lightning.theory.stages import Transition
 
 @CALLBACKS.register("checkpoint")
 class Checkpoint(lightning.Callback):
-    """Keeps the state of chosen rows in ``checkpoints/``.
+    """Writes checkpoints of chosen rows into ``checkpoints/``.
 
-    * ``row-NNNNNN.ckpt`` at the cadence, and ``last.ckpt``, another name of the newest of them;
+    * ``row-NNNNNN.ckpt`` at the cadence, and ``last.ckpt``, a link to the newest of these files;
     * ``best.ckpt``: the earliest row with the highest test accuracy so far;
     * ``stage-2.ckpt``, ``stage-3.ckpt``: the row in which that stage was declared.
 
     A checkpoint of row t holds the weights after t updates; the states after row t of the optimizer, the schedules,
     every callback and every source of random numbers; the number of rows in metrics.csv; and the id of the W&B run. It
-    is written once row t is known to be finite, and replaces an older file in one move.
+    is written once row t is known to be finite, and replaces an older file atomically.
 
     The best row stays in memory until the next row-… file is written. A run that is killed before then continues from
     an earlier row, and reaches the best row again. On an accelerator ``best`` and ``transitions`` need each row before
     the weights change, which costs one synchronization a row.
 
     Args:
-        every_n_steps: cadence; the last row and an interrupted row are kept, too.
-        keep: how many row-… files stay, beside the file of the last row; the oldest go first.
-        best: whether best.ckpt is kept.
-        transitions: whether stage-….ckpt are kept.
+        every_n_steps: cadence; the last row and an interrupted row are written, too.
+        keep: the number of row-… files beside the file of the last row; the oldest file is removed first.
+        best: whether best.ckpt is written.
+        transitions: whether stage-….ckpt are written.
     """
 
     def __init__(self, every_n_steps: int = 100, keep: int = 2, best: bool = True, transitions: bool = True) -> None:
@@ -60,7 +60,7 @@ class Checkpoint(lightning.Callback):
         self._is_best = False
         self._reached: int | None = None
         self._best_snapshot: dict[str, Any] | None = None
-        # The random state before the forward pass of this step, which a resumed run repeats, and the states to restore.
+        # The random state before this step's forward pass, which a resumed run repeats; and the states to restore.
         self._random_before: dict[str, Any] = {}
         self._resumed_random: dict[str, Any] | None = None
 
@@ -99,11 +99,11 @@ class Checkpoint(lightning.Callback):
         self._keep(trainer, row_file=True, is_last=True)
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        # The row that diverged is not kept; the best row before it is.
+        # The best row before the divergence may still be in memory.
         if isinstance(exception, DivergenceError):
             self._write_best(trainer)
 
-    # -- what a resumed run needs -----------------------------------------------------------------------------------
+    # -- state for a resumed run ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -120,7 +120,7 @@ class Checkpoint(lightning.Callback):
     # -- files ------------------------------------------------------------------------------------------------------
 
     def _keep(self, trainer: lightning.Trainer, row_file: bool, is_last: bool = False) -> None:
-        """Write, or keep in memory, the checkpoints of this row, whose weights are still the current weights."""
+        """Write the checkpoints of this row, or keep them in memory; the weights are still those of this row."""
         if self._is_best:
             self._best_snapshot = None  # frees its memory before the next copy is made
             self._best_snapshot, self._is_best = _copy(_snapshot(trainer)), False
@@ -178,7 +178,7 @@ def _copy(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(trainer: lightning.Trainer, checkpoint: dict[str, Any], name: str) -> None:
-    """Write one file, whole or not at all, after the rows up to this one are in metrics.csv."""
+    """Write one file atomically, after every row up to this one is in metrics.csv."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
@@ -193,7 +193,7 @@ def _write(trainer: lightning.Trainer, checkpoint: dict[str, Any], name: str) ->
 
 
 class _Stream:
-    """A file that keeps its first error: torch replaces an error in the middle of its archive by one that hides it.
+    """A file that keeps its first error, because torch replaces an error during its writing by an unrelated error.
 
     Args:
         file: open for writing.

@@ -1,7 +1,7 @@
-"""Private names and messages of other libraries: what this project cannot do through their documented interfaces.
+"""Private names and messages of other libraries, used where the documented interfaces do not suffice.
 
-Each entry names the library and the versions that it was tested with. `tests/test_compat.py` has a test for each, which
-fails with a sentence when the library changes. Libraries that take long to import are imported where they are used.
+Each part names the library and the tested version. `tests/test_compat.py` has a test for each entry, which fails with a
+sentence when the library changes. Libraries that take long to import are imported where they are used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # -- torch 2.13 -------------------------------------------------------------------------------------------------------
 
 write_count: Callable[[Tensor], int] = attrgetter("_version")
-"""How often a tensor has been written to in place, in a count that autograd keeps (``Tensor._version``)."""
+"""The number of in-place writes to a tensor, which autograd counts (``Tensor._version``)."""
 
 
 def onednn_product() -> Callable[..., Tensor] | None:
@@ -56,7 +56,7 @@ LEAF_SPEC = ".*LeafSpec.*"
 
 
 def dump_checkpoint(trainer: lightning.Trainer) -> dict[str, Any]:
-    """What ``trainer.save_checkpoint`` writes to a file: Lightning has no documented way to get it without a file."""
+    """The contents of the file that ``trainer.save_checkpoint`` writes, without the file."""
     checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     return checkpoint
 
@@ -71,30 +71,38 @@ def is_first_rank() -> bool:
 # -- Hydra 1.3 and OmegaConf 2.3 --------------------------------------------------------------------------------------
 
 UNKNOWN_OVERRIDE = re.compile(r"Could not override '([^']+)'")
-"""Hydra's message about an override of a key that no config has: the key."""
+"""Hydra's message about an override of an unknown key; the group is the key."""
 SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '(.+)'")
-"""Hydra's message about ``key=a,b`` without ``-m``: the argument."""
+"""Hydra's message about ``key=a,b`` without ``-m``; the group is the argument."""
 UNKNOWN_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]*)'")
-"""Hydra's message about a file that a config group lacks: the group and the choice."""
+"""Hydra's message about a file that a config group lacks; the groups are the config group and the file."""
 KNOWN_CHOICE = re.compile(r"^\t(\S+)$", re.MULTILINE)
-"""A line of the same message: a choice that the group has."""
+"""A line of the same message that names a file of the config group."""
 
 
 def is_refused_value(error: BaseException) -> bool:
-    """Whether Hydra passes on that OmegaConf refuses the value of an override; OmegaConf's error is the cause."""
+    """Whether Hydra reports that OmegaConf refused the value of an override; OmegaConf's error is the cause."""
     return "Error merging override" in str(error)
 
 
 def is_unknown_key(error: BaseException) -> bool:
-    """Whether OmegaConf refuses a key, and not its value."""
+    """Whether OmegaConf refused the key of an override, not the value."""
     return "not in" in str(error)
 
 
 def unreadable_override(error: BaseException) -> str | None:
-    """The argument that Hydra's grammar of overrides cannot read; None where the error is another one."""
+    """The argument that Hydra's grammar of overrides cannot read; None for any other error."""
     from hydra.errors import OverrideParseException
 
     return str(error.override) if isinstance(error, OverrideParseException) else None
+
+
+def config_groups() -> dict[str, list[str]]:
+    """The files of each config group in ``configs/`` and in the folder of ``--config-dir``, while Hydra composes."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    return {name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"}
 
 
 def job_error(result: Any) -> BaseException:
@@ -104,7 +112,7 @@ def job_error(result: Any) -> BaseException:
 
 
 def end_joblib_workers() -> None:
-    """End the workers of joblib 1.6, which wait some minutes for more work; nothing where joblib was not used."""
+    """End the workers of joblib 1.6, which would wait some minutes for more work; nothing where joblib is not used."""
     if (loky := sys.modules.get("joblib.externals.loky")) is not None:
         loky.get_reusable_executor().shutdown(wait=True)
 
@@ -118,10 +126,10 @@ SYNCED = ".wandb.synced"
 
 
 def read_wandb_environment() -> None:
-    """Let W&B read the environment, which it does once a process; a notebook may change it between two runs.
+    """Let W&B read the environment again if it has changed between two runs, as in a notebook.
 
     Raises:
-        ValueError: a variable that W&B refuses.
+        ValueError: W&B refuses a variable.
     """
     import wandb
 
@@ -133,20 +141,20 @@ def read_wandb_environment() -> None:
 
 
 def wandb_environment() -> Any:
-    """The settings that the environment and W&B's own files give, as ``wandb.Settings``."""
+    """The ``wandb.Settings`` from the environment and from W&B's own files."""
     import wandb
 
     return wandb.setup().settings
 
 
 def wandb_reason(error: Exception) -> str:
-    """Why W&B's settings refuse a value, without what pydantic says around it."""
+    """The reason for which W&B's settings refuse a value, without pydantic's text around it."""
     line = re.sub(r"\s+", " ", str(error).partition(" [type=")[0]).rpartition("Value error, ")[2]
     return re.sub(r"^\d+ validation errors? for Settings ", "", line).rstrip(".")
 
 
 class WandbMessages:
-    """Takes what W&B would print if it were not silent. W&B reports a failed upload in no other way.
+    """Receives the messages that W&B would print if it were not silent. Only these report a failed upload.
 
     Attributes:
         upload_failed: whether W&B has given up sending.
@@ -165,11 +173,11 @@ class WandbMessages:
 
 
 def inspect_segment(segment: Path) -> dict[str, Any] | None:
-    """``step``, the last step in the folder of a segment, and ``exit_code``, None where it was cut off.
+    """The last ``step`` in the folder of a segment and its ``exit_code``, which is None if the segment was cut off.
 
-    None where W&B cannot read the segment.
+    The result is None where W&B cannot read the segment.
     """
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(segment)]
     inspection = subprocess.run(command, capture_output=True, text=True, check=False)
-    told: dict[str, Any] | None = json.loads(inspection.stdout) if inspection.returncode == 0 else None
-    return told
+    content: dict[str, Any] | None = json.loads(inspection.stdout) if inspection.returncode == 0 else None
+    return content

@@ -1,4 +1,4 @@
-"""The ways a run can end other than well, each with the exit code that ``li2`` returns for it."""
+"""The errors that a user sees, each with the exit code of ``li2``, and the wording of their messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Li2Error(Exception):
 
 
 class InputError(Li2Error, ValueError):
-    """The user asked for something that cannot be: a bad key, value, name, file or directory."""
+    """A key, value, name, file or directory of the user does not fit."""
 
     exit_code = 2
 
@@ -27,11 +27,11 @@ class BusyError(InputError):
 
 
 class DamagedError(InputError):
-    """A file is not what was written: truncated, or altered."""
+    """A file was truncated or altered after it was written."""
 
 
 class StorageError(Li2Error):
-    """The run directory cannot be written any more: the disk is full, or read-only, or the directory is gone."""
+    """The run directory cannot be written any more: the disk is full or read-only, or the directory was removed."""
 
     exit_code = 2
 
@@ -52,10 +52,10 @@ class Interrupted(Li2Error):
 
 
 class OtherRankError(Li2Error):
-    """Of several ranks another one failed; ``exit_code`` is that one's.
+    """Another rank of the run failed; this process ends with ``exit_code``.
 
     Args:
-        silent: the first rank says it, so this one does not.
+        silent: the first rank prints the error, so this rank does not.
     """
 
     def __init__(self, sentence: str, exit_code: int, silent: bool = False) -> None:
@@ -65,22 +65,22 @@ class OtherRankError(Li2Error):
 
 
 def readable(text: str) -> str:
-    """``text`` on one line: what a terminal would act on, instead of show, is escaped."""
+    """``text`` on one line, with every control character escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def message(error: Exception) -> str:
-    """What an exception of a library says, on one line and without its last full stop."""
+    """The message of a library's exception on one line, without the last full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """The hint ``" Did you mean 'x'?"`` with the option that ``word`` was meant to be, or nothing where none is near.
+    """The hint ``" Did you mean 'x'?"`` with the option nearest to ``word``; empty where no option is near.
 
-    Near is what some slips make of an option, one for every four letters, in each part of a dotted key; else the only
-    option that begins with ``word``, or that shares its whole words: "warmup" of "linear_warmup", "width" of
-    "network.width", "cosine" in "cosine_annealing".
+    An option is near if each part of the dotted key differs by at most one typing error for every four letters. Failing
+    that, the only option that begins with ``word`` or shares whole words with it is near: "warmup" finds
+    "linear_warmup", "width" finds "network.width", "cosine_annealing" finds "cosine".
     """
     known = list(options)
     slips = {option: _slips(word, option) for option in known}
@@ -105,7 +105,7 @@ def _plain(name: str) -> str:
 
 
 def _slips(word: str, option: str) -> float:
-    """How many slips of the hand lie between them; infinite where some part has more than one for four letters."""
+    """The number of typing errors between two names; infinite if a part has more than one for every four letters."""
     mine, its = (re.split(r"[./]", _plain(name)) for name in (word, option))
     if len(mine) != len(its):
         return math.inf
@@ -115,7 +115,7 @@ def _slips(word: str, option: str) -> float:
 
 
 def _distance(a: str, b: str) -> int:
-    """The fewest letters to add, drop, or replace, and neighbours to swap, that make ``b`` of ``a``."""
+    """The edit distance from ``a`` to ``b``: letters added, dropped or replaced, and neighbours swapped."""
     before, last = [0] * (len(b) + 1), list(range(len(b) + 1))
     for i, letter in enumerate(a, start=1):
         row = [i]
@@ -151,6 +151,6 @@ def reason(error: BaseException) -> str:
 
 
 def leave(*_: object) -> None:
-    """Handle SIGINT during the imports, which take seconds: an exception there is a traceback, or is swallowed."""
+    """Handle SIGINT during the imports, which take seconds and would print or swallow an exception."""
     sys.stderr.write("error: Stopped before training began.\n")
     os._exit(128 + signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, never half-written, and locks on them."""
+"""Files that are written whole or not at all, locks on files, and reading the user's files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from li2_lightning.errors import InputError
 
-# What a file system without locks answers.
+# The errors of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-# Seconds for which a lock is tried: `is_locked` takes it for a few microseconds.
+# Seconds for which a lock is tried, because `is_locked` of another process holds it for a few microseconds.
 WAIT_S = 0.1
 
 
@@ -50,12 +50,12 @@ def is_locked(path: Path) -> bool:
     """Whether a process has locked a file; a file that does not exist is not locked."""
     try:
         with path.open() as file:
-            # filelock has exclusive locks only, with which two processes that ask would each see the other.
+            # A shared lock, which filelock lacks: two processes that ask at the same time do not exclude each other.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:
-        # Locked, or a file system that cannot tell.
+        # The file is locked, or its file system has no locks.
         return True
     return False
 
@@ -72,24 +72,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make ``target`` another name of ``source``, in one move; a copy where the file system has no hard links."""
+    """Make ``target`` a hard link to ``source``, atomically; a copy where the file system has no hard links."""
     with replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
-            # An error of the disk comes up again in the copy.
+            # An error of the disk is raised again by the copy.
             shutil.copyfile(source, temporary)
 
 
 def row_files(folder: Path, suffix: str) -> dict[int, Path]:
-    """The files ``row-NNNNNN<suffix>`` of a folder by their row, lowest first; a file with another name is a user's."""
+    """The files ``row-NNNNNN<suffix>`` of a folder by their row, lowest first; other names are left out."""
     name = re.compile(rf"row-(\d{{6,}}){re.escape(suffix)}")
     found = ((name.fullmatch(path.name), path) for path in folder.glob(f"row-*{suffix}"))
     return dict(sorted((int(match[1]), path) for match, path in found if match is not None))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically; NaN is an error, since JSON has none."""
+    """Write ``value`` as indented JSON, atomically; NaN is an error because JSON cannot hold it."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -103,21 +103,17 @@ def read_input(path: str, key: str) -> bytes:
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-    """The named arrays of an ``.npz`` file, all where None; never unpickles, ValueError when one is missing."""
-    # A broken file makes NumPy raise errors of many types.
+    """The named arrays of an ``.npz`` file, or all; nothing is unpickled; a missing array is a ValueError."""
     try:
-        return _read_npz(path, names)
+        # np.load would leave open a broken file that it had opened itself.
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it holds a single array without a name")
+            missing = [name for name in names or () if name not in arrays]
+            if missing:
+                raise ValueError(f"it has no array called {missing[0]!r}, only {sorted(arrays.files)}")
+            return {name: arrays[name] for name in names or arrays.files}
+    # NumPy raises errors of many types over a broken file.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
         raise ValueError(f"it is damaged ({error})") from error
-
-
-def _read_npz(path: Path, names: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
-    # np.load would leave open a broken file that it had opened itself.
-    with path.open("rb") as file:
-        arrays = np.load(file, allow_pickle=False)
-        if isinstance(arrays, np.ndarray):
-            raise ValueError("it holds a single array without a name")
-        missing = [name for name in names or () if name not in arrays]
-        if missing:
-            raise ValueError(f"it has no array called {missing[0]!r}, only {sorted(arrays.files)}")
-        return {name: arrays[name] for name in names or arrays.files}

@@ -1,4 +1,4 @@
-"""One line to the person who runs it: a fact worth knowing that is no error."""
+"""Messages to the user that are no errors."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from lightning.pytorch.utilities import rank_zero_only
 
 @rank_zero_only
 def say(line: str) -> None:
-    """Print ``line`` on stderr, once and not once a rank; stdout stays for results."""
+    """Print ``line`` on stderr, on the first rank alone; stdout is for results."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Plug-ins by name: what a YAML calls ``name`` becomes a class, a function, or an object of ours.
+"""Plug-ins: a name in a config becomes a class, a function or an object.
 
 A `Registry` holds the names of one kind of plug-in: tasks, networks, activations, losses, optimizers, schedules,
 callbacks, figures. It looks a name up in this order:
@@ -7,10 +7,10 @@ callbacks, figures. It looks a name up in this order:
    all of its modules);
 2. an entry point of an installed package, in the registry's group (``li2_lightning.tasks``, ...);
 3. an import path ``package.module:attribute``;
-4. the names that a library brings, where the registry has such (`Registry.libraries`).
+4. the names of a library, where the registry has one (`Registry.libraries`).
 
-A hyperparameter of a plug-in is called an option here: a keyword argument that the user may set. This module needs
-nothing but the standard library.
+An option is a hyperparameter of a plug-in: a keyword argument that the user may set. This module needs only the
+standard library.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Registry(Mapping[str, Entry]):
     """The plug-ins of one kind, a mapping from names to classes or functions.
 
     Args:
-        kind: what one entry is called in messages, for example ``"task"``.
-        group: entry-point group in which installed packages announce theirs.
-        makes: the class of what an entry builds; `build` refuses anything else.
+        kind: the word for one entry in messages, for example ``"task"``.
+        group: the entry-point group in which installed packages announce their plug-ins.
+        makes: the class that an entry builds; `build` refuses any other result.
     """
 
     def __init__(self, kind: str, group: str, makes: Any = object) -> None:
@@ -54,7 +54,7 @@ class Registry(Mapping[str, Entry]):
 
     def register(self, name: str) -> Callable[[Same], Same]:
         """Decorator that enters a plug-in under ``name``; a name taken twice is an `InputError`."""
-        # The module that registers may be another than the one that defines: functools.partial, or a foreign class.
+        # Not the module that defines the entry, which may be another library's: functools.partial, a foreign class.
         module = sys._getframe(1).f_globals["__name__"]
 
         def enter(entry: Any) -> Any:
@@ -70,9 +70,9 @@ class Registry(Mapping[str, Entry]):
         return enter
 
     def import_plugin(self, module: str) -> None:
-        """Import a module for its registrations; if that fails, every later `find` says so.
+        """Import a module for its registrations; if the import fails, every later `find` raises that error.
 
-        One broken file must not make the import of its package a traceback, nor pass in silence.
+        Raised at once, the error of one broken file would be a traceback from the import of the whole package.
         """
         try:
             importlib.import_module(module)
@@ -80,11 +80,11 @@ class Registry(Mapping[str, Entry]):
             self._broken[module] = error
 
     def module_of(self, name: str) -> str | None:
-        """The module that another process must import to know ``name``; None where no import is needed."""
+        """The module whose import registers ``name`` in another process; None where no import is needed."""
         return self._modules.get(name) or (name.partition(":")[0] if ":" in name else None)
 
     def libraries(self) -> Iterator[Mapping[str, Entry]]:
-        """Names that a library brings, looked up after all others; a subclass says which."""
+        """The names of libraries, which are looked up last; overridden by a subclass."""
         yield from ()
 
     def names(self) -> list[str]:
@@ -100,8 +100,8 @@ class Registry(Mapping[str, Entry]):
         """The plug-in called ``name``.
 
         Raises:
-            InputError: unknown name (lists the known ones and the nearest), a plug-in that fails on import, or two
-                installed packages that announce the name.
+            InputError: the name is unknown (the message lists the known names), the import of a plug-in fails, or two
+                installed packages announce the name.
         """
         for broken, error in self._broken.items():
             raise InputError(
@@ -146,13 +146,13 @@ class Registry(Mapping[str, Entry]):
         return fit(factory, options, f"{self.kind} {name!r}", section, supplied)
 
     def check(self, name: str, made: Any) -> Any:
-        """``made`` if it is what plug-ins of this kind make, else an `InputError`."""
+        """``made``, the result of the plug-in called ``name``; an `InputError` unless its class is `makes`."""
         if not isinstance(made, self.makes):
             raise InputError(f"The {self.kind} {name!r} gave a {type(made).__name__}, not a {_where(self.makes)}.")
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A launcher of sweeps pickles train.py with its globals: another process has a registry of its own.
+        # By reference: a launcher of sweeps pickles the globals of train.py for processes with registries of their own.
         return _registry_of, (self._owner, self.group)
 
     def __getitem__(self, name: str) -> Entry:
@@ -172,7 +172,7 @@ class Registry(Mapping[str, Entry]):
             entry = load()
         except InputError:
             raise
-        # A plug-in is foreign code: whatever it raises on import becomes one sentence for the user.
+        # The import of a plug-in, which is foreign code, may raise any error.
         except (Exception, SystemExit) as error:
             raise InputError(f"The {self.kind} {name!r} could not be imported: {reason(error)}.") from error
         if not callable(entry):
@@ -209,11 +209,11 @@ def _where(entry: Any) -> str:
 
 
 def options_of(factory: Any, supplied: int = 0) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The parameters that the user may set, and whether ``**kwargs`` takes any other.
+    """The parameters that the user may set, and whether ``**kwargs`` takes any other name.
 
     Args:
         factory: a callable.
-        supplied: how many leading parameters the caller supplies, which are then not the user's.
+        supplied: the number of leading parameters that the caller supplies, which the user therefore cannot set.
     """
     try:
         parameters = list(inspect.signature(factory).parameters.values())
@@ -227,18 +227,18 @@ def options_of(factory: Any, supplied: int = 0) -> tuple[dict[str, inspect.Param
 def fit(factory: Any, options: Options, what: str, section: str, supplied: int = 0) -> dict[str, Any]:
     """``options`` as keyword arguments for ``factory``.
 
-    A list becomes a tuple where the default is a tuple. A string that reads as a number becomes a number (in YAML
-    1.1, ``1e-3`` is a string), unless the default or the annotation of the parameter is a string.
+    A list becomes a tuple where the default is a tuple. A string that spells a number becomes a number (in YAML 1.1,
+    ``1e-3`` is a string), unless the default or the annotation of the parameter is a string.
 
     Args:
         factory: a callable, as for `options_of`.
-        options: what the user wrote.
-        what: what ``factory`` is called in messages.
-        section: where ``options`` stand in the config, for messages.
+        options: the user's values.
+        what: the name of ``factory`` in messages.
+        section: the section of the config that holds ``options``, for messages.
         supplied: as for `options_of`.
 
     Raises:
-        InputError: an unknown or missing option (shows the signature), or a value of the wrong kind.
+        InputError: an option is unknown or missing (the message shows the signature), or a value does not fit.
     """
     parameters, is_open = options_of(factory, supplied)
     shown = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters.values())
@@ -265,7 +265,7 @@ def accepts(factory: Any, option: str, supplied: int = 0) -> bool:
 
 
 def beyond_defaults(factory: Any, options: Options) -> dict[str, Any]:
-    """Those of ``options`` that ``factory`` does not have as its defaults."""
+    """The ``options`` that differ from the defaults of ``factory``."""
     parameters, _ = options_of(factory)
     return {key: value for key, value in options.items() if key not in parameters or value != parameters[key].default}
 
@@ -301,18 +301,18 @@ def _convert(value: Any, default: Any, key: str) -> Any:
     return value
 
 
-# -- what counts for the hash of a config --------------------------------------------------------------------
+# -- options in the hash of a config -------------------------------------------------------------------------
 
 Identity = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 IDENTITIES: dict[str, Identity] = {}
-"""Section of the config -> the function that leaves out of it what does not count for the hash."""
+"""Section of the config -> the function that removes from it the values that do not count for the hash."""
 
 
 def identifies(section: str) -> Callable[[Identity], Identity]:
-    """Decorator of a function that takes a section of the config and leaves out the defaults of its plug-ins.
+    """Decorator of a function that takes a section of the config and removes the defaults of the plug-ins in it.
 
-    The hash of a config asks these functions, because the package that owns a plug-in knows the plug-in's defaults.
+    The hash of a config calls these functions, because only the package that owns a plug-in knows its defaults.
     """
 
     def enter(identity: Identity) -> Identity:

@@ -1,4 +1,4 @@
-"""Around the fit: the trainer, signals, and what Lightning says."""
+"""Lightning's Trainer for a run, and the signals, messages and memory settings during the fit."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep the memory of freed tensors for the next ones; nothing on other systems.
+    """Let glibc's malloc keep the memory of freed tensors for later tensors; nothing on other systems.
 
-    By default blocks of a few MB go back to the system when they are freed, and a step that allocates them again
-    spends a fifth of its time on page faults (3,000 a step at the default size).
+    By default malloc returns freed blocks of a few MB to the system. A step that allocates them again spends a fifth of
+    its time on page faults (3,000 a step at the default size).
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -46,18 +46,18 @@ def build_trainer(
     callbacks: Sequence[lightning.Callback],
     environment: ClusterEnvironment | None = None,
 ) -> lightning.Trainer:
-    """Lightning's Trainer for one run: one endless epoch, ended by ``max_steps``; our own bar and checkpoints.
+    """Lightning's Trainer for one run: epochs without limit, ended by ``max_steps``; our own bar and checkpoints.
 
     Args:
-        environment: of several ranks (`li2_lightning.distributed.rank_group.RankGroup`); None for a single process.
+        environment: gives the ranks (`li2_lightning.distributed.rank_group.RankGroup`); None for a single process.
 
     Raises:
-        InputError: what Lightning refuses (no such accelerator here, a precision it does not have, …).
+        InputError: Lightning refuses the ``trainer`` section, for example an accelerator that this machine lacks.
     """
     trainer = config.trainer
     try:
         with quiet_lightning(), warnings.catch_warnings():
-            # Lightning takes another precision with a warning; below that is an error.
+            # Lightning replaces the precision with a warning; here a replacement is an error (below).
             warnings.filterwarnings("ignore", message=HALF_ON_CPU)
             built = lightning.Trainer(
                 accelerator=trainer.accelerator,
@@ -92,10 +92,10 @@ def join_process_group(config: Config, environment: ClusterEnvironment) -> None:
 
 
 def check_device(device: str, config: Config, callbacks: Sequence[lightning.Callback]) -> None:
-    """`InputError` for what cannot be right on this kind of device: Apple's GPU has no float64.
+    """Raise an `InputError` for a run that needs float64 on Apple's GPU, which has none.
 
-    Ratios and small matrices make do with float32 there. Linear systems as ill-conditioned as those of the ridge
-    readout and of the interaction columns (``needs_float64`` of a callback) do not.
+    Ratios and small matrices are computed in float32 there. The linear systems of the ridge readout and of the
+    interaction columns (``needs_float64`` of a callback) are too ill-conditioned for that.
     """
     if device != "mps":
         return
@@ -131,7 +131,7 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping_on_signals(module: Li2Module) -> Iterator[None]:
-    """Let SIGINT and SIGTERM stop the run where its state is whole; a second one acts at once, as without us."""
+    """Let SIGINT and SIGTERM stop the run at the end of a step; a second signal has its effect from before."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         module.stop_signal = signum
@@ -142,7 +142,7 @@ def stopping_on_signals(module: Li2Module) -> Iterator[None]:
         for signum in (signal.SIGINT, signal.SIGTERM):
             before[signum] = signal.signal(signum, stop)
     except ValueError:
-        # Only the main thread may catch signals; elsewhere (a notebook's worker) they are not ours.
+        # Python allows handlers in the main thread alone; a run in another thread (of a notebook) has none.
         before.clear()
     module.signal_handlers = dict.fromkeys(before, stop)
     try:

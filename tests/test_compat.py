@@ -158,6 +158,14 @@ def test_hydra_names_the_override_that_its_grammar_cannot_read(override: str) ->
     assert _compat.unreadable_override(ValueError(override)) is None
 
 
+@pytest.mark.parametrize(("group", "choice"), [("task", "cyclic"), ("optimizer", "muon"), ("trainer", "default")])
+def test_hydra_lists_the_files_of_a_config_group(group: str, choice: str) -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        groups = _compat.config_groups()
+    assert choice in groups[group], changed("Hydra", "GlobalHydra lists its groups otherwise")
+    assert "hydra" not in groups
+
+
 def test_hydra_keeps_the_error_of_a_failed_job() -> None:
     error = ValueError("failed")
     result = JobReturn(status=JobStatus.FAILED)

@@ -1,6 +1,6 @@
-"""A grid sweeper like Hydra's own, of which `li2_lightning.sweeps` launches what is not finished.
+"""A grid sweeper like Hydra's own that launches only the unfinished runs (`li2_lightning.sweeps`).
 
-Hydra takes a sweeper from no other place than the namespace package ``hydra_plugins``.
+Hydra finds sweepers only in the namespace package ``hydra_plugins``.
 """
 
 import itertools
@@ -20,11 +20,11 @@ from omegaconf import DictConfig, open_dict
 
 
 class Sweeper(HydraSweeper):
-    """Takes ``hydra.sweeper.params`` and the command line, as Hydra's own does.
+    """The grid of ``hydra.sweeper.params`` and the command line, as of Hydra's own sweeper.
 
     Args:
-        max_batch_size: how many runs are launched at once; None: all.
-        params: values of the grid by key, as on the command line.
+        max_batch_size: the number of runs that are launched at once; None for all.
+        params: the values of the grid by key, written as on the command line.
     """
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
@@ -35,7 +35,7 @@ class Sweeper(HydraSweeper):
         from li2_lightning.sweeps.lead import FOLDER
 
         self.folder = Path(config.output_dir).absolute() / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        # Where launchers keep what is theirs, before they are built with it.
+        # Launchers write their own files there; they read the path when they are built.
         config.hydra.sweep.dir = str(self.folder)
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -81,21 +81,21 @@ class Sweeper(HydraSweeper):
             where = f"hydra.sweep.dir={quoted(str(self.folder))}"
             for result in launcher.launch([[*own, where] for own in jobs], initial_job_idx=0):
                 if result.status is JobStatus.FAILED:
-                    # What a run does not note itself never happens in a run.
+                    # A run writes its own failure as its outcome, so this error arose outside every run.
                     raise job_error(result)
 
         launching = self._launching(len(overrides))
         if not launching.in_this_process:
-            # Processes find what this one finds: train.py's folder, and the current one.
+            # Other processes then find the modules of train.py's folder and of the current folder.
             os.environ["PYTHONPATH"] = search_path()
-            # Without this `python -m`, as submitit starts its jobs, would put the current folder first again.
+            # submitit starts its jobs with `python -m`, which would otherwise put the current folder first again.
             os.environ["PYTHONSAFEPATH"] = "1"
         with Sweep(plan(overrides, compose, read_config), self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             end_joblib_workers()
 
     def _launching(self, runs: int) -> Any:
-        """What the chosen launcher does with runs."""
+        """How the chosen launcher starts runs."""
         from li2_lightning.sweeps.plan import Launching
 
         assert self.config is not None

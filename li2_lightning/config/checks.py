@@ -1,4 +1,4 @@
-"""From the user's values to a config that fits the schema, or to one sentence that says why they do not fit."""
+"""From the user's values to a checked config, or to an error of one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     if not isinstance(values, DictConfig):
         values = OmegaConf.create(to_plain(values) if isinstance(values, Config) else dict(values))
     try:
-        # As plain values first: OmegaConf accepts a key that was added to a typed config by "+key=…".
+        # Made plain first: in a typed config OmegaConf accepts an unknown key that was added by "+key=…".
         plain = OmegaConf.to_container(values)
         _refuse_environment(plain)
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
@@ -39,7 +39,7 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
 
 
 def _refuse_environment(value: Any, key: str = "") -> None:
-    """Refuse ``${oc.env:…}``: its value may be a secret, and config.yaml, checkpoints and W&B would store it."""
+    """Refuse ``${oc.env:…}``, whose value may be a secret that config.yaml, checkpoints and W&B would store."""
     if isinstance(value, dict):
         for name, item in value.items():
             _refuse_environment(item, f"{key}.{name}" if key else str(name))

@@ -1,6 +1,6 @@
-"""What a config determines by itself: hash, name and input files of a run, and the values that keys stand for together.
+"""The hash, the name and the input files of a run, and the values that several keys determine together.
 
-A run directory is named after `run_name` and `config_hash`, so both must depend on the config alone.
+A run directory is named after `run_name` and `config_hash`, so both depend on the config alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LATEST = "latest"
 
 
 def config_hash(config: Config) -> str:
-    """Ten hexadecimal digits that change with everything that changes the numbers, except with the seed.
+    """Ten hexadecimal digits that change with every setting that changes the numbers of a run, except the seed.
 
     A value that equals its default does not count, so a new key with a default leaves every hash as it is. An input
     file counts by its content: an edited table is another run, and a moved table is the same run.
@@ -59,7 +59,7 @@ def config_hash(config: Config) -> str:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """Everything that may change the numbers, by its dotted key; None for a value that nobody set."""
+    """Every value that may change the numbers, by its dotted key; None for a value that is not set."""
     plain = asdict(config)
     if missing := set(PLUG_IN_SECTIONS) - set(IDENTITIES):
         raise RuntimeError(f"No identity is registered for {', '.join(sorted(missing))}; import train first.")
@@ -170,5 +170,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _product(value: float | str, multiple: float) -> float:
-    """The product to 12 digits, without the rounding error of the last ones: 3 · 2e-4 has the hash of 6e-4."""
+    """The product rounded to 12 digits, so that 3 · 2e-4 has the hash of 6e-4."""
     return float(f"{float(value) * multiple:.12g}")

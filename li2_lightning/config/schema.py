@@ -1,4 +1,4 @@
-"""The keys of a run: type, default, help, and which values are allowed.
+"""The keys of a config: type, default, help, and the allowed values.
 
 These dataclasses are the only place where a key is declared. ``configs/`` holds named variations of them for the
 command line; ``li2_lightning.config.checks`` applies the ranges and choices, and ``--help`` prints them.
@@ -44,12 +44,12 @@ def between(least: int, most: int | None = None) -> tuple[Bound, ...]:
 POSITIVE = (Bound("positive and finite", lambda value: 0 < value < math.inf),)
 NOT_NEGATIVE = (Bound("finite and not negative", lambda value: 0 <= value < math.inf),)
 ACCURACY = (Bound("in (0, 1]", lambda value: 0 < value <= 1),)
-# A larger number is a typing error: floats count exactly up to 2⁵³, and no machine has the memory for such a width.
+# Floats count exactly up to 2⁵³, and no machine has the memory for a larger width.
 STEPS, WIDTH = between(1, 2**53), between(1, 2**20)
 
 
 def setting(default: Any, help: str, *, range: tuple[Bound, ...] = (), choices: tuple[str, ...] = ()) -> Any:
-    """A key of a section, with all that is known about it in its metadata.
+    """A key of a section, with its help, its range and its choices as metadata.
 
     Args:
         default: the value where the user gives none. A dataclass makes the key a section of its own.
@@ -82,7 +82,7 @@ class TaskConfig:
 
 @dataclass
 class DataConfig:
-    """The ``data`` section: how the rows are split, and in which portions they are trained on."""
+    """The ``data`` section: the split of the rows, and the mini-batches."""
 
     train_fraction: float | None = setting(
         None, f"share of all rows to train on; {TRAIN_FRACTION} where this and the next two keys are null"
@@ -123,7 +123,7 @@ class NetworkConfig:
     batch_norm: bool = setting(False, "normalize each pre-activation over the training rows")
     inner_product: bool = setting(False, "F = Π_i x_i W_i instead of σ(Σ_i x_i W_i)")
     readout: str = setting(
-        "gradient", "how V is found: trained, or solved for each row by ridge regression", choices=("gradient", "ridge")
+        "gradient", "V is trained, or solved for each row by ridge regression", choices=("gradient", "ridge")
     )
     ridge: float | None = setting(None, "η of the ridge readout; null: nλ/2", range=NOT_NEGATIVE)
     readout_init_scale: float = setting(1.0, "multiplies the initial V", range=NOT_NEGATIVE)
@@ -175,7 +175,7 @@ class LoggerConfig:
 
 @dataclass
 class TrainerConfig:
-    """The ``trainer`` section: arguments of Lightning's Trainer, and what belongs to the machine."""
+    """The ``trainer`` section: arguments of Lightning's Trainer, ranks, and threads."""
 
     accelerator: str = setting("auto", "the kind of device", choices=("auto", "cpu", "gpu", "cuda", "mps"))
     devices: int = setting(
@@ -198,12 +198,12 @@ class Config:
     max_steps: int = setting(400, "length of the run; one step = one optimizer update", range=STEPS)
     output_dir: str = setting("outputs", "the folder in which every run has a directory")
     name: str | None = setting(None, "a folder in output_dir; null: derived from task and optimizer")
-    force: bool = setting(False, "run again what is finished, and start over what is not")
+    force: bool = setting(False, "repeat a finished run, and start an unfinished run over")
     resume: str | None = setting(None, "continue an unfinished run: auto, or the path of a checkpoint")
     debug: bool = setting(False, "show the traceback of an error")
     stop_at_test_accuracy: float | None = setting(None, "end the run once test accuracy reaches this", range=ACCURACY)
     loss: str = setting("mse", "a registered loss: mse, projected_mse, cross_entropy, or the import path of one")
-    task: TaskConfig = setting(TaskConfig, "what is to be learned; each task takes some of these keys")
+    task: TaskConfig = setting(TaskConfig, "the task to learn; each task takes some of these keys")
     data: DataConfig = setting(DataConfig, "the rows to train on and to test on")
     network: NetworkConfig = setting(NetworkConfig, "the network")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "one optimizer for each role of the parameters")

@@ -1,12 +1,13 @@
-"""Several processes, one run: sums over all rows, whichever rank holds them.
+"""Sums, means and gathers over the ranks of one run.
 
-Rows are divided among the ranks, weights are the same on each. In a single process everything here is the identity and
-communicates nothing. Every rank has to call the same functions in the same order, with tensors of the same shapes.
+Rows are divided among the ranks; weights are the same on each. In a single process every function here returns its
+input without communication. All ranks must call the same functions in the same order, with tensors of the same shapes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,18 +23,18 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes share the run; 1 also where torch.distributed is up for something else."""
+    """The number of processes of this run; 1 also where torch.distributed was initialized for another purpose."""
     return _world_size
 
 
 def is_first() -> bool:
-    """Whether this process is the one that decides, writes, logs and prints."""
+    """Whether this process is the first rank, which decides, writes, logs and prints."""
     return _rank == 0
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Inside, the functions of this module reach over the default process group, which must be up."""
+    """Within the block, the functions of this module use the default process group, which must be initialized."""
     global _rank, _world_size
     before = _rank, _world_size
     _rank, _world_size = distributed.get_rank(), distributed.get_world_size()
@@ -44,24 +45,22 @@ def joined() -> Iterator[None]:
 
 
 def share(rows: int, of: int | None = None) -> slice:
-    """Which of ``rows`` rows are this rank's (or rank ``of``'s): consecutive ones, by at most one more or less."""
+    """The consecutive rows, out of ``rows``, of this rank or of rank ``of``; shares differ by at most one row."""
     place = _rank if of is None else of
     return slice(rows * place // _world_size, rows * (place + 1) // _world_size)
 
 
 def sum_over_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Sums over ranks, by one reduction however many tensors there are; each keeps its shape and dtype.
+    """The sum of each tensor over the ranks, in one reduction for all tensors; each keeps its shape and dtype.
 
-    The same bits arrive on every rank. Gradients flow: that of a sum is the sum of every rank's gradient, so that each
+    Every rank gets the same bits. Gradients flow: the gradient of a sum is the sum of all ranks' gradients, so each
     rank may differentiate its own part of a loss. Integers are exact up to 2⁵³.
     """
     if _world_size == 1 or not tensors:
         return tensors
     real = [torch.view_as_real(t.contiguous()) if t.is_complex() else t for t in tensors]
     kinds = [t.dtype if t.is_floating_point() else torch.float64 for t in real]
-    carrier = kinds[0]
-    for kind in kinds[1:]:
-        carrier = torch.promote_types(carrier, kind)
+    carrier = functools.reduce(torch.promote_types, kinds)
     flat: Tensor = _Sum.apply(torch.cat([t.reshape(-1).to(carrier) for t in real]))  # type: ignore[no-untyped-call]
     sums: list[Tensor] = []
     for tensor, part, piece in zip(tensors, real, torch.split(flat, [t.numel() for t in real]), strict=True):
@@ -96,7 +95,7 @@ def row_mean(rows: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of every rank in the order of ranks, so the order of a single process; without gradient."""
+    """The rows of every rank, in the order that a single process has them; without gradient."""
     if _world_size == 1:
         return rows
     counts = torch.zeros(_world_size, dtype=torch.int64, device=rows.device)
@@ -110,7 +109,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def from_first(values: Tensor) -> Tensor:
-    """The first rank's values on every rank, so that whatever is decided from them is decided alike."""
+    """The first rank's values on every rank, so that all ranks make the same decision from them."""
     if _world_size > 1:
         values = values.contiguous()
         distributed.broadcast(torch.view_as_real(values) if values.is_complex() else values, src=0)
@@ -129,7 +128,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor) -> Tensor:
-        # Never in place: what was concatenated from a single tensor may be that tensor.
+        # A copy: torch.cat of a single tensor may return that tensor.
         total = flat.detach().clone()
         distributed.all_reduce(total)
         return total

@@ -1,8 +1,8 @@
-"""The other ranks of a node: torch's elastic launcher, the one under torchrun, starts, watches and ends them.
+"""Starting the other ranks of a node with torch's elastic launcher, on which torchrun is built, too.
 
-They are the same program again, with the config in a file, so that neither Hydra nor the command line is read twice.
-torchrun itself would start the first rank, too, before anything is decided, and its processes outlive a launcher that
-is killed.
+Each rank runs the same program again with the config in a file, so Hydra reads the command line only once.
+torchrun itself would also start the first rank before anything is decided, and its processes would outlive a killed
+launcher.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, sta
 
 from li2_lightning.errors import DivergenceError, OtherRankError
 
-# Names, for a process that `Followers` starts, the file with its order.
+# The environment variable of a follower (a process that `Followers` starts) that holds the path of its order.
 FOLLOWER = "LI2_LIGHTNING_FOLLOWER"
-# A follower prints it when it is about to join the process group.
+# The line that a follower prints when it is about to join the process group.
 READY = "ready to join"
-# Exit code of a rank that ends because it has lost the connection to another one (EX_TEMPFAIL of sysexits.h).
+# Exit code of a rank that lost the connection to another rank (EX_TEMPFAIL of sysexits.h).
 LOST_CONNECTION = 75
-# Exit codes of what every rank raises alike, at the same step; the first rank may still be saving then.
+# Exit codes of the errors that every rank raises at the same step; the first rank may still be saving then.
 RAISED_ALIKE = (DivergenceError.exit_code, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-# Seconds until a process that has lost another one, or should have ended, is ended from outside.
+# Seconds until a process that has lost another rank, or should have ended, is killed.
 PATIENCE = 20.0
 
 
 class Followers:
-    """The processes of all ranks of this node but this one, which is the parent.
+    """The processes of the other ranks of this node; this process is their parent.
 
-    Each has a session of its own: Ctrl-C in the terminal reaches the parent alone, which stops all at the same step.
+    Each follower has a session of its own, so Ctrl-C reaches the parent alone. The parent stops all ranks at one step.
 
     Args:
-        command: starts this program again; it calls `run_as_follower`.
-        config: what the processes run, as plain containers.
-        environments: for each process the variables that tell its rank and the address of the first rank.
+        command: starts this program again, which then calls `run_as_follower`.
+        config: the config of the run in plain containers.
+        environments: for each process the variables that hold its rank and the address of the first rank.
         first_rank: the rank of the first of these processes.
-        imports: modules that register plug-ins, which each process imports before it runs.
+        imports: modules that register plug-ins; each process imports them before it runs.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Followers:
         order.write_text(
             json.dumps({"config": config, "import": list(imports), "parent": os.getpid()}), encoding="utf-8"
         )
-        # What the launcher has to say, the error of this module says in one sentence.
+        # `failure` reports in one sentence what the launcher would log.
         logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
         with restoring_environment():
-            # The launcher's handlers of signals would take the place of ours.
+            # Without this, the launcher's signal handlers would replace ours.
             os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
             self._processes = start_processes(
                 name="rank",
@@ -84,10 +84,10 @@ class Followers:
         self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
 
     def wait_until_ready(self) -> None:
-        """Return when every process is about to join the process group, which waits for each without end.
+        """Return when every process is about to join the process group. (Joining waits for all ranks without a limit.)
 
         Raises:
-            OtherRankError: a process ended before.
+            OtherRankError: a process ended before that.
         """
         while not all(READY in Path(path).read_text() for path in self._processes.stdouts.values()):
             if self._processes.wait(0) is not None:
@@ -96,7 +96,7 @@ class Followers:
         self._watcher.start()
 
     def failure(self, seconds: float = 0.0) -> OtherRankError | None:
-        """The end of the rank that failed first, if that is known within ``seconds``; the other ones are ended then."""
+        """The error of the rank that failed first; the launcher ends the others then. None within ``seconds``."""
         with self._polling:
             result = self._processes.wait(seconds, period=0.05)
         if result is None:
@@ -104,19 +104,19 @@ class Followers:
         failures = [failure for failure in result.failures.values() if failure.exitcode not in RAISED_ALIKE]
         if not failures:
             return None
-        # In the order in which they were found; a rank that merely lost the connection was not the first to fail.
+        # The launcher lists failures as it finds them. A rank that lost the connection was not the first to fail.
         first = min(failures, key=lambda failure: failure.exitcode == LOST_CONNECTION)
-        code, said = first.exitcode, Path(result.stderrs[first.local_rank]).read_text(errors="replace").strip()
+        code, stderr = first.exitcode, Path(result.stderrs[first.local_rank]).read_text(errors="replace").strip()
         how = f"was ended by {first.signal_name()}" if code < 0 else f"ended with code {code}"
-        last = f": {said.splitlines()[-1]}" if said else "."
+        last = f": {stderr.splitlines()[-1]}" if stderr else "."
         return OtherRankError(f"Rank {self._first_rank + first.local_rank} {how}{last}", 1)
 
-    def end(self, well: bool) -> None:
-        """Wait until the processes have ended where all went ``well``; kill those that have not."""
+    def end(self, success: bool) -> None:
+        """After a ``success``, wait for the processes to end; kill every process that is left."""
         self._over.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        if well:
+        if success:
             self._processes.wait(PATIENCE, period=0.05)
         self._processes.close(signal.SIGKILL)
         with warnings.catch_warnings():
@@ -126,7 +126,7 @@ class Followers:
         self._folder.cleanup()
 
     def _watch(self) -> None:
-        """End this process if a follower is lost and the main thread hangs in a reduction with it."""
+        """End this process if a follower has failed and the main thread hangs in a reduction with it."""
         while not self._over.wait(0.5):
             if (failure := self.failure()) is not None and not self._over.wait(PATIENCE):
                 print(f"error: {failure}", file=sys.stderr, flush=True)
@@ -140,7 +140,7 @@ def is_follower() -> bool:
 
 
 def run_as_follower(run: Callable[[dict[str, Any]], object]) -> int:
-    """What a follower does: import the plug-ins of its order and ``run`` the config; returns the exit code."""
+    """In a follower: import the plug-ins of its order and ``run`` the config; returns the exit code."""
     path = Path(os.environ[FOLLOWER])
     order = json.loads(path.read_text(encoding="utf-8"))
     threading.Thread(target=_end_with, args=(order["parent"], path.parent), name="parent", daemon=True).start()
@@ -150,7 +150,7 @@ def run_as_follower(run: Callable[[dict[str, Any]], object]) -> int:
         run(order["config"])
         return 0
     except BaseException as error:
-        # The last line is what `Followers.failure` quotes.
+        # `Followers.failure` quotes the last line.
         traceback.print_exc()
         return int(getattr(error, "exit_code", 1))
     finally:
@@ -158,14 +158,14 @@ def run_as_follower(run: Callable[[dict[str, Any]], object]) -> int:
 
 
 def _end_with(parent: int, folder: Path) -> None:
-    """End this process when its parent is gone, however that went."""
+    """End this process when its parent has ended for any reason."""
     while not _clear_away(parent, folder):
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _clear_away(parent: int, folder: Path) -> bool:
-    """Whether the parent is gone; it cannot remove the folder of its processes then."""
+    """Whether the parent has ended; if so, remove the folder that the parent would have removed."""
     gone = os.getppid() != parent
     if gone:
         shutil.rmtree(folder, ignore_errors=True)

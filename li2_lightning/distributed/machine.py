@@ -1,4 +1,4 @@
-"""What this machine offers to the processes of a run."""
+"""The cores and devices of this machine, and the search path of another process on it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ def usable_cores() -> int:
 
 
 def search_path() -> str:
-    """PYTHONPATH for another process, so that it finds the modules that this one finds.
+    """PYTHONPATH with which another process finds the same modules as this process.
 
-    Our own folder comes first, before a current folder that may hold a train.py of its own; folders that are part of
-    Python are left out.
+    Our own folder comes before the current folder, which may hold another train.py. Python's own folders are left out.
     """
     home = str(Path(li2_lightning.__file__).parents[1])
     more = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
@@ -32,10 +31,10 @@ def search_path() -> str:
 
 
 def check_room(config: Config) -> None:
-    """`InputError` for more ranks on this node than it has GPUs, or than this process has cores where it uses the CPU.
+    """Raise an `InputError` for more ranks than this node has GPUs or, for ranks on the CPU, than usable cores.
 
-    Hundreds of processes on a few cores take a machine down before the first of them trains. For one rank Lightning
-    finds the words.
+    Hundreds of processes on a few cores take a machine down before the first of them trains. A single rank that has no
+    device is left to Lightning's own error.
     """
     trainer = config.trainer
     kinds = {"mps": MPSAccelerator, "cuda": CUDAAccelerator}
@@ -59,9 +58,9 @@ def check_room(config: Config) -> None:
 
 
 def use_threads(threads: int, processes: int) -> None:
-    """Let torch use so many threads, and say so where they and those of the other ranks are more than there are cores.
+    """Set torch's number of threads, and warn where the threads of all ``processes`` outnumber the cores.
 
-    A warning and no refusal: 1024 threads on two cores take twenty times as long as one, and harm nothing else.
+    It is no error: 1024 threads on two cores take twenty times as long as one thread, and harm nothing else.
     """
     torch.set_num_threads(threads)
     if threads > 1 and threads * processes > usable_cores():

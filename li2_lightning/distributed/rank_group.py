@@ -1,11 +1,11 @@
-"""The ranks of one run: who decides, how the others learn it, and which rank is named when one fails.
+"""The ranks of one run: the first rank's decision, its way to the other ranks, and the report of a failed rank.
 
 The first rank decides whether the run is refused, finished before, or continued, and from which checkpoint. It alone
 writes, logs and prints. The other ranks wait for its decision, which travels through the store of the process group.
 
-Without a cluster manager the first process of a node starts the other ones (`li2_lightning.distributed.launcher`) once
-it is sure that there is something to do. Under torchrun and SLURM all ranks are there from the start, as Lightning's
-cluster environments find them.
+Without a cluster manager the first process of a node starts the other ranks of the node, once the run is known to train
+(`li2_lightning.distributed.launcher`). Under torchrun and SLURM all ranks run from the start; Lightning's cluster
+environments find them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from li2_lightning.errors import InputError, Li2Error, OtherRankError
 
 
 class RankGroup:
-    """The ranks of one run, one of them this process. For a single process every method does nothing.
+    """The ranks of one run, from the view of one of them. In a run of a single process every method does nothing.
 
     ::
 
-        with RankGroup(config, command, join, plug_ins) as ranks:
+        with RankGroup(config, command, join, plugin_modules) as ranks:
             if ranks.is_first:
                 with ranks.training_from(checkpoint): ...
                 ranks.finish(result)
@@ -51,18 +51,18 @@ class RankGroup:
 
     Args:
         config: ``trainer.devices`` × ``trainer.num_nodes`` is the number of ranks.
-        command: starts this program again; it calls `launcher.run_as_follower`.
-        join: makes the default process group, in which this process has the rank that the environment says.
-        plug_ins: keys of the config that name plug-ins, and the modules where these were registered or are defined.
-            The other ranks import these modules first.
+        command: starts this program again, which then calls `launcher.run_as_follower`.
+        join: makes the default process group; the environment gives the rank of this process in it.
+        plugin_modules: keys of the config that name plug-ins, with the modules that register or define these plug-ins.
+            The other ranks import the modules first.
 
     Raises:
         InputError: torchrun or SLURM started another number of processes, there are more ranks than cores or GPUs, or
             a plug-in exists in this process alone.
-        OtherRankError: another rank failed. The first rank ends with the exit code of the one that failed first.
+        OtherRankError: another rank failed. The first rank ends with the exit code of the rank that failed first.
     """
 
-    # How many runs the default process group of this process has seen.
+    # How many runs have used the default process group of this process.
     runs = 0
 
     def __init__(
@@ -70,12 +70,12 @@ class RankGroup:
         config: Config,
         command: Sequence[str],
         join: Callable[[Config, ClusterEnvironment], None],
-        plug_ins: Sequence[tuple[str, str]] = (),
+        plugin_modules: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.size = config.trainer.devices * config.trainer.num_nodes
         self.environment = _find_environment(config)
         self.rank = 0 if self.environment is None else _global_rank(self.environment, config)
-        self._config, self._command, self._join, self._plug_ins = config, command, join, plug_ins
+        self._config, self._command, self._join, self._plugin_modules = config, command, join, plugin_modules
         self._followers: launcher.Followers | None = None
         self._store: Any = None
         self._stack = contextlib.ExitStack()
@@ -94,7 +94,7 @@ class RankGroup:
     def __enter__(self) -> RankGroup:
         if self.environment is not None and (self._started_outside or self._config.trainer.num_nodes > 1):
             try:
-                self._gather(self.environment)
+                self._start_and_join(self.environment)
             except BaseException as error:
                 self.__exit__(type(error), error, error.__traceback__)
                 raise
@@ -105,14 +105,14 @@ class RankGroup:
     ) -> None:
         try:
             if error is not None and self.environment is not None:
-                self._explain(error)
+                self._report(error)
         finally:
-            self._part(error is None)
+            self._leave(error is None)
 
     @property
     def processes_here(self) -> int:
         """How many ranks of this run share the cores that this process may use."""
-        # A queue gives each rank cores of its own.
+        # A cluster's queue gives each rank cores of its own.
         shares = isinstance(self.environment, LightningEnvironment | TorchElasticEnvironment)
         return self._config.trainer.devices if shares else 1
 
@@ -129,27 +129,27 @@ class RankGroup:
 
     @contextlib.contextmanager
     def training_from(self, checkpoint: Path | None) -> Iterator[None]:
-        """The first rank: have every rank train, from ``checkpoint`` or from the initial weights."""
+        """On the first rank: let every rank train, from ``checkpoint`` or from the initial weights."""
         if self.environment is not None:
             if self._store is None:
-                self._gather(self.environment)
+                self._start_and_join(self.environment)
             self._write("decision", {"checkpoint": None if checkpoint is None else str(checkpoint.resolve())})
         yield
 
     def finish(self, result: dict[str, Any]) -> None:
-        """The first rank: all is written, and this is the result; the other ranks may end."""
+        """On the first rank, once all is written: give the other ranks the result of the run, so that they end."""
         if self._store is None:
             return
         self._write("decision", {"finished": True})
         self._write("result", result)
-        # The store may live in this process. A rank that has not read the result by then is lost, and this run is not.
+        # The store may live in this process, so it waits for the readers. A rank that is too late is lost, not the run.
         with contextlib.suppress(RuntimeError):
             read = [self._key(f"read by {rank}") for rank in range(1, self.size)]
             self._store.wait(read, timedelta(seconds=launcher.PATIENCE))
 
     @contextlib.contextmanager
     def in_silence(self) -> Iterator[None]:
-        """Another rank: print nothing, since the first rank does."""
+        """On another rank: discard the output, since the first rank prints."""
         with (
             Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere),
@@ -158,24 +158,24 @@ class RankGroup:
             yield
 
     def decision(self) -> tuple[bool, Path | None]:
-        """Another rank: wait for the first rank; returns whether to train, and from which checkpoint."""
+        """On another rank: wait for the decision; returns whether to train, and from which checkpoint."""
         decision = self._read("decision")
         checkpoint = decision.get("checkpoint")
         return "finished" not in decision, None if checkpoint is None else Path(checkpoint)
 
     def result(self) -> dict[str, Any]:
-        """Another rank: wait for the result that the first rank gives to `finish`."""
+        """On another rank: wait for the result that the first rank passes to `finish`."""
         result = self._read("result")
         self._store.set(self._key(f"read by {self.rank}"), "")
         return result
 
     def _check(self) -> None:
-        """Refuse what can be refused before a process is started or a file is written."""
+        """Raise the errors that are known before a process is started or a file is written."""
         if self.processes_here > 1:
             check_room(self._config)
         if self.environment is None or self._started_outside:
             return
-        for key, module in self._plug_ins:
+        for key, module in self._plugin_modules:
             without_file = module in sys.modules and getattr(sys.modules[module], "__file__", None) is None
             if module == "__main__" or without_file:
                 raise InputError(
@@ -184,15 +184,15 @@ class RankGroup:
                     f"imported, and name it as in {key}=my_module:MyClass."
                 )
 
-    # -- meeting and parting ----------------------------------------------------------------------------------------
+    # -- joining and leaving ----------------------------------------------------------------------------------------
 
     @property
     def _started_outside(self) -> bool:
-        """Whether another program starts the processes of this node, or another rank has started this process."""
+        """Whether another program or another rank starts the processes of this node, this process included."""
         return self.environment is not None and self.environment.creates_processes_externally
 
-    def _gather(self, environment: ClusterEnvironment) -> None:
-        """Start the other ranks of this node where nobody else does, and join the process group."""
+    def _start_and_join(self, environment: ClusterEnvironment) -> None:
+        """Start the other ranks of this node unless they were started outside, and join the process group."""
         devices, threads = self._config.trainer.devices, self._config.trainer.threads
         if threads is None and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, usable_cores() // devices))
@@ -204,7 +204,7 @@ class RankGroup:
                 "PYTHONPATH": search_path(),
             }
             environments = [{**address, "LOCAL_RANK": str(local_rank)} for local_rank in range(1, devices)]
-            imports = sorted({module for _, module in self._plug_ins})
+            imports = sorted({module for _, module in self._plugin_modules})
             self._followers = launcher.Followers(
                 self._command, to_plain(self._config), environments, self.rank + 1, imports
             )
@@ -213,27 +213,27 @@ class RankGroup:
             print(launcher.READY, flush=True)
         if not distributed.is_initialized():
             RankGroup.runs = 0
-        # Lightning leaves the address of this process group behind.
+        # Lightning leaves the address of this process group in the environment.
         with launcher.restoring_environment():
             self._join(self._config, environment)
         RankGroup.runs += 1
         self._store = distributed.distributed_c10d._get_default_store()
         self._stack.enter_context(collectives.joined())
 
-    def _part(self, well: bool) -> None:
-        """Leave the process group; the processes that this one has started are gone afterwards."""
+    def _leave(self, success: bool) -> None:
+        """Leave the process group, and end the processes that this process has started."""
         if self._followers is not None:
-            self._followers.end(well)
-        # A group that another program made for several runs stays for the next run, unless it is broken.
-        if self._store is not None and (not well or not self._started_outside):
+            self._followers.end(success)
+        # Processes that were started outside may make several runs with one group, unless a failure broke the group.
+        if self._store is not None and (not success or not self._started_outside):
             self._store = None
             distributed.destroy_process_group()
         self._stack.close()
 
     # -- failures ---------------------------------------------------------------------------------------------------
 
-    def _explain(self, error: BaseException) -> None:
-        """Tell the other ranks what failed here; raise what failed elsewhere where that is the reason."""
+    def _report(self, error: BaseException) -> None:
+        """Report ``error`` to the other ranks. Where another rank's failure caused it, raise that failure instead."""
         origin = self._failure_elsewhere(error)
         if not self.is_first:
             code = getattr(error, "exit_code", launcher.LOST_CONNECTION if _is_lost_connection(error) else 1)
@@ -253,7 +253,7 @@ class RankGroup:
                 self._store.compare_set(self._key("failure"), "", json.dumps(note))
             failure = self._noted_failure()
         except RuntimeError:
-            # The store is gone with the rank that it lived in.
+            # The process that held the store has ended.
             return None
         if failure is None and lost:
             killed = None if self._followers is None else self._followers.failure(seconds=1.0)
@@ -278,8 +278,8 @@ class RankGroup:
         self._store.set(self._key(name), json.dumps(value))
 
     def _read(self, name: str) -> dict[str, Any]:
-        """What the first rank writes under ``name``, or will write; the failure of another rank instead."""
-        # The store's own wait would keep Python from handling signals.
+        """Wait for the value that the first rank writes under ``name``; raises the failure of another rank instead."""
+        # During the store's own wait, Python would handle no signals.
         while not self._store.check([self._key(name)]):
             if (failure := self._noted_failure()) is not None:
                 raise failure
@@ -290,7 +290,7 @@ class RankGroup:
 
 
 def _find_environment(config: Config) -> ClusterEnvironment | None:
-    """What tells this process its rank, as Lightning looks for it; None for a single process."""
+    """Lightning's cluster environment, which knows the rank of this process; None for a run of a single process."""
     devices, nodes = config.trainer.devices, config.trainer.num_nodes
     started = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else None
     if devices * nodes == 1:
@@ -318,13 +318,13 @@ def _find_environment(config: Config) -> ClusterEnvironment | None:
 
 def _global_rank(environment: ClusterEnvironment, config: Config) -> int:
     if isinstance(environment, LightningEnvironment):
-        # This environment learns its rank from the strategy, later.
+        # The strategy sets the global rank of this environment later.
         return environment.node_rank() * config.trainer.devices + environment.local_rank()
     return environment.global_rank()
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether another rank went away; Gloo has no class for that."""
+    """Whether the connection to another rank was lost, for which Gloo has no class of error."""
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 

@@ -1,7 +1,7 @@
-"""What every network here has: features, a linear readout V, and a role and a layout for each parameter.
+"""The base class of the networks: features, a linear readout V, and a role and a layout for each parameter.
 
-Shapes, here and in the modules of the networks: n rows, k operands, M tokens, K = width, C classes, d = kM inputs. X is
-k one-hots side by side. Matrices are (inputs × outputs), except in torch's encoder; `Network.layouts` tells which.
+Shapes in this package: n rows, k operands, M tokens, K = width, C classes, d = kM inputs. X is k one-hots side by side.
+Matrices are (inputs × outputs), except in torch's encoder; `Network.layouts` gives the orientation of each.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.networks.kernel import Observer
 from li2_lightning.plugins import Registry
 
-# Rows of a block where features need not be kept. A block stays in the cache of a CPU; on an accelerator, where each
-# block costs the host some launches, it keeps the device busy.
+# Rows of a block where features need not be kept. On a CPU a block fits the cache. On an accelerator, where each block
+# costs the host some kernel launches, a block is large enough to keep the device busy.
 EVALUATION_BLOCK, ACCELERATOR_BLOCK = 256, 2**14
 
 
@@ -46,12 +46,12 @@ class Moments:
 
 @dataclass
 class Features:
-    """Everything before the readout.
+    """The features of some rows.
 
     Attributes:
-        last: F, what the readout sees (n × K).
-        first: what the first hidden layer gives (n × K); F itself without extra layers.
-        moments: of every batch-normalized layer; empty without batch norm.
+        last: F, the input of the readout (n × K).
+        first: the output of the first hidden layer (n × K); F itself without extra layers.
+        moments: the statistics of each batch-normalized layer; empty without batch norm.
     """
 
     last: Tensor
@@ -65,7 +65,7 @@ class Activity:
 
     Attributes:
         outputs: Ŷ, real (n × C).
-        features: None where the blocked kernel computed the outputs, which keeps none.
+        features: None where the blocked kernel computed the outputs: it keeps no features.
     """
 
     outputs: Tensor
@@ -78,13 +78,13 @@ class Activity:
 
 
 class Network(nn.Module):
-    """The base of the networks: features, a linear readout V, and a role for each parameter.
+    """Features and a linear readout V, with a role and a layout for each parameter.
 
     Args:
         config: the ``network`` section.
-        sizes: of the task.
-        dtype: of the parameters.
-        generator: draws the initial weights, so that they depend on the seed alone.
+        sizes: the sizes of the task.
+        dtype: the type of the parameters.
+        generator: draws the initial weights, which thus depend on the seed alone.
     """
 
     def __init__(self, config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -94,7 +94,7 @@ class Network(nn.Module):
         self._generator = generator
         scale = config.readout_init_scale
         self.V = nn.Parameter(scale * self._uniform(config.width, sizes.num_classes, dtype))
-        # A ridge readout is not trained: `Li2Module` solves for it before each row.
+        # `Li2Module` solves for a ridge readout before each row instead of training it.
         self.V.requires_grad_(config.readout == "gradient")
 
     @property
@@ -103,15 +103,15 @@ class Network(nn.Module):
         return self.config.output_scale * self.V.detach()
 
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
-        """Everything before the readout."""
+        """The features of the rows ``tokens``; arguments as for `forward`."""
         raise NotImplementedError
 
     def forward(self, tokens: Tensor, moments: tuple[Moments, ...] = (), observe: Observer | None = None) -> Activity:
-        """Outputs of the rows ``tokens`` (n × k, integer), and their features where they are kept.
+        """Outputs of the rows ``tokens`` (n × k, integer), and their features if the computation keeps them.
 
         Args:
-            moments: statistics for batch norm; empty: the statistics of these rows.
-            observe: gets the features as they are computed, in blocks of rows or all at once.
+            moments: statistics for batch norm; empty for the statistics of these rows.
+            observe: receives the features as they are computed, in blocks of rows or all at once.
         """
         if self.why_plain() is None:
             return Activity(self._blocked(tokens, observe))
@@ -130,11 +130,11 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
-        """F of the rows in order, some rows at a time, computed anew; the blocks together are n × K."""
+        """F of the rows (n × K) in consecutive blocks of rows, computed again."""
         yield self.compute_features(tokens).last
 
     def why_plain(self) -> str | None:
-        """Why the plain formula is used instead of the blocked kernel; None where the kernel is used."""
+        """The reason for which the plain formula is used; None where the blocked kernel is used."""
         return "this network has no blocked kernel"
 
     def _blocked(self, tokens: Tensor, observe: Observer | None = None) -> Tensor:
@@ -147,7 +147,7 @@ class Network(nn.Module):
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def roles(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Every parameter under the role whose optimizer moves it: hidden, output or embedding."""
+        """The named parameters of each role: hidden, output and embedding. Each role has an optimizer of its own."""
         roles: dict[str, list[tuple[str, nn.Parameter]]] = {"hidden": [], "output": [], "embedding": []}
         for name, parameter in self.named_parameters():
             roles[self.role_of(name, parameter)].append((name, parameter))
@@ -158,7 +158,7 @@ class Network(nn.Module):
         return "output" if name == "V" else "hidden"
 
     def layouts(self) -> dict[str, dict[str, str | int]]:
-        """For every matrix, which side is its input and how many matrices it consists of (`optimizers.layouts`)."""
+        """The layout of each matrix: its input side, and the number of matrices in it (`optimizers.layouts`)."""
         return {name: self.layout_of(name) for name, parameter in self.named_parameters() if parameter.ndim > 1}
 
     def layout_of(self, name: str) -> dict[str, str | int]:
@@ -166,7 +166,7 @@ class Network(nn.Module):
         return {"orientation": "input_output"}
 
     def input_weights(self) -> Tensor | None:
-        """The weights from the one-hots to the first hidden layer, d × K, detached; None where there are none."""
+        """The weights from the one-hots to the first hidden layer, d × K, detached; None in other networks."""
         return None
 
     @torch.no_grad()
@@ -174,12 +174,12 @@ class Network(nn.Module):
         """Apply ``network.normalize_weights`` after an update; nothing where it is off."""
 
     def _uniform(self, fan_in: int, fan_out: int, dtype: torch.dtype, rows: int | None = None) -> Tensor:
-        """``torch.nn.Linear``'s default: uniform in ±1/√fan_in. Complex parts are drawn independently, each so."""
+        """The default of ``torch.nn.Linear``: uniform in ±1/√fan_in; each part of a complex number is drawn so."""
         bound = 1 / math.sqrt(fan_in)
         shape = (rows or fan_in, fan_out)
 
         def draw() -> Tensor:
-            # Drawn in float32 whatever the precision, so that a float64 run starts where the float32 one does.
+            # Always drawn in float32, so that runs of every precision start at the same weights.
             values = torch.empty(shape).uniform_(-bound, bound, generator=self._generator)
             return values.to(dtype.to_real())
 

@@ -24,11 +24,11 @@ def build_network(
 
     Args:
         config: the section.
-        sizes: of the task.
-        dtype: of the parameters.
+        sizes: the sizes of the task.
+        dtype: the type of the parameters.
         generator: draws the initial weights.
-        weights: what ``network.initial_weights`` names (`li2_lightning.runs.checkpoints.read_weights`); they replace
-            the drawn ones.
+        weights: the arrays of ``network.initial_weights`` (`li2_lightning.runs.checkpoints.read_weights`), which
+            replace the drawn weights.
 
     Raises:
         InputError: ``weights`` do not fit the network.

@@ -33,8 +33,8 @@ class TransformerNetwork(Network):
         self.encoder = nn.TransformerEncoder(layer, config.transformer.layers, enable_nested_tensor=False)
         with torch.no_grad():
             for module in self.encoder.modules():
-                # torch draws from its global generator, and initializes attention in another way. Here every matrix
-                # gets the default of torch.nn.Linear, from the generator of the run.
+                # torch draws from its global generator and initializes attention differently. Here every matrix gets
+                # the default of torch.nn.Linear, drawn from the generator of the run.
                 for name, parameter in module.named_parameters(recurse=False):
                     if parameter.ndim == 2:
                         parameter.copy_(self._uniform(parameter.shape[1], parameter.shape[0], dtype).T)
@@ -47,7 +47,7 @@ class TransformerNetwork(Network):
         return super().role_of(name, parameter)
 
     def layout_of(self, name: str) -> dict[str, str | int]:
-        # The matrices of torch's encoder are outputs × inputs; one holds Q, K and V, each of them head after head.
+        # The matrices of torch's encoder are outputs × inputs. One of them holds Q, K and V, each head after head.
         if not name.startswith("encoder."):
             return super().layout_of(name)
         fused = {"axis": -2, "matrices": 3, "heads": self.config.transformer.heads}

@@ -51,13 +51,13 @@ class TwoLayerNetwork(Network):
         return super().layout_of(name)
 
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
-        seen: list[Moments] = []
-        z = self._batch_norm(self._combine(tokens, self._tables()), moments, seen)
+        used: list[Moments] = []
+        z = self._batch_norm(self._combine(tokens, self._tables()), moments, used)
         features = first = z if self.config.inner_product else self.activation(z)
         for layer in range(1, self.config.hidden_layers + 1):
             z = features + features @ self.get_parameter(f"H{layer}")
-            features = self.activation(self._batch_norm(z, moments, seen))
-        return Features(features, first, tuple(seen))
+            features = self.activation(self._batch_norm(z, moments, used))
+        return Features(features, first, tuple(used))
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
@@ -81,9 +81,9 @@ class TwoLayerNetwork(Network):
         return table.repeat(self.num_operands, 1) if self.config.shared_embedding else table
 
     def node_features(self, tokens: Tensor, input_weights: Tensor) -> Tensor:
-        """σ(Xw) of nodes with other input weights (d × any number), without batch norm; n × as many."""
+        """σ(Xw) of m nodes with the given input weights (d × m), without batch norm; n × m."""
         if self.why_plain() is None:
-            index = tokens + self._offsets(tokens)
+            index = tokens + self._offsets(tokens)  # one table for each operand, also with shared_embedding
             blocks = list(feature_blocks(input_weights, index, self.activation))
             return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens)))
@@ -91,7 +91,7 @@ class TwoLayerNetwork(Network):
 
     @property
     def node_degree(self) -> int | None:
-        """How a node's feature scales with its input weights: f(cw) = c^degree f(w); None where it does not."""
+        """The degree of homogeneity of a node's feature, f(cw) = c^degree f(w) for c > 0; None if it has none."""
         return self.num_operands if self.config.inner_product else self.activation.degree
 
     @torch.no_grad()
@@ -123,28 +123,29 @@ class TwoLayerNetwork(Network):
         """The tables of all operands under each other (d × K); one table where they share it."""
         if not self.config.trainable_embedding:
             return self.W
-        return torch.cat([self.E @ half for half in torch.split(self.W, self.num_tokens)])
+        return torch.cat([self.E @ table for table in torch.split(self.W, self.num_tokens)])
 
     def _index(self, tokens: Tensor) -> Tensor:
-        """The rows of `_table` that make up each row of XW, n × k."""
+        """The rows of `_table` whose sum is each row of XW, n × k."""
         if self.config.shared_embedding:
             return tokens
         return tokens + self._offsets(tokens)
 
     def _offsets(self, tokens: Tensor) -> Tensor:
-        """Where each operand's table begins, (k,)."""
+        """The row of `_table` at which each operand's table begins, (k,)."""
         return self.num_tokens * torch.arange(self.num_operands, device=tokens.device)
 
     def _tables(self) -> list[Tensor]:
-        """Per operand the M × K table whose row h is what token h adds to the pre-activation."""
+        """For each operand the M × K table whose row h is token h's contribution to the pre-activation."""
         tables = list(torch.split(self._table(), self.num_tokens))
         return tables * self.num_operands if self.config.shared_embedding else tables
 
-    def _batch_norm(self, z: Tensor, moments: tuple[Moments, ...], seen: list[Moments]) -> Tensor:
+    def _batch_norm(self, z: Tensor, moments: tuple[Moments, ...], used: list[Moments]) -> Tensor:
+        """Normalize the next layer, by its entry of ``moments`` or by the rows of z; its moments join ``used``."""
         if not self.config.batch_norm:
             return z
-        current = moments[len(seen)] if moments else Moments(*moments_over_ranks(z))
-        seen.append(current)
+        current = moments[len(used)] if moments else Moments(*moments_over_ranks(z))
+        used.append(current)
         return (z - current.mean) * torch.rsqrt(current.variance + BATCH_NORM_EPSILON)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints: what one may hold, how one is read, and which run may continue from it.
+"""Checkpoints: the values that one may hold, reading one, and the runs that may continue from it.
 
-A checkpoint holds only what ``torch.load(..., weights_only=True)`` gives back as it was: data, never code. Its entry
-``li2_lightning`` has the row, the config and what else `Li2Module` and the checkpoint callback add.
+A checkpoint holds only values that ``torch.load(..., weights_only=True)`` restores unchanged: data, never code. Its
+entry ``li2_lightning`` has the row, the config, and the further entries of `Li2Module` and the checkpoint callback.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import Parameter
 
-from li2_lightning.config.identity import input_digests
+from li2_lightning.config.identity import input_digests, is_within
 from li2_lightning.config.schema import Config, leaves, to_plain
 from li2_lightning.errors import DamagedError, InputError, message
 from li2_lightning.files import read_npz
@@ -30,7 +30,7 @@ from li2_lightning.runs.metrics_csv import count_rows
 # Exact types: an IntEnum is an int and a NumPy float64 is a float, but torch loads neither of them.
 VALUES = (type(None), bool, int, float, complex, str, bytes, Tensor, Parameter, torch.Size, torch.dtype, torch.device)
 CONTAINERS = (dict, OrderedDict, list, tuple, set)
-# The sections of Lightning's checkpoints that hold one state for each index or key, and what the states belong to.
+# The sections of Lightning's checkpoints that hold one state for each index or key -> the owner of such a state.
 OWNERS = {"callbacks": "callback", "optimizer_states": "optimizer", "lr_schedulers": "scheduler"}
 # The types of arrays that an .npz of initial weights may have.
 NUMBERS = ("float16", "float32", "float64", "complex64", "complex128", "int32", "int64")
@@ -38,11 +38,11 @@ NUMBERS = ("float16", "float32", "float64", "complex64", "complex128", "int32", 
 SHAPING = ("seed", "loss", "task", "data", "network", "optimizer", "scheduler", "trainer.precision")
 
 
-# -- what a checkpoint may hold ---------------------------------------------------------------------------------------
+# -- allowed values ---------------------------------------------------------------------------------------------------
 
 
 def find_foreign(value: Any, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any] | None:
-    """The keys that lead to the first value that a checkpoint may not hold, and that value; None without one."""
+    """The keys that lead to the first value that is not allowed, and this value; None where all values are allowed."""
     if type(value) in VALUES:
         return None
     if type(value) not in CONTAINERS:
@@ -58,10 +58,10 @@ def find_foreign(value: Any, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...
 
 
 def check_plain(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that could be written but not read again; nothing is converted.
+    """Check that a checkpoint can be read again once it is written. Nothing is converted.
 
     Raises:
-        InputError: names the callback, optimizer or scheduler, and the place of the value in its state.
+        InputError: a value is not allowed; names the callback, optimizer or scheduler, and the place in its state.
     """
     found = find_foreign(dict(checkpoint))
     if found is None:
@@ -85,11 +85,11 @@ def check_plain(checkpoint: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
-    """The contents of a checkpoint of this project. No code in the file is run.
+    """The contents of a checkpoint of this project. No code of the file is run.
 
     Args:
         path: the file.
-        where: the file's name as the beginning of a sentence.
+        where: names the file at the beginning of an error message.
 
     Raises:
         DamagedError: the file is no complete archive, or a checksum differs.
@@ -118,7 +118,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
 
 
 def read_own_part(path: Path, where: str) -> dict[str, Any]:
-    """What this project added to a checkpoint (its row and config among it), and ``step``, the updates before it.
+    """The entry ``li2_lightning`` of a checkpoint, with ``step``, the number of updates before the checkpoint, added.
 
     Raises:
         InputError: as `read_checkpoint`.
@@ -142,7 +142,7 @@ def read_weights(path: str | None, key: str) -> dict[str, Tensor] | None:
         key: the key of the config that names the file.
 
     Raises:
-        InputError: the file is missing, cannot be read, or holds something else than numbers.
+        InputError: the file is missing, cannot be read, or holds values that are no numbers.
     """
     if path is None:
         return None
@@ -154,7 +154,7 @@ def read_weights(path: str | None, key: str) -> dict[str, Tensor] | None:
     try:
         arrays = read_npz(Path(path))
     except (OSError, ValueError) as error:
-        # The first clause: numpy then advises to unpickle the file, which would run code in it.
+        # The first clause only: numpy goes on to advise unpickling the file, which would run code in it.
         why = re.split(r"[.;]\s", message(error))[0].rstrip(".")
         raise InputError(f"{where} is not a readable .npz of plain arrays: {why}.") from error
     for name, array in arrays.items():
@@ -165,14 +165,14 @@ def read_weights(path: str | None, key: str) -> dict[str, Tensor] | None:
 
 
 def _unsafe(path: Path) -> str:
-    """The names of the classes and functions that loading the whole file would call; none of them is called here."""
-    with contextlib.suppress(Exception):  # what stands in a pickle need not be one
+    """The names of the classes and functions that an unrestricted load would call; none is called here."""
+    with contextlib.suppress(Exception):  # the entry may be no pickle at all
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))) or "more than data"
     return "more than data"
 
 
 def _is_ours(checkpoint: object) -> bool:
-    """Whether a loaded file has the weights of a network, and the row and the config that `Li2Module` adds."""
+    """Whether a loaded file holds the weights of a network, and the row and the config that `Li2Module` adds."""
     if not isinstance(checkpoint, dict):
         return False
     weights, ours = checkpoint.get("state_dict"), checkpoint.get("li2_lightning")
@@ -191,10 +191,10 @@ class Start:
 
     Attributes:
         checkpoint: the file.
-        row: the last row before it.
-        step: the updates before it; more than ``row`` where the earlier run was interrupted between two rows.
-        max_steps: of the run that wrote it.
-        wandb: ``id`` of the W&B run to which the rows to come belong; None: a new W&B run.
+        row: the last row before the checkpoint.
+        step: the updates before the checkpoint; more than ``row`` where the earlier run was interrupted between rows.
+        max_steps: the length of the run that wrote the checkpoint.
+        wandb: holds the ``id`` of the W&B run that the further rows belong to; None begins a new W&B run.
     """
 
     checkpoint: Path
@@ -209,13 +209,13 @@ def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config, dir
 
     Args:
         checkpoint: the file.
-        ours: its `read_own_part`.
-        config: of the run that is to continue.
-        directory: of the run that is to continue.
+        ours: `read_own_part` of the file.
+        config: the config of the run that continues.
+        directory: the directory of the run that continues.
 
     Raises:
-        InputError: the checkpoint lies at or after the end of the run; or it belongs to another experiment (everything
-            that shapes the trajectory must agree; ``max_steps`` and what is measured may differ); or metrics.csv lacks
+        InputError: the checkpoint lies at or after the end of the run; or it belongs to another experiment (every key
+            that shapes the trajectory must agree; ``max_steps`` and the measurements may differ); or metrics.csv lacks
             rows that it had when the checkpoint was written.
     """
     where = f"resume={str(checkpoint)!r}"
@@ -223,12 +223,10 @@ def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config, dir
     within = lies_in(checkpoint, directory)
     before, now = OmegaConf.create(ours["config"]), OmegaConf.create(plain)
     digests_before, digests = ours.get("inputs", {}), input_digests(config)
-    # A run's own directory bears its hash: there a key differs only where one config spells out a default.
-    for key in () if within else leaves():
-        if key not in SHAPING and key.partition(".")[0] not in SHAPING:
-            continue
+    # A directory is named by the hash of its config, so within it a key differs only where one config writes a default.
+    for key in [] if within else [key for key in leaves() if is_within(key, SHAPING)]:
         if key in digests_before and key in digests:
-            # The contents count: a file may have moved, and an edited file has kept its name.
+            # The contents are compared, because a file may have been moved, or edited under the same name.
             if digests_before[key] != digests[key]:
                 raise InputError(f"{where} was trained with another file as {key}; set it to that file.")
         elif (theirs := OmegaConf.select(before, key)) != (own := OmegaConf.select(now, key)):
@@ -242,13 +240,13 @@ def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config, dir
     if not rows.exists():
         rows = checkpoint.parent.parent / "metrics.csv"
     # A checkpoint that was moved out of its run directory has no rows beside it; its run starts a new file.
-    there = count_rows(rows, ours["row"]) if within or rows.exists() else ours.get("rows", 0)
-    if there < ours.get("rows", 0):
+    found = count_rows(rows, ours["row"]) if within or rows.exists() else ours.get("rows", 0)
+    if found < ours.get("rows", 0):
         raise InputError(
-            f"{rows} has {there} of the {ours['rows']} rows that {where} continues; put the file back, or start over "
+            f"{rows} has {found} of the {ours['rows']} rows that {where} continues; put the file back, or start over "
             "with force=true."
         )
-    # A longer run has a directory of its own, and is another run on W&B, too.
+    # A longer run has another directory, and is another run on W&B, too.
     wandb = ours.get("wandb") if within else None
     return Start(checkpoint, int(ours["row"]), int(ours["step"]), int(ours["config"]["max_steps"]), wandb)
 
@@ -259,13 +257,13 @@ def lies_in(checkpoint: Path, directory: Path) -> bool:
 
 
 def updates_left(ours: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
-    """The updates that a run still makes after a checkpoint if the run was asked to stop: 1 or 0; else None.
+    """The updates that are left, 1 or 0, of a run that had been asked to stop before a checkpoint; else None.
 
-    A request to stop also counts for the run that continues, unless its ``stop_at_test_accuracy`` is another one or,
-    where neither run has that key set, its ``max_steps`` is.
+    The request also holds for the run that continues, unless that run has another ``stop_at_test_accuracy`` or, where
+    neither run sets this key, another ``max_steps``.
 
     Args:
-        ours: ``li2_lightning`` of the checkpoint.
+        ours: the entry ``li2_lightning`` of the checkpoint.
         config: the plain config of the run that continues from it.
     """
     left: int | None = ours.get("updates_left")

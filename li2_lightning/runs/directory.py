@@ -1,4 +1,4 @@
-"""The run directory: where it is, which process may write it, and how a run begins and ends in it."""
+"""The run directory: its path, its lock, and the beginning and the end of a run in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from li2_lightning.errors import BusyError, DamagedError, DivergenceError, Input
 from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
 from li2_lightning.runs.checkpoints import Start, continue_from, lies_in, read_own_part
-from li2_lightning.runs.metrics_csv import read_metrics
+from li2_lightning.runs.metrics_csv import first_step, read_metrics
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
@@ -42,7 +42,7 @@ class RunResult:
     Attributes:
         directory: the run directory.
         summary: summary.json.
-        stored: whether the run had ended before, and was not repeated.
+        stored: whether the run had ended before and was not repeated.
     """
 
     directory: Path
@@ -52,9 +52,9 @@ class RunResult:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """``outputs/<name>/<config-hash>-s<seed>/``.
+    """The directory ``outputs/<name>/<config-hash>-s<seed>/`` of one run.
 
-    Holds config.yaml, metrics.csv, stages.json, summary.json, checkpoints/, report.png, and wandb/.
+    It holds config.yaml, metrics.csv, stages.json, summary.json, checkpoints/, report.png, and wandb/.
     """
 
     path: Path
@@ -91,40 +91,40 @@ class RunDirectory:
         """The summary of a run that has ended and is not to be repeated; else None.
 
         Raises:
-            DivergenceError: it ended by diverging.
+            DivergenceError: the run diverged.
         """
         return None if config.force else self._result()
 
     def decide(self, config: Config) -> Decision:
-        """What a run of ``config`` does here; nothing is written. `claim` decides again, under the lock.
+        """Decide whether a run of ``config`` trains, and from where. Nothing is written; `locked` decides again.
 
         Raises:
-            DivergenceError: the run ended by diverging.
+            DivergenceError: the run diverged.
             BusyError: another process writes the directory.
-            InputError: an unfinished run without ``resume`` or ``force``; a checkpoint that the run cannot continue
-                from (`continue_from`).
+            InputError: the directory holds an unfinished run, without ``resume`` or ``force``; or the run cannot
+                continue from the checkpoint (`continue_from`).
         """
         try:
             return self._decide(config, None)
         except InputError as error:
-            # A file that another process is writing may be incomplete; then the directory itself is sound.
+            # A file that another process is writing may be incomplete, which is no fault of the directory.
             if is_locked(self.path / ".lock"):
                 raise self._busy() from error
             raise
 
     @contextlib.contextmanager
-    def claim(self, config: Config, seen: Decision) -> Iterator[Decision]:
-        """Create the directory, lock it, and decide again; where the run is to train, make the directory ready for it.
+    def locked(self, config: Config, first: Decision) -> Iterator[Decision]:
+        """Lock the directory for the block and decide again; where the run trains, prepare the directory.
 
-        Another process may have begun or ended the run since ``seen`` was decided. ``force`` repeats the result that
-        was there then; a newer one is returned.
+        Another process may have begun or ended the run since the first decision. ``force`` repeats a result that
+        existed at the first decision; a newer result is returned.
 
         Args:
-            seen: what `decide` said.
+            first: the result of `decide`.
 
         Raises:
             BusyError: another process writes the directory.
-            InputError: it cannot be written; and as for `decide`.
+            InputError: the directory cannot be written; and as for `decide`.
             DivergenceError: as for `decide`.
         """
         try:
@@ -133,16 +133,14 @@ class RunDirectory:
         except BlockingIOError as error:
             raise self._busy() from error
         except OSError as error:
-            raise InputError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror}.") from error
+            raise unwritable(config.output_dir, error) from error
         with own:
-            decision = self._decide(config, seen)
+            decision = self._decide(config, first)
             if decision.stored is None:
                 try:
                     self._prepare(config, decision.start)
                 except OSError as error:
-                    raise InputError(
-                        f"output_dir={config.output_dir!r} cannot be written: {error.strerror}."
-                    ) from error
+                    raise unwritable(config.output_dir, error) from error
                 self._point_latest(Path(config.output_dir))
             yield decision
 
@@ -155,19 +153,19 @@ class RunDirectory:
             raise DivergenceError(f"{summary['reason']} (kept in {self.path}; force=true repeats it)")
         return summary
 
-    def _decide(self, config: Config, seen: Decision | None) -> Decision:
+    def _decide(self, config: Config, first: Decision | None) -> Decision:
         if config.resume not in (None, "auto") and not Path(str(config.resume)).is_file():
             raise InputError(f"resume={config.resume!r} is no file; give a checkpoint, auto or null.")
-        # Before the summary is read: a run that ends in between is then found ended, not unfinished.
+        # Asked before the summary is read, so that a run that ends in between counts as ended.
         unfinished = (self.path / "config.yaml").exists()
         result_id = self._result_id()
-        repeats = config.force and (seen is None or seen.result_id == result_id)
+        repeats = config.force and (first is None or first.result_id == result_id)
         if not repeats and (stored := self._result()) is not None:
             return Decision(result_id, stored=stored)
         return Decision(result_id, start=None if config.force else self._find_start(config, unfinished))
 
     def _result_id(self) -> tuple[int, int] | None:
-        """Identifies summary.json, so that a replacement is noticed; None where there is none."""
+        """Identifies the current summary.json, so that a replacement is noticed; None without the file."""
         try:
             stat = (self.path / "summary.json").stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -195,27 +193,27 @@ class RunDirectory:
             except InputError as error:
                 instead = "continue from another one with resume=PATH, or start over with force=true"
                 raise InputError(f"{str(error).rstrip('.')}; {instead}.") from error
-            # No update follows the checkpoint of the last row. A run that dies between it and summary.json continues
-            # from an earlier checkpoint.
+            # No update follows the checkpoint of the last row. A run that was killed after this checkpoint and before
+            # summary.json continues from an earlier one.
             if not ours.get("is_last"):
                 return continue_from(path, ours, config, self.path)
         return None
 
     def _prepare(self, config: Config, start: Start | None) -> None:
-        """Bring the directory to the state that it has before the first row of this part of the run."""
+        """Bring the directory to its state before the first row that this process trains."""
         if config.resume is None or config.force:
-            # The summary goes first: a half-emptied directory must not count as a finished run.
+            # The summary is removed first: a half-emptied directory must not count as a finished run.
             for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name != "summary.json"):
                 if entry.name != ".lock":
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        # A killed process leaves these; no other process writes here while this one holds the lock.
+        # A killed process leaves temporary files; no other process writes them while this process holds the lock.
         for part in self.path.rglob(".*.part"):
             part.unlink()
         with replacing(self.path / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
         self._remove_later(start)
         if start is not None and not (self.path / "metrics.csv").exists():
-            # A longer run starts with the rows of the run that it continues.
+            # A longer run begins with the rows of the run that it continues.
             earlier = start.checkpoint.parent.parent / "metrics.csv"
             if earlier.exists():
                 with replacing(self.path / "metrics.csv") as temporary:
@@ -224,8 +222,8 @@ class RunDirectory:
     def _remove_later(self, start: Start | None) -> None:
         """Remove the checkpoints and pictures of the steps after ``start``, which this run makes again.
 
-        The order leaves a directory that can be resumed, whenever the process dies: first the step from which the run
-        continues gets a file of its own; then later files go, the latest first.
+        The directory can be resumed whenever the process dies: first the step from which the run continues gets a file
+        of its own; then later files are removed, the latest first.
         """
         step, checkpoints, pictures = -1 if start is None else start.step, self._checkpoints, self.path / "features"
         rows = row_files(checkpoints, ".ckpt")
@@ -238,7 +236,7 @@ class RunDirectory:
             self.last_checkpoint.unlink(missing_ok=True)
         later = [path for at, path in sorted(rows.items(), reverse=True) if at > step]
         for path in (checkpoints / "best.ckpt", *checkpoints.glob("stage-[0-9].ckpt")):
-            # A damaged file stays until the run writes the next file of that name.
+            # A damaged file stays until the run replaces it.
             with contextlib.suppress(InputError):
                 later += [path] if read_own_part(path, str(path))["step"] > step else []
         drawn = [path for at, path in reversed(row_files(pictures, ".png").items()) if at > step]
@@ -249,10 +247,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def summarizing(self, config: Config, start: int) -> Iterator[None]:
-        """Around the fit: write summary.json when it ends or diverges; errors say which state is kept.
+        """Write summary.json when the fit in the block ends or diverges; errors name the state that is kept.
 
         Args:
-            start: the row that this part of the run starts at.
+            start: the row at which this process begins.
         """
         began = time.monotonic()
         try:
@@ -292,13 +290,13 @@ class RunDirectory:
 
         Args:
             status: "finished" or "diverged".
-            seconds: wall time of this process's part of the run.
-            rows_before: step at which this part started.
+            seconds: wall time of the fit in this process.
+            rows_before: the row at which this process began.
             more: further entries.
         """
         metrics = read_metrics(self.path / "metrics.csv")
         last = {name: value for name, value in metrics.iloc[-1].items() if math.isfinite(value)}
-        steps = int(last["step"]) - rows_before
+        steps, metrics = int(last["step"]) - rows_before, metrics.set_index("step")
         stages = self.path / "stages.json"
         summary: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -306,7 +304,7 @@ class RunDirectory:
             **more,
             "final": {str(name): int(v) if name in ("step", "stage/index") else float(v) for name, v in last.items()},
             "first_step": {
-                split: {f"{level:g}": _first(metrics, f"{split}/accuracy", level) for level in THRESHOLDS}
+                split: {f"{level:g}": first_step(metrics, f"{split}/accuracy", level) for level in THRESHOLDS}
                 for split in ("train", "test")
             },
             "stages": json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else None,
@@ -328,10 +326,10 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a run does in its directory: return ``stored``, or continue from ``start``, or start at row 0.
+    """The decision whether a run returns ``stored``, continues from ``start``, or begins at row 0.
 
     Attributes:
-        result_id: identifies the summary.json that was there; None where there was none.
+        result_id: identifies the summary.json at the time of the decision; None without the file.
         stored: summary.json of a run that is not repeated.
         start: the checkpoint from which the run continues.
     """
@@ -339,6 +337,11 @@ class Decision:
     result_id: tuple[int, int] | None
     stored: dict[str, Any] | None = None
     start: Start | None = None
+
+
+def unwritable(output_dir: str, error: OSError) -> InputError:
+    """The error for an ``output_dir`` in which a folder cannot be made or locked."""
+    return InputError(f"output_dir={output_dir!r} cannot be written: {error.strerror}.")
 
 
 def versions() -> Mapping[str, str]:
@@ -350,9 +353,3 @@ def versions() -> Mapping[str, str]:
         "lightning": lightning.__version__,
         "wandb": version("wandb"),
     }
-
-
-def _first(metrics: Any, column: str, level: float) -> int | None:
-    """The first step at which ``column`` reached ``level``."""
-    reached = metrics.loc[metrics[column] >= level, "step"]
-    return int(reached.iloc[0]) if len(reached) else None

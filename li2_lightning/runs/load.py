@@ -1,4 +1,4 @@
-"""What a run has left, for notebooks, tables and pictures.
+"""Reading finished and unfinished runs, for notebooks, tables and figures.
 
 run = li2_lightning.load_run("outputs/latest")
 run["optimizer.lr"], run.metrics["test/accuracy"], run.stages, run.weights()["W"]
@@ -23,13 +23,13 @@ from li2_lightning.config.identity import NOT_HASHED, is_within
 from li2_lightning.errors import InputError, unknown
 from li2_lightning.runs.checkpoints import network_weights, read_checkpoint
 from li2_lightning.runs.directory import RunDirectory
-from li2_lightning.runs.metrics_csv import read_metrics
+from li2_lightning.runs.metrics_csv import first_step, read_metrics
 from li2_lightning.tasks.splits import split_rows
 from li2_lightning.tasks.tasks import Task, build_task
 
-# They tell where a run is kept and what is measured or shown, not what it is.
+# Settings of the place of a run, of its measurements and of its display, which do not distinguish experiments.
 _HOUSEKEEPING = tuple(key for key in NOT_HASHED if key != "name")
-# These differ between runs of one picture without saying more than the settings beside them.
+# Settings that a label needs only where no other setting distinguishes the runs.
 _SECONDARY = ("name", "max_steps", "stop_at_test_accuracy", "trainer", "callbacks")
 
 
@@ -40,8 +40,8 @@ class Run:
     Attributes:
         directory: ``outputs/<name>/<config-hash>-s<seed>``.
         config: config.yaml as nested plain containers.
-        summary: summary.json, which only an ended run has; else None.
-        stages: stages.json, or None where the stages were not followed (or not yet).
+        summary: summary.json; None for a run that has not ended.
+        stages: stages.json; None without the file, which the callback ``stages`` writes.
     """
 
     directory: Path
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end; a diverged run did not."""
+        """Whether the run reached its end; a diverged run did not."""
         return self.status == "finished"
 
     @functools.cached_property
@@ -77,19 +77,19 @@ class Run:
 
     @functools.cached_property
     def task(self) -> Task:
-        """The task, built anew from the config.
+        """The task, built from the config.
 
         Raises:
-            InputError: its Cayley table is no longer there.
+            InputError: the file of its Cayley table is missing.
         """
         return _task(json.dumps(self.config["task"], sort_keys=True))
 
     @functools.cached_property
     def train_fraction(self) -> float:
-        """n/N, the share of the rows that it was trained on, whichever of the ``data`` keys said so.
+        """n/N, the fraction of the rows that the run was trained on.
 
         Raises:
-            InputError: as `task`, or the split file is no longer there.
+            InputError: as for `task`, or the split file is missing.
         """
         keys = ("train_fraction", "train_size", "critical_ratio", "split_file")
         data = {key: self.config["data"].get(key) for key in keys}
@@ -97,11 +97,8 @@ class Run:
         return len(split.train) / len(self.task.labels)
 
     def first_step(self, column: str, level: float) -> int | None:
-        """The first step at which ``column`` was at least ``level``; None where it never was."""
-        if column not in self.metrics:
-            return None
-        reached = self.metrics.index[self.metrics[column] >= level]
-        return int(reached[0]) if len(reached) else None
+        """The first step at which ``column`` was at least ``level``; None if it never was."""
+        return first_step(self.metrics, column, level) if column in self.metrics else None
 
     def weights(self, checkpoint: str = "last") -> dict[str, Tensor]:
         """The network's parameters by name (W, V, …), inputs × outputs.
@@ -110,7 +107,7 @@ class Run:
             checkpoint: a file of ``checkpoints/`` without its suffix: "last", "row-000100".
 
         Raises:
-            InputError: no such checkpoint, or one that cannot be loaded.
+            InputError: the checkpoint does not exist or cannot be loaded.
         """
         folder = self.directory / "checkpoints"
         path = folder / f"{checkpoint}.ckpt"
@@ -122,7 +119,7 @@ class Run:
         return network_weights(read_checkpoint(path, str(path)))
 
     def __getitem__(self, key: str) -> Any:
-        """The value, or section, of the config at a dotted key; an unknown one is an `InputError`."""
+        """The value or section of the config at a dotted key; an unknown key is an `InputError`."""
         value: Any = self.config
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
@@ -132,10 +129,10 @@ class Run:
 
 
 def load_run(directory: str | Path) -> Run:
-    """What lies in a run directory.
+    """The run in a run directory.
 
     Raises:
-        InputError: it is none, or one of its files is damaged.
+        InputError: ``directory`` is no run directory, or one of its files is damaged.
     """
     directory = Path(directory)
     config = _read_config(directory)
@@ -147,10 +144,10 @@ def load_run(directory: str | Path) -> Run:
 
 
 def find_runs(directories: Iterable[str | Path]) -> list[Run]:
-    """Every run in or below the directories, unfinished ones included, each once; in the order given, then by path.
+    """Every run in or below the directories, each once, also unfinished runs; in the given order, then by path.
 
     Raises:
-        InputError: a directory that is not there or has no runs, or a damaged file of one.
+        InputError: a directory does not exist or has no runs, or a file of a run is damaged.
     """
     found: dict[Path, Run] = {}
     for directory in map(Path, directories):
@@ -168,12 +165,12 @@ def find_runs(directories: Iterable[str | Path]) -> list[Run]:
 
 
 def differing_settings(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[str]:
-    """The dotted keys whose values are not the same in all runs; where the runs are kept and their seeds do not count.
+    """The dotted keys whose values are not the same in all runs, without seeds and the places of the runs.
 
-    The name, the length, and what is measured come last.
+    The name, the length and the measurements come last.
 
     Args:
-        ignore: keys and sections that do not count either.
+        ignore: further keys and sections to leave out.
     """
     runs = list(_by_hash(runs).values())
     out = {*_HOUSEKEEPING, *ignore}
@@ -183,13 +180,13 @@ def differing_settings(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[
 
 
 def groups_of_seeds(runs: Sequence[Run], keys: Sequence[str] | None = None) -> dict[str, list[Run]]:
-    """The runs that differ in nothing but their seeds, under a label that tells what sets them apart.
+    """Groups of runs that differ only in their seeds, by a label with the settings that distinguish the groups.
 
-    The label leaves out the name, the length and what is measured where the other settings tell the groups apart.
-    A single group is called "".
+    The label leaves out the name, the length and the measurements where the other settings distinguish the groups.
+    The label of a single group is "".
 
     Args:
-        keys: the settings that tell groups apart; None: all that differ.
+        keys: the settings that distinguish the groups; None for all that differ.
     """
     keys = differing_settings(runs) if keys is None else list(keys)
     groups: dict[tuple[str, ...], list[Run]] = {}
@@ -210,7 +207,7 @@ def groups_of_seeds(runs: Sequence[Run], keys: Sequence[str] | None = None) -> d
 
 
 def describe(run: Run, keys: Sequence[str]) -> str:
-    """The values of some settings in words, as "Z23, lr=0.005, hidden=muon"; the task goes by its name."""
+    """The values of some settings as text, such as "Z23, lr=0.005, hidden=muon"; the task appears by its name."""
     parts = []
     if any(key.startswith("task.") for key in keys):
         parts.append(task_name(run))
@@ -219,7 +216,7 @@ def describe(run: Run, keys: Sequence[str]) -> str:
 
 
 def task_name(run: Run) -> str:
-    """What the task is called, also where it can no longer be built."""
+    """The name of the task; the values of the ``task`` section where the task can no longer be built."""
     try:
         return run.task.name
     except InputError:
@@ -229,7 +226,7 @@ def task_name(run: Run) -> str:
 def _by_hash(runs: Iterable[Run]) -> dict[Hashable, Run]:
     """The first run of each config, by `_without_seed`.
 
-    Configs of one hash are the same, although one may spell out what another leaves at its default.
+    Configs of one hash are equal, although one may write a value that another leaves at its default.
     """
     firsts: dict[Hashable, Run] = {}
     for run in runs:
@@ -238,13 +235,13 @@ def _by_hash(runs: Iterable[Run]) -> dict[Hashable, Run]:
 
 
 def _without_seed(run: Run) -> Hashable:
-    """Name and config hash, with the folder; the run itself where its directory is not called by them."""
+    """The name and the path up to the config hash; the run itself where its directory has another kind of name."""
     of_ours = re.fullmatch(r"([0-9a-f]{10})-s\d+", run.directory.name)
     return (run.config.get("name"), run.directory.with_name(of_ours[1])) if of_ours else run
 
 
 def _run_directories(directory: Path) -> Iterator[Path]:
-    """Directories with a config.yaml of ours, sorted; what a run holds is not looked into, nor are links followed."""
+    """The run directories in or below a directory, sorted. Folders in a run and links are not searched."""
     for folder, below, files in os.walk(directory):
         below.sort(key=_natural)
         if "config.yaml" in files and _read_config(Path(folder)) is not None:
@@ -264,11 +261,11 @@ def _load(directory: Path, config: dict[str, Any]) -> Run:
 
 
 def _read_config(directory: Path) -> dict[str, Any] | None:
-    """config.yaml; None where there is none, or it is not ours (W&B has files of that name)."""
+    """config.yaml; None where it is missing or not of this project (W&B has files of that name)."""
     try:
         loaded = OmegaConf.load(directory / "config.yaml")
         config = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else {}
-    # A file that is no YAML raises whatever the parser raises; it is not ours.
+    # The parser raises many kinds of errors over a file that is no YAML.
     except Exception:
         return None
     assert isinstance(config, dict)
@@ -299,14 +296,14 @@ def _hashable(value: Any) -> str:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, before words; nothing at all first."""
+    """Sorts None first, then numbers by size, then words."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
 
 
 def _natural(name: str) -> tuple[str, int, str]:
-    """Seed 10 after seed 9."""
+    """Sorts seed 10 after seed 9."""
     head, _, seed = name.rpartition("-s")
     return (head, int(seed), "") if seed.isdecimal() else (name, -1, "")
 
@@ -317,5 +314,5 @@ def _short(key: str) -> str:
 
 
 def _show(value: Any) -> str:
-    """Short, and never the same for two values."""
+    """A short text that differs for different values."""
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

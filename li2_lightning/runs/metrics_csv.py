@@ -1,4 +1,4 @@
-"""metrics.csv: every row of a run, whatever else logs it."""
+"""metrics.csv, which holds every row of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MetricsFile(Logger):
 
     Args:
         path: the file.
-        keep_through: rows up to this step stay, later ones are cut (a resumed run writes them anew); None starts over.
+        keep_through: rows after this step are removed, since a resumed run writes them again; None removes all rows.
     """
 
     FLUSH_EVERY = 20
@@ -71,7 +71,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def correct(self, step: int, values: Mapping[str, float]) -> None:
-        """Replace values of a row that an earlier part of the run has written; a cell that is empty stays so."""
+        """Replace values of a row in the file; an empty cell stays empty."""
         if self._stream is None:
             self._open()
         self.save()
@@ -87,7 +87,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Hand what is buffered to the operating system."""
+        """Hand the buffered rows to the operating system."""
         if self._stream is not None:
             self._stream.flush()
         self._unflushed = 0
@@ -96,7 +96,7 @@ class MetricsFile(Logger):
     def finalize(self, status: str) -> None:
         if self._stream is not None:
             stream, self._stream = self._stream, None
-            # A row logged after this one is added to what there is.
+            # A row that is logged later is appended.
             self._keep_through = 2**63
             stream.close()
 
@@ -111,7 +111,7 @@ class MetricsFile(Logger):
         self.rows_written = len(rows)
 
     def _widen(self, new: list[str]) -> None:
-        """Add columns: rewrite the file with the rows there are."""
+        """Add columns, which are empty in the rows so far."""
         self.save()
         rows = _read(self.path) if self._columns else []
         self._columns += new
@@ -131,18 +131,20 @@ class MetricsFile(Logger):
 def read_metrics(path: Path) -> pd.DataFrame:
     """metrics.csv as a table with an integer ``step``; empty cells are NaN; a line still being written is no row."""
     whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    # Here and not above: a run reads its own file only at its end, and pandas takes half a second to import.
+    # pandas takes half a second to import, and a run reads its file only at its end.
     import pandas as pd
 
     return pd.read_csv(io.StringIO(whole + newline), dtype={"step": "int64"})
 
 
-def read_rows(path: Path, through: int | None = None) -> Iterator[dict[str, float]]:
-    """The whole rows of a file as they were logged, without entries for empty cells.
+def first_step(metrics: pd.DataFrame, column: str, level: float) -> int | None:
+    """The first step, in the index of ``metrics``, at which ``column`` was at least ``level``; None if it never was."""
+    reached = metrics.index[metrics[column] >= level]
+    return int(reached[0]) if len(reached) else None
 
-    Args:
-        through: the last step.
-    """
+
+def read_rows(path: Path, through: int | None = None) -> Iterator[dict[str, float]]:
+    """The complete rows of a file up to step ``through``, each without its empty cells; all rows where None."""
     with path.open(newline="", encoding="utf-8") as stream:
         columns = next(csv.reader(stream), [])
     for row in _read(path) if through is None else _read_through(path, through):
@@ -150,22 +152,22 @@ def read_rows(path: Path, through: int | None = None) -> Iterator[dict[str, floa
 
 
 def rows_written(trainer: lightning.Trainer) -> int:
-    """How many rows this run has in metrics.csv so far, those of the parts before this one included."""
+    """The number of rows in metrics.csv so far, including the rows of earlier processes of this run."""
     return sum(logger.rows_written for logger in trainer.loggers if isinstance(logger, MetricsFile))
 
 
 def correct_row(trainer: lightning.Trainer, step: int, values: Mapping[str, float]) -> None:
-    """`MetricsFile.correct` for the file of this run, if it has one."""
+    """`MetricsFile.correct` for the metrics.csv of this run, if it has one."""
     for logger in trainer.loggers:
         if isinstance(logger, MetricsFile):
             logger.correct(step, values)
 
 
 def count_rows(path: Path, through: int) -> int:
-    """How many whole rows up to step ``through`` a file holds.
+    """The number of complete rows of a file up to step ``through``.
 
     Raises:
-        InputError: it cannot be read as a file of rows.
+        InputError: the file cannot be read as a file of rows.
     """
     try:
         return len(_read_through(path, through))
@@ -178,7 +180,7 @@ def _read_through(path: Path, step: int) -> list[list[str]]:
 
 
 def _read(path: Path) -> list[list[str]]:
-    """The whole rows of a file, without its header; a last line that was cut off does not count."""
+    """The complete rows of a file, without the header; a last line that was cut off does not count."""
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     rows = list(csv.reader(whole.splitlines()))
     return [row for row in rows[1:] if len(row) == len(rows[0])]

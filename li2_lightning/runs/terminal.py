@@ -1,4 +1,4 @@
-"""The closing table."""
+"""The summary of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGE_NAMES = {1: "I lazy", 2: "II independent", 3: "III interactive"}
 
 
 def render_summary(summary: dict[str, Any]) -> RenderableType:
-    """What came out of a run."""
+    """The summary as text and a table for the terminal."""
     final = summary["final"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("accuracy reached")
@@ -45,16 +45,16 @@ def where_to_look(directory: Path) -> list[str]:
 
 
 def print_summary(summary: dict[str, Any], directory: Path) -> None:
-    """Print the closing table on stdout."""
+    """Print the summary and `where_to_look` on stdout."""
     console = Console()
     console.print(render_summary(summary))
     for line in where_to_look(directory):
-        # Commands are for copying: they are never broken into lines.
+        # A command is copied from the terminal, so it is never broken into lines.
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def describe_transition(entry: dict[str, Any]) -> str:
-    """One line for a transition, as in stages.json, with what decided it."""
+    """One line for an entry of stages.json, with the numbers that decided the transition."""
     evidence = entry["evidence"]
     peak = f", peak {evidence[PEAK]:.2f}" if entry["from"] == 2 or entry["caveat"] else ""
     decided = f"independence {evidence[INDEPENDENCE]:.2f}{peak}, coupling {evidence[COUPLING]:.2f}"
@@ -74,7 +74,7 @@ def _stage_lines(stages: dict[str, Any] | None) -> list[Text]:
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """One sentence: whether it memorized and generalized, or why it diverged."""
+    """One sentence: whether the network memorized and generalized, or why the run diverged."""
     if summary["status"] == "diverged":
         return str(summary["reason"])
     train, test = (summary["first_step"][split]["0.99"] for split in ("train", "test"))

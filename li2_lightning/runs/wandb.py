@@ -1,6 +1,6 @@
-"""Weights & Biases, through Lightning's logger; nothing here prompts.
+"""Weights & Biases through Lightning's logger. W&B never prompts here.
 
-wandb is imported where it is used: it takes as long as a fifth of torch, and a run without it need not wait.
+wandb is imported where it is used, because its import takes a fifth as long as torch's, and some runs do without it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from li2_lightning.runs.checkpoints import Start
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import MetricsFile, read_rows
 
-# By default W&B tries for many minutes to reach a lost server. Rows are sent during the run, so that few are left then.
+# W&B's own limit is many minutes. Rows are sent during the run, so few are left at its end.
 FINISH_SECONDS = 60.0
 PROJECT = "li2_lightning"
 # Older names of two modes.
@@ -46,9 +46,9 @@ MODES = {"run": "online", "dryrun": "offline"}
 
 
 def has_credentials() -> bool:
-    """Whether an API key for the W&B server lies in the environment or in netrc.
+    """Whether the environment or netrc holds an API key for the W&B server.
 
-    W&B's own check asks the server, which would hold up a run on a machine without network.
+    W&B's own check asks the server, which would delay a run on a machine without network.
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
@@ -61,16 +61,16 @@ def has_credentials() -> bool:
 
 
 def wandb_mode(config: Config) -> str:
-    """online, offline or disabled; nothing prompts.
+    """The mode of the run: online, offline or disabled.
 
-    ``auto`` is what WANDB_MODE says, else online where credentials exist, else offline.
+    For ``logger.mode=auto`` it is WANDB_MODE, else online where credentials exist, else offline.
 
     Raises:
-        InputError: online without credentials; a value that W&B refuses, of the config or of the environment.
+        InputError: online without credentials; W&B refuses a value of the config or of the environment.
     """
     if config.logger.mode == "disabled":
         return "disabled"
-    # W&B reports its own errors to its makers; if that server fails, it delays the exit and prints a line.
+    # W&B sends reports of its own errors to another server; if that fails, it delays the exit and prints a line.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -88,7 +88,7 @@ def wandb_mode(config: Config) -> str:
                          ("job_type", "run_job_type"), ("tags", "run_tags")):  # fmt: skip
         value = getattr(config.logger, key)
         try:
-            # Before training: W&B itself checks a value only when the run begins.
+            # Checked here because W&B itself checks a value only when the run begins.
             wandb.Settings.model_validate({setting: tuple(value) if key == "tags" and value else value})
         except (wandb.errors.Error, ValueError) as error:
             raise InputError(f"logger.{key}={value!r} does not fit W&B: {wandb_reason(error)}.") from error
@@ -101,15 +101,15 @@ def logging_to(
 ) -> Iterator[None]:
     """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
 
-    A resumed run goes on in the same W&B run; offline that is a further segment of it, a folder of its own with the
-    same id. Rows of metrics.csv that W&B lacks are sent first: rows lost by a kill, rows logged in another mode, and
-    all rows where a longer run has a directory of its own. If the W&B server cannot be reached, the run goes on
-    offline. A server that is lost later is tried until `FINISH_SECONDS` after the end of the run; rows that it did not
-    receive are on disk for ``wandb sync``, and a message says so.
+    A resumed run continues the same W&B run. Offline, each part of a W&B run is a folder, called a segment; all
+    segments have the id of the run. Rows of metrics.csv that W&B lacks are sent first: rows lost by a kill, rows logged
+    in another mode, and all rows where a longer run has another directory. If the W&B server cannot be reached, the
+    run is logged offline. If the connection is lost later, W&B tries until `FINISH_SECONDS` after the end of the run;
+    a message then says which command sends the missing rows from the disk.
 
     Args:
-        mode: of `wandb_mode`.
-        start: what the run continues from; None at row 0.
+        mode: the result of `wandb_mode`.
+        start: the checkpoint from which the run continues; None at row 0.
     """
     metrics, through = directory / "metrics.csv", None if start is None else start.row
     trainer.loggers = [MetricsFile(metrics, through)]
@@ -123,11 +123,11 @@ def logging_to(
 
 
 @contextlib.contextmanager
-def answering_agent(config: Config, directory: RunDirectory) -> Iterator[None]:
-    """Around the reading of a stored result: report the result to an agent of W&B as if the run had just been trained.
+def reporting_to_agent(config: Config, directory: RunDirectory) -> Iterator[None]:
+    """While a stored result is read, report it to an agent of W&B as if the run had just been trained.
 
-    An agent waits for the metric of every run that it starts. An error of the block, such as that of a diverged run,
-    marks the agent's run as failed.
+    An agent waits for the metric of every run that it starts. An error within the block, such as the error of a
+    diverged run, marks the agent's run as failed. Without an agent nothing is reported.
     """
     summary = None if config.force or "WANDB_SWEEP_ID" not in os.environ else directory.summary()
     if summary is None or (mode := wandb_mode(config)) == "disabled":
@@ -139,21 +139,21 @@ def answering_agent(config: Config, directory: RunDirectory) -> Iterator[None]:
             for event in stages["events"]:
                 logger.mark_transition(event)
             logger.experiment.summary.update({"stage/stalled": stages["stalled"]})
-        logger.catch_up()
+        logger.log_earlier_rows()
         if (report := directory.path / "report.png").exists():
             logger.draw(summary["final"]["step"], "report", report)
         yield
 
 
 class RunLogger(WandbLogger):
-    """Lightning's logger for W&B; W&B's count of rows equals their ``step``.
+    """Lightning's logger for W&B. The step of W&B is the ``step`` of the row.
 
-    W&B keeps the newest row open until the next row begins; pictures and stage transitions are added to it.
+    W&B keeps the newest row open until the next row begins; pictures and stage transitions are added to the open row.
 
     Args:
-        run: what ``wandb.init`` gave.
-        first: the first row that W&B does not have; earlier ones are not logged again.
-        earlier: rows that were measured before this process, in order.
+        run: the result of ``wandb.init``.
+        first: the first row that W&B lacks; earlier rows are not logged again.
+        earlier: the rows that were measured before this process, in order.
     """
 
     def __init__(self, run: Any, first: int, earlier: Iterable[Mapping[str, float]]) -> None:
@@ -164,17 +164,17 @@ class RunLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.catch_up()
+        self.log_earlier_rows()
         self._log(metrics, self._newest if step is None else step)
 
-    def catch_up(self) -> None:
-        """Log the earlier rows that W&B lacks, the first time."""
+    def log_earlier_rows(self) -> None:
+        """Log the earlier rows that W&B lacks; further calls do nothing."""
         earlier, self._earlier = self._earlier, ()
         for row in earlier:
             self._log(row, int(row["step"]))
 
     def join(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log ``values`` with row ``step``: the newest, or one to come."""
+        """Log ``values`` as part of row ``step``, which is the newest row or a later one."""
         if step > self._newest:
             self._joining.setdefault(step, {}).update(values)
         else:
@@ -188,7 +188,7 @@ class RunLogger(WandbLogger):
             self.join(step, {name: wandb.Image(str(picture))})
 
     def mark_transition(self, event: Mapping[str, Any]) -> None:
-        """Log an entry of stages.json: to the summary, and as a point on the charts."""
+        """Log an entry of stages.json to the summary of the W&B run, and as a point on its charts."""
         self.experiment.summary.update({f"stage/{event['from']}_to_{event['to']}": event})
         self.join(event["step"], {"stage/transition": event["to"]})
 
@@ -205,10 +205,8 @@ def run_loggers(trainer: lightning.Trainer) -> list[RunLogger]:
 
 
 def wandb_position(trainer: lightning.Trainer) -> dict[str, Any] | None:
-    """What a checkpoint keeps of the W&B run, its id; None without a run."""
-    for logger in run_loggers(trainer):
-        return {"id": str(logger.experiment.id)}
-    return None
+    """The id of the W&B run, for a checkpoint; None without a W&B run."""
+    return next(({"id": str(logger.experiment.id)} for logger in run_loggers(trainer)), None)
 
 
 @contextlib.contextmanager
@@ -219,7 +217,7 @@ def _wandb_run(
     position: Mapping[str, Any] | None,
     earlier: Iterable[Mapping[str, float]],
 ) -> Iterator[RunLogger]:
-    """A W&B run, open as long as the block; it is marked as failed where the block raises."""
+    """A W&B run for the block; an error within the block marks the W&B run as failed."""
     import wandb
 
     messages = WandbMessages()
@@ -236,17 +234,17 @@ def _wandb_run(
         yield logger
         exit_code = 0
     finally:
-        # So that the next run in this process is another W&B run, and a failed run is marked as such.
+        # The next run in this process must be another W&B run.
         try:
             run.finish(exit_code=exit_code)
         except (TimeoutError, KeyboardInterrupt):
-            # Ctrl-C ends the waiting only: training is over, and its results are written.
+            # Ctrl-C ends only the wait for W&B: training is over, and its results are written.
             messages.upload_failed = True
         if messages.upload_failed:
             command = sync_command(directory)
             say(f"W&B did not receive all of this run; it is complete on disk, and `{command}` sends it.")
         elif not run.offline:
-            # W&B has every row now, also those of earlier segments, so each gets the mark of `wandb sync`.
+            # W&B has the rows of every segment now, so each segment gets the mark of `wandb sync`.
             for segment in segments(directory, str(run.id)):
                 (segment / f"run-{run.id}{SYNCED}").touch()
 
@@ -272,17 +270,16 @@ def _start(
             run_id = _run_id(before[-1])
         elif position is not None:
             run_id = position["id"]
-    held = 0
+    first = 0
     if run_id is not None:
-        held = _rows_held(directory, run_id, mode)
-        # W&B names a folder by run and second; a segment of the same second would overwrite the last.
+        first = _first_missing_row(directory, run_id, mode)
+        # W&B names a folder by run and second; a segment of the same second would overwrite the last one.
         while any((directory / "wandb").glob(f"*run-{datetime.now():%Y%m%d_%H%M%S}-{run_id}")):
             time.sleep(0.1)
     logger = config.logger
     name = f"{run_name(config)}-s{config.seed}"
     tags = logger.tags if logger.tags is not None else environment.run_tags
-    own = "WANDB_FINISH_TIMEOUT" in os.environ
-    there = set(segments(directory))
+    before_init = set(segments(directory))
     try:
         run = wandb.init(
             id=run_id,
@@ -300,29 +297,31 @@ def _start(
                 silent=True,
                 console="off",
                 init_timeout=30,
-                finish_timeout=environment.finish_timeout if own else FINISH_SECONDS,
+                finish_timeout=FINISH_SECONDS
+                if "WANDB_FINISH_TIMEOUT" not in os.environ
+                else environment.finish_timeout,
                 finish_timeout_raises=True,
             ),
         )
     except wandb.errors.Error:
         # `wandb sync` would stop at the empty segment.
-        for segment in set(segments(directory)) - there:
+        for segment in set(segments(directory)) - before_init:
             _remove(segment)
         raise
     _link(Path(run.dir).parent, directory)
     run.define_metric("step")
     run.define_metric("*", step_metric="step", step_sync=True)
-    return RunLogger(run, max(held, run.starting_step), earlier)
+    return RunLogger(run, max(first, run.starting_step), earlier)
 
 
-# -- the folders that W&B leaves ------------------------------------------------------------------------------------
+# -- segments: the folders that W&B writes --------------------------------------------------------------------------
 
 
 def segments(directory: Path, run_id: str | None = None) -> list[Path]:
     """The folders of a W&B run in a run directory, in the order in which they were begun.
 
     Args:
-        run_id: of the run; None: the one that was begun last.
+        run_id: the id of the W&B run; None is the run of the newest folder.
     """
     found = sorted(
         (match[1], path)
@@ -350,19 +349,19 @@ def _is_sent(segment: Path) -> bool:
     return any(segment.glob(f"*{SYNCED}"))
 
 
-def _rows_held(directory: Path, run_id: str, mode: str) -> int:
+def _first_missing_row(directory: Path, run_id: str, mode: str) -> int:
     """One more than the last row in the segments of a run; online, in the segments that W&B has received.
 
-    A segment that a kill cut off is removed, because `wandb sync` stops at its end and sends no later segment.
+    A segment that a kill cut off is removed, because `wandb sync` would stop there and send no later segment.
     """
-    held = 0
+    first = 0
     for segment in segments(directory, run_id):
-        told = inspect_segment(segment)
-        if told is None or told["exit_code"] is None:
+        content = inspect_segment(segment)
+        if content is None or content["exit_code"] is None:
             _remove(segment)
-        elif told["step"] is not None and (mode != "online" or _is_sent(segment)):
-            held = max(held, told["step"] + 1)
-    return held
+        elif content["step"] is not None and (mode != "online" or _is_sent(segment)):
+            first = max(first, content["step"] + 1)
+    return first
 
 
 def _remove(segment: Path) -> None:
@@ -372,7 +371,7 @@ def _remove(segment: Path) -> None:
 
 
 def _link(segment: Path, directory: Path) -> None:
-    """Link a segment into the run directory, where WANDB_DIR has put it elsewhere."""
+    """Link a segment into the run directory if WANDB_DIR has put it elsewhere."""
     name = directory / "wandb" / segment.name
     if not name.exists():
         name.parent.mkdir(exist_ok=True)

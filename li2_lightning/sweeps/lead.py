@@ -1,7 +1,7 @@
-"""The process that leads a sweep: it has the runs started, shows how far they are, and ends them together.
+"""The leader of a sweep: the process that has the runs started, shows their progress, and ends them together.
 
-None is trained twice, and one that fails stops none of the others. The runs are in this process or in many; what the
-processes tell each other lies in a folder that exists as long as the sweep runs (`li2_lightning.sweeps.worker`).
+No run is trained twice, and a run that fails stops no other run. The runs are in this process or in many. The processes
+communicate through files in a folder that exists as long as the sweep (`li2_lightning.sweeps.worker`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from li2_lightning.errors import InputError
 from li2_lightning.files import is_locked, lock, write_json
 from li2_lightning.log import say
+from li2_lightning.runs.directory import unwritable
 from li2_lightning.sweeps import worker
 from li2_lightning.sweeps.plan import Job, Launching, Outcome, key
 from li2_lightning.sweeps.worker import LEADER, POLL_S
@@ -36,14 +36,15 @@ FOLDER = ".sweep"
 
 
 class Sweep:
-    """Leads the runs of a sweep; a context around their launch.
+    """The context in which the runs of a sweep are launched.
 
     Args:
-        jobs: of `plan`.
-        folder: where the processes talk to each other; made on entering, removed on leaving.
-        launching: how runs are started.
+        jobs: the result of `plan`.
+        folder: the folder for the processes' files; made at the beginning of the context, removed at its end.
+        launching: how the launcher starts runs.
 
-    Leaving it raises SystemExit(1) where runs have failed.
+    Raises:
+        SystemExit: at the end of the context, code 1 where runs have failed.
     """
 
     def __init__(self, jobs: Sequence[Job], folder: Path, launching: Launching) -> None:
@@ -62,22 +63,20 @@ class Sweep:
             self._lead = lock(self.folder / LEADER)
             write_json(self.folder / "settings.json", self._settings())
         except OSError as error:
-            raise InputError(
-                f"output_dir={str(self.folder.parent.parent)!r} cannot be written: {error.strerror}."
-            ) from error
+            raise unwritable(str(self.folder.parent.parent), error) from error
         worker.leading = self
         self._handlers = {caught: signal.signal(caught, self._stop) for caught in (signal.SIGINT, signal.SIGTERM)}
         print(self._opening(), flush=True)
         self._run_id = os.environ.pop("WANDB_RUN_ID", None)
         if self._run_id is not None:
             say("WANDB_RUN_ID is left out in a sweep: each of its runs is a W&B run of its own.")
-        # Started before SIGINT is blocked for the workers, so that one thread is left that it reaches.
+        # Started before SIGINT is blocked for the workers, so that this thread can still receive it.
         self._display = threading.Thread(target=self._show, name="sweep progress", daemon=True)
         self._display.start()
         if not self.launching.in_this_process:
-            # Python's tracker of semaphores, which joblib's workers use, unblocks SIGINT in the thread that starts it.
+            # joblib's workers use Python's tracker of semaphores, whose start unblocks SIGINT in the starting thread.
             resource_tracker.ensure_running()
-            # Ctrl-C goes to every process of the terminal; workers inherit the mask, and are stopped by us, once.
+            # The terminal sends Ctrl-C to every process. Workers inherit the mask, so this process alone stops them.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         return self
 
@@ -85,29 +84,30 @@ class Sweep:
         """Start every run that has not ended, ``at_once`` at a time, and wait for them.
 
         Args:
-            start: takes the overrides of some runs and returns when they have ended. Where it raises, a process died.
+            start: takes the overrides of some runs and returns when these have ended; raises where a process died.
+            at_once: None for all runs.
         """
         while waiting := [job for job in self.jobs if not job.ended]:
             fresh = [job for job in waiting if not job.retry_alone]
-            # A pool of workers ends as a whole when one of them dies; alone, it is clear whose run was to blame.
+            # A pool of workers ends as a whole when one worker dies; a run that is retried alone shows the cause.
             self._launched = fresh[:at_once] or waiting[:1]
             reason = "its process ended without a word"
             try:
                 start([job.overrides for job in self._launched])
             except Exception as error:
-                # What the launcher says of a process that died; what a run says is in its outcome.
-                told = (str(error).strip() or type(error).__name__).splitlines()[0]
-                reason = f"its process died: {told.rstrip('.:')}"
+                # The launcher's error is about a process that died; the error of a run is in its outcome.
+                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = f"its process died: {first_line.rstrip('.:')}"
             self._settle(reason)
 
     def announce(self, job_directory: Path) -> None:
-        """Say which run starts now, where runs follow each other in this process."""
+        """Print the run that starts now in this process."""
         label = next((job.label for job in self.jobs if job.directory == job_directory), str(job_directory))
         status = self.status()
         print(f"Run {self._count('done', 'failed') + 1} of {len(self.jobs)}: {label} ({status})", flush=True)
 
     def status(self) -> str:
-        """How far the sweep is, on less than a line of 80 columns."""
+        """The progress of the sweep in fewer than 80 columns."""
         self._refresh()
         done, failed, running = (self._count(state) for state in ("done", "failed", "running"))
         return f"{done} of {len(self.jobs)} done, {failed} failed, {running} running{self._left()}"
@@ -139,7 +139,7 @@ class Sweep:
             raise SystemExit(1)
 
     def stop(self, signum: int) -> SystemExit:
-        """Ask every run to save its state and to end; returns what to raise once they have."""
+        """Ask every run to save its state and to end; returns the exception to raise once all runs have ended."""
         self._signal = signum
         (self.folder / LEADER).write_text("stop", encoding="utf-8")
         return SystemExit(128 + signum)
@@ -151,14 +151,14 @@ class Sweep:
             deadline = time.monotonic() + GRACE_S
             while self._still_running(starting=not self.launching.reuses_workers) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-        # SystemExit and no Exception, which Hydra would take for the end of one run.
+        # Not an Exception: Hydra would take it for the failure of one run.
         raise ending
 
     def _still_running(self, starting: bool = False) -> bool:
         """Whether a process trains one of the launched runs.
 
         Args:
-            starting: count those, too, of which nothing has been heard yet.
+            starting: count the runs, too, that have written no outcome yet.
         """
         self._refresh()
         return any(
@@ -168,7 +168,7 @@ class Sweep:
         )
 
     def _settle(self, reason: str) -> None:
-        """Wait for launched runs that outlived their launcher; name those whose process has died."""
+        """Wait for launched runs that outlived their launcher; ``reason`` is the outcome of runs whose process died."""
         deadline = time.monotonic() + (0 if self.launching.reuses_workers else GRACE_S)
         while self._still_running() or (self._still_running(starting=True) and time.monotonic() < deadline):
             time.sleep(POLL_S)
@@ -176,7 +176,7 @@ class Sweep:
         alone = len(self._launched) == 1
         for job in self._launched:
             if job.outcome.state == "stopped":
-                # Not by this sweep, which raises where it stops its runs.
+                # Another program stopped the run; where this sweep stops its runs, it raises.
                 job.outcome.state = "failed"
             elif not job.ended and (alone or not began or not self.launching.reuses_workers):
                 job.outcome = Outcome("failed", reason=f"{reason}; the same command tries it again.")
@@ -189,7 +189,7 @@ class Sweep:
         with self._refreshing:
             for job in self.jobs:
                 if not job.ended:
-                    # A file that is not there yet.
+                    # The run may not have begun.
                     with contextlib.suppress(OSError):
                         job.outcome = Outcome(**json.loads(self._path(job, "json").read_text(encoding="utf-8")))
 
@@ -200,13 +200,13 @@ class Sweep:
         return sum(job.outcome.state in states for job in self.jobs)
 
     def _left(self) -> str:
-        """The time that is left, from the runs that this sweep has seen the end of; empty before the first."""
-        seen = [job.outcome.seconds for job in self.jobs if job.ended and job.outcome.seconds > 0]
+        """The expected time left, from the mean time of the runs that this sweep has ended; empty before the first."""
+        times = [job.outcome.seconds for job in self.jobs if job.ended and job.outcome.seconds > 0]
         running = [job.outcome for job in self.jobs if job.outcome.state == "running"]
         waiting = len(self.jobs) - self._count("done", "failed") - len(running)
-        if not seen or not (running or waiting):
+        if not times or not (running or waiting):
             return ""
-        each = sum(seen) / len(seen)
+        each = sum(times) / len(times)
         now = time.time()
         left = waiting * each + sum(max(0.0, each - (now - outcome.began)) for outcome in running)
         seconds = int(left / (self.launching.parallel or max(1, len(running))))
@@ -225,7 +225,7 @@ class Sweep:
         return f"Sweep: {runs}, {ended['done']} finished already{failed}, {len(self.jobs) - self._left_out} to go{how}."
 
     def _settings(self) -> dict[str, Any]:
-        """What holds for every run, and the W&B group: the same whenever the same sweep is started again."""
+        """The settings of every run. The W&B group is the same whenever the same sweep is started again."""
         names = sorted({job.directory.parent.name for job in self.jobs if job.directory.parent != Path()})
         digest = hashlib.sha256("\n".join(sorted(str(job.directory) for job in self.jobs)).encode()).hexdigest()
         name = names[0] if len(names) == 1 else "sweep"
@@ -236,7 +236,7 @@ class Sweep:
         }
 
     def _show(self) -> None:
-        """The line that tells of runs elsewhere, and each thing that they had to say."""
+        """Show the progress of runs in other processes, and each line that a run wrote to stderr."""
         if self.launching.in_this_process:
             return
         console = Console()
@@ -245,15 +245,15 @@ class Sweep:
         if live:
             task = progress.add_task(self.status(), total=len(self.jobs))
             progress.start()
-        said: set[str] = set()
+        shown: set[str] = set()
         spacing = max(1, len(self.jobs) // 20)
         next_line = self._count("done", "failed") + spacing
         over = False
         while not over:
             over = self._shown.wait(POLL_S)
             status, ended = self.status(), self._count("done", "failed")
-            for line in (line for job in self.jobs for line in job.outcome.said if line not in said):
-                said.add(line)
+            for line in (line for job in self.jobs for line in job.outcome.stderr if line not in shown):
+                shown.add(line)
                 (progress.console.print(line, markup=False, highlight=False) if live else say(line))
             if live:
                 progress.update(task, completed=ended, description=status)

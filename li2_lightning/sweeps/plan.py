@@ -1,7 +1,7 @@
-"""Which runs a sweep has, what they are called, and what became of each.
+"""The runs of a sweep, with their labels and outcomes.
 
-The runs are known by their directories: a finished run is left out, an unfinished one continues, so that a sweep that
-was stopped in any way goes on when the same command is typed again.
+A run is identified by its directory. Finished runs are left out and unfinished runs continue, so the same command
+continues a sweep that was stopped in any way.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Launching:
     """How a launcher starts runs.
 
     Args:
-        parallel: how many run at a time; None where a queue decides.
-        in_this_process: one after the other in the process that leads the sweep.
-        on_this_machine: so that a lock tells whether their process lives.
-        reuses_workers: a worker takes one run after another, instead of a process a run.
+        parallel: the number of runs at a time; None where a queue decides.
+        in_this_process: runs follow each other in the process that leads the sweep.
+        on_this_machine: runs are on the leader's machine, where a lock shows whether a process lives.
+        reuses_workers: a worker takes one run after another; otherwise each run has a process of its own.
     """
 
     parallel: int | None = 1
@@ -39,9 +39,9 @@ class Launching:
 
     @property
     def threads(self) -> int | None:
-        """Torch's threads for each of the processes, so that they do not fight over cores; None leaves it to torch.
+        """The threads of torch in each process, so that the processes share the cores; None leaves it to torch.
 
-        It does not depend on how many runs are left: a run that continues must get the threads that it began with.
+        The number does not depend on how many runs are left: a run must continue with the threads that it began with.
         """
         if self.in_this_process or self.parallel is None:
             return None
@@ -50,14 +50,14 @@ class Launching:
 
 @dataclass
 class Outcome:
-    """What became of a run so far, as KEY.json in the folder of the sweep holds it."""
+    """The state of a run in a sweep: the contents of KEY.json in the folder of the sweep."""
 
     state: str = "waiting"  # running, done, failed, stopped
     began: float = 0.0  # seconds since the epoch
     seconds: float = 0.0
     reason: str | None = None
     trace: str | None = None
-    said: list[str] = field(default_factory=list)  # lines that the run wrote to stderr
+    stderr: list[str] = field(default_factory=list)  # lines that the run wrote to stderr
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        overrides: what the sweep sets for it.
-        label: the overrides that not all runs have.
-        retry_alone: a worker process died while it trained this run among others, so any of them may be to blame.
+        overrides: the overrides that the sweep adds for this run.
+        label: those overrides that not all runs have.
+        retry_alone: a worker died while several runs were training, so each of them is tried again by itself.
     """
 
     overrides: list[str]
@@ -91,15 +91,15 @@ def plan(
     compose: Callable[[list[str]], DictConfig],
     read: Callable[[DictConfig], Config],
 ) -> list[Job]:
-    """The runs that ``overrides`` ask for, those that are finished or refused with their outcome.
+    """The runs that ``overrides`` ask for; finished and refused runs have their outcome already.
 
     Args:
-        overrides: for each run what the sweep sets.
-        compose: makes the values of a run from them.
-        read: makes its config from these, as the run itself does.
+        overrides: for each run the overrides that the sweep adds.
+        compose: makes the values of a run from its overrides.
+        read: makes the config of a run from its values, as the run itself does.
 
     Raises:
-        InputError: a run asks for several devices, or all of them are refused for one and the same reason.
+        InputError: a run asks for several devices, or all runs are refused for one reason.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("A sweep is started once, not on every rank; start it without torchrun, one device a run.")
@@ -132,7 +132,7 @@ def _refuse_several_devices(values: DictConfig) -> None:
 
 
 def _stored(directory: RunDirectory, config: Config) -> Outcome:
-    """The outcome of a run that ended before this sweep; otherwise that it waits."""
+    """The outcome of a run that ended before this sweep; the state "waiting" for any other run."""
     try:
         return Outcome("waiting" if directory.stored(config) is None else "done")
     except DivergenceError as error:
@@ -140,7 +140,7 @@ def _stored(directory: RunDirectory, config: Config) -> Outcome:
 
 
 def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """What tells the runs apart: of each run the overrides that not all of them have."""
+    """For each run the overrides that not all runs have."""
     shared = set.intersection(*(set(own) for own in overrides)) if len(overrides) > 1 else set()
-    told = [" ".join(item.lstrip("+") for item in own if item not in shared) for own in overrides]
-    return [label or "the only one" for label in told]
+    labels = (" ".join(item.lstrip("+") for item in own if item not in shared) for own in overrides)
+    return [label or "the only one" for label in labels]

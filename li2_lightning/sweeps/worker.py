@@ -1,12 +1,12 @@
-"""One run of a sweep, in whatever process a launcher starts: the leader's own, a worker on this machine, a cluster job.
+"""One run of a sweep, in the leader's process, in a worker on this machine, or in a job of a cluster.
 
-No launcher tells its workers to save their state: joblib kills them, submitit's outlive whoever started them, and none
-forwards a signal. So the processes of a sweep share a folder beside the runs, since files reach every kind of process:
+No launcher lets its workers save their state: joblib kills its workers, submitit's jobs outlive the process that starts
+them, and neither forwards a signal. So the processes of a sweep share a folder, since every kind of process has files:
 
-    settings.json   what holds for all runs
-    leader.lock     locked by the process that leads the sweep; no longer empty when every run is to save and end
-    KEY.json        what became of one run, replaced as it goes on
-    KEY.lock        locked by the process that trains it
+    settings.json   the settings of all runs
+    leader.lock     locked by the process that leads the sweep; any content asks every run to save its state and end
+    KEY.json        the outcome of one run so far
+    KEY.lock        locked by the process that trains this run
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from li2_lightning.sweeps.plan import Outcome, key
 
 LEADER = "leader.lock"
 POLL_S = 0.2
-# How long a run waits for its directory: a worker of a sweep that was killed may still be saving.
+# How long a run waits for its directory, in which a worker of a killed sweep may still save its state.
 DIRECTORY_S = 30.0
 
 
@@ -57,18 +57,18 @@ _watched: set[Path] = set()
 
 
 class _Stopped(BaseException):
-    """A worker is to end outside the fit. No Exception, since libraries turn any of these into one of theirs."""
+    """Stops a worker outside the fit. It is no Exception, because libraries replace those by their own."""
 
 
 def run_in_sweep(run: Callable[[Config], RunResult], read: Callable[[], Config], folder: Path) -> None:
-    """One run of the sweep that shares ``folder``: its config read, trained, and its outcome noted.
+    """Train one run of a sweep and write its outcome into ``folder``, the folder of the sweep.
 
-    A sweep goes on where no finished run is, without being asked to (``resume=auto``).
+    An unfinished run continues (``resume=auto``) unless the config sets ``resume`` or ``force``.
     """
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        # The sweep is over, and a queue has started this run only now.
+        # The queue has started this run after the end of the sweep.
         return
     on_this_machine = settings["on_this_machine"]
     if leading is None and folder not in _watched:
@@ -95,7 +95,7 @@ def run_in_sweep(run: Callable[[Config], RunResult], read: Callable[[], Config],
                 print_summary(result.summary, result.directory)
             else:
                 with _as_worker(settings["threads"], outcome):
-                    # The thread that watches the leader knows of this run from here on.
+                    # A leader that ended before this line is noticed here, a later end by the watching thread.
                     if not _is_led(folder, on_this_machine):
                         raise _Stopped
                     _run_when_free(run, config, directory)
@@ -126,7 +126,7 @@ def _is_led(folder: Path, on_this_machine: bool) -> bool:
 
 
 def _watch(folder: Path, on_this_machine: bool) -> None:
-    """In a worker: stop its run when the sweep is not led any more, and end the process when the leader is gone."""
+    """In a worker: stop the run when `_is_led` ends, and end the process when the leader has ended."""
     while _is_led(folder, on_this_machine):
         time.sleep(POLL_S)
     if _running.is_set():
@@ -134,13 +134,13 @@ def _watch(folder: Path, on_this_machine: bool) -> None:
     if on_this_machine:
         while _running.is_set() or is_locked(folder / LEADER):
             time.sleep(POLL_S)
-        # joblib's workers would wait for another run, some minutes each.
+        # A worker of joblib would wait some minutes for another run.
         os._exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def _as_worker(threads: int | None, outcome: Outcome) -> Iterator[None]:
-    """Around a run in a process of its own: its share of the cores, its words kept, and SIGTERM stops it."""
+    """Set up a worker for the run in the block: threads, stderr kept in ``outcome``, and signals stop the run."""
     if threads is not None:
         torch.set_num_threads(threads)
     handlers = {caught: signal.signal(caught, _interrupt) for caught in (signal.SIGINT, signal.SIGTERM)}
@@ -153,16 +153,16 @@ def _as_worker(threads: int | None, outcome: Outcome) -> Iterator[None]:
         _running.clear()
         for caught, handler in handlers.items():
             signal.signal(caught, handler)
-        outcome.said = [line for line in errors.getvalue().splitlines() if line.strip()]
+        outcome.stderr = [line for line in errors.getvalue().splitlines() if line.strip()]
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Outside the fit, which has a handler of its own."""
+    """Handle a signal outside the fit; the fit has a handler of its own."""
     raise _Stopped
 
 
 def _run_when_free(run: Callable[[Config], RunResult], config: Config, directory: Path) -> RunResult:
-    """Run once no other process writes the directory; `BusyError` where one still does at the end of the wait."""
+    """Run once no other process writes the directory; `BusyError` if another process writes it after `DIRECTORY_S`."""
     deadline = time.monotonic() + DIRECTORY_S
     while True:
         while is_locked(directory / ".lock") and time.monotonic() < deadline:

@@ -34,7 +34,7 @@ def start() -> Iterator[Start]:
 
     yield call
     for followers in started:
-        followers.end(well=False)
+        followers.end(success=False)
 
 
 def first_failure(followers: Followers) -> str:
