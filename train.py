@@ -22,7 +22,7 @@ from li2_lightning.errors import Interrupted, leave
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, leave)
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,7 @@ from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.terminal import print_summary
 from li2_lightning.runs.wandb import logging_to, reporting_to_agent, wandb_mode
 from li2_lightning.seeds import generator, keeping_random_state
+from li2_lightning.sweeps.together import Outcome, Together
 from li2_lightning.sweeps.worker import run_in_sweep
 from li2_lightning.tasks.splits import split_rows
 from li2_lightning.tasks.tasks import TASKS, build_task
@@ -71,6 +72,7 @@ from optimizers import (
     OPTIMIZERS,
     ROLES,
     SCHEDULES,
+    JointStep,
     build_optimizer,
     build_scheduler,
     check_cover,
@@ -168,7 +170,25 @@ def follow(config: Config, ranks: RankGroup) -> RunResult:
         return RunResult(directory.path, ranks.result(), stored=not to_do)
 
 
-def assemble(config: Config, directory: Path, ranks: RankGroup) -> Assembled:
+def run_stack(configs: Sequence[Config], ended: Callable[[int, Outcome], None] | None = None) -> list[Outcome]:
+    """Several runs of one kind, trained together: every run has what `run` would give it.
+
+    Args:
+        configs: the checked config of each run, all of one `li2_lightning.sweeps.stacking.kind`.
+        ended: called with the place of a run in ``configs`` and its outcome as soon as the run has ended.
+
+    Returns:
+        For each run its result, or the error by which it ended.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the checkpoints of all runs hold their state.
+    """
+    with RankGroup(configs[0], [], join_process_group, plugin_modules(configs[0])) as ranks:
+        build = partial(assemble, ranks=ranks, shows_progress=False)
+        return Together(lambda config, directory: build(config, directory.path), JointStep, ended).train(configs)
+
+
+def assemble(config: Config, directory: Path, ranks: RankGroup, shows_progress: bool = True) -> Assembled:
     """Config → task → network → module → callbacks → trainer, the same on every rank; writes nothing."""
     if config.trainer.threads is not None:
         use_threads(config.trainer.threads, ranks.processes_here)
@@ -207,7 +227,8 @@ def assemble(config: Config, directory: Path, ranks: RankGroup) -> Assembled:
         config=to_plain(config),
         inputs=input_digests(config),
     )
-    trainer = build_trainer(config, directory, build_callbacks(config.callbacks), ranks.environment)
+    sections = config.callbacks if shows_progress else {**config.callbacks, "progress": {"enabled": False}}
+    trainer = build_trainer(config, directory, build_callbacks(sections), ranks.environment)
     return trainer, module, data
 
 

@@ -8,7 +8,7 @@ import lightning
 from torch import Tensor
 
 from li2_lightning.errors import InputError
-from li2_lightning.measurement.step_state import StepState
+from li2_lightning.measurement.step_state import StepState, by_run
 from li2_lightning.module import Li2Module
 
 
@@ -34,6 +34,11 @@ class Cadence:
 class Diagnostic(lightning.Callback):
     """Adds columns to the rows that are due.
 
+    In a stack of runs each run has an object of its own. A class that sets ``takes_stacks`` measures the rows of all
+    runs at once: the first object that is due measures the `StepState.whole`, whose tensors have a leading axis, and
+    every object logs its part. Such a class reads nothing but the state, the configuration that all runs share, and
+    its own options. Any other class measures the `StepState` of its run.
+
     Args:
         every_n_steps: the cadence of the columns; 1 means every row.
     """
@@ -47,8 +52,21 @@ class Diagnostic(lightning.Callback):
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         if self.cadence.due(state.step, state.is_last):
-            for name, value in self.measure(module, state).items():
-                state.log(name, value)
+            self.log_columns(module, state)
+
+    def log_columns(self, module: Li2Module, state: StepState, part: str = "measure") -> None:
+        """Add the columns that the method ``part`` measures to the row of this run."""
+        measure = getattr(self, part)
+        if state.whole is None or not vars(type(self)).get("takes_stacks", False):
+            columns = measure(module, state)
+        else:
+            key, whole = (type(self), part), state.whole
+            if key not in whole.results:
+                measured = measure(module, whole)
+                whole.results[key] = {name: by_run(value) for name, value in measured.items()}
+            columns = {name: values[state.place] for name, values in whole.results[key].items()}
+        for name, value in columns.items():
+            state.log(name, value)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_row": self.cadence.last_row}

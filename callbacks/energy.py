@@ -37,6 +37,8 @@ class Energy(Diagnostic):
         every_n_steps: cadence.
     """
 
+    takes_stacks = True
+
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
         self._best: float | None = None
@@ -60,22 +62,23 @@ class Energy(Diagnostic):
             self._best = best * (len(pl_module.data.train) / len(task.labels)) ** 2
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
-        if not isinstance(module.network, TwoLayerNetwork):
+        if not isinstance(state.network, TwoLayerNetwork):
             return {}
-        energies = self._unit_energies(module, module.network, state)
-        largest = energies.nan_to_num(-torch.inf).max()
-        columns: dict[str, Tensor | float] = {"energy/mean": energies.nanmean(), "energy/max": largest}
+        energies = self._unit_energies(state.network, state)
+        largest = energies.nan_to_num(-torch.inf).amax(dim=-1)
+        columns: dict[str, Tensor | float] = {"energy/mean": energies.nanmean(dim=-1), "energy/max": largest}
         if self._best is not None:
             columns["energy/relative"] = largest / self._best
         return columns
 
-    def _unit_energies(self, module: Li2Module, network: TwoLayerNetwork, state: StepState) -> Tensor:
+    def _unit_energies(self, network: TwoLayerNetwork, state: StepState) -> Tensor:
         weights = network.input_weights()
         norms = column_norms(weights)
         if network.node_degree is not None and not network.config.batch_norm:
             return unit_energy(energy(state.target_input_features), norms, network.node_degree)
+        norms = norms.unsqueeze(-2)
         unit = torch.where(norms > 0, weights / norms, torch.nan)
-        tokens = module.data.train.tokens.split(EVALUATION_BLOCK)
-        targets = state.centered_targets.to(weights.dtype).split(EVALUATION_BLOCK)
+        tokens = state.tokens.split(EVALUATION_BLOCK, dim=-2)
+        targets = state.centered_targets.to(weights.dtype).split(EVALUATION_BLOCK, dim=-2)
         products = [Y.mT @ network.node_features(block, unit) for block, Y in zip(tokens, targets, strict=True)]
         return energy(torch.stack(products).sum(dim=0))

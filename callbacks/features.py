@@ -33,6 +33,8 @@ class Features(Diagnostic):
         every_n_steps: cadence.
     """
 
+    takes_stacks = True
+
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
         self._basis: Tensor | None = None
@@ -50,12 +52,12 @@ class Features(Diagnostic):
             self._slices = list(block_slices(group))
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
-        weights = module.network.input_weights()
+        weights = state.network.input_weights()
         if self._basis is None or weights is None:
             return {}
         self._basis = self._basis.to(weights.device, weights.dtype)
         shares = feature_shares(weights, self._basis, self._slices)
         return {
-            "features/purity": shares.amax(dim=0).nanmean(),
-            "features/coverage": (shares > 0.5).any(dim=1).sum(),
+            "features/purity": shares.amax(dim=-2).nanmean(dim=-1),
+            "features/coverage": (shares > 0.5).any(dim=-1).sum(dim=-1),
         }

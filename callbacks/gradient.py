@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning
 import torch
 from torch import Tensor
 
@@ -37,6 +38,8 @@ class Gradient(Diagnostic):
         pairs_every_n_steps: cadence of node_coupling.
     """
 
+    takes_stacks = True
+
     def __init__(self, every_n_steps: int = 1, pairs: int = 500, pairs_every_n_steps: int = 10) -> None:
         super().__init__(every_n_steps)
         self.num_pairs = positive_integer("gradient.pairs", pairs)
@@ -45,21 +48,26 @@ class Gradient(Diagnostic):
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         structure = state.structure
-        scale = module.network_config.output_scale
-        columns: dict[str, Tensor | float] = {
+        return {
             "gradient/norm": structure.norm,
             "gradient/independence": structure.independence,
             "gradient/coupling": structure.coupling,
             "gradient/residual_alignment": structure.residual_alignment,
             "gradient/readout_alignment": structure.readout_alignment,
             "gradient/readout_equilibrium": structure.readout_equilibrium,
-            "gradient/effective_ridge": scale**2 * structure.effective_ridge,
+            "gradient/effective_ridge": state.output_scale**2 * structure.effective_ridge,
         }
-        if self.pairs_cadence.due(state.step, state.is_last):
-            columns["gradient/node_coupling"] = node_coupling(
-                state.readout, state.residual_gram, self._pairs(state.readout)
-            )
-        return columns
+
+    def measure_pairs(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
+        """The column of the pairs, which has a cadence of its own."""
+        coupling = node_coupling(state.readout, state.residual_gram, self._pairs(state.readout))
+        return {"gradient/node_coupling": coupling}
+
+    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
+        if self.cadence.due(state.step, state.is_last):
+            self.log_columns(module, state)
+            if self.pairs_cadence.due(state.step, state.is_last):
+                self.log_columns(module, state, "measure_pairs")
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "pairs_last_row": self.pairs_cadence.last_row}
@@ -71,7 +79,7 @@ class Gradient(Diagnostic):
     def _pairs(self, readout: Tensor) -> Tensor:
         """Pairs of different nodes, P×2, the same in every row and in every run of this width."""
         if self._drawn is None or self._drawn.device != readout.device:
-            K = readout.shape[0]
+            K = readout.shape[-2]
             draw = torch.Generator().manual_seed(0)
             left = torch.randint(K, (self.num_pairs,), generator=draw)
             right = (left + 1 + torch.randint(max(K - 1, 1), (self.num_pairs,), generator=draw)) % K

@@ -40,6 +40,8 @@ class Gram(Diagnostic):
         exact: use the whole matrix.
     """
 
+    takes_stacks = True
+
     def __init__(self, every_n_steps: int = 1, sampled_columns: int = 96, exact: bool = False) -> None:
         super().__init__(every_n_steps)
         if not isinstance(exact, bool):
@@ -50,7 +52,7 @@ class Gram(Diagnostic):
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         norms = state.feature_norms
-        if self.exact or self.sampled_columns >= len(norms):
+        if self.exact or self.sampled_columns >= norms.shape[-1]:
             gram = state.gram().abs()
             lengths, squares = off_diagonal_sum(gram), off_diagonal_sum(gram.square())
         else:
@@ -58,17 +60,20 @@ class Gram(Diagnostic):
         mean = state.feature_means.abs().to(state.accumulation_dtype)
         return {
             "features/gram_offdiagonal": gram_deviation(lengths, norms),
-            "features/kernel_distance": kernel_deviation(squares, norms, mean, state.mean_spread, len(state.targets)),
+            "features/kernel_distance": kernel_deviation(
+                squares, norms, mean, state.mean_spread, state.targets.shape[-1]
+            ),
         }
 
     def _estimate(self, state: StepState, norms: Tensor) -> tuple[Tensor, Tensor]:
         """Estimates of Σ_{j≠l} |f̃_jᴴf̃_l| and of Σ_{j≠l} |f̃_jᴴf̃_l|², each from its own block of the Gram matrix."""
-        if len(self._order) != len(norms):
+        if len(self._order) != norms.shape[-1]:
             # A fixed seed, so that every run of this width uses the same order.
-            self._order = torch.randperm(len(norms), generator=torch.Generator().manual_seed(0))
+            self._order = torch.randperm(norms.shape[-1], generator=torch.Generator().manual_seed(0))
         self._order = self._order.to(norms.device)
-        weights = torch.stack([norms.sqrt(), norms])
+        weights = torch.stack([norms.sqrt(), norms], dim=-2)
         nodes = draw_nodes(weights, self._order, self.sampled_columns)
-        lengths, products = state.gram(nodes).abs()
-        lengths, squares = estimated_off_diagonal_sum(torch.stack([lengths, products.square()]), nodes, weights)
+        lengths, products = state.gram(nodes).abs().unbind(-3)
+        values = torch.stack([lengths, products.square()], dim=-3)
+        lengths, squares = estimated_off_diagonal_sum(values, nodes, weights).unbind(-1)
         return lengths, squares

@@ -68,6 +68,65 @@ def is_first_rank() -> bool:
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
+def begin_fit(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    checkpoint: Path | None,
+    loop: Any,
+) -> None:
+    """Do what ``trainer.fit`` does before its loop; the loop of another trainer drives this run.
+
+    Args:
+        checkpoint: the state from which the run continues.
+        loop: the ``fit_loop`` of the other trainer, which counts the steps of both.
+    """
+    from lightning.pytorch.trainer import call
+    from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+
+    trainer.fit_loop = loop
+    trainer.state.fn, trainer.state.status, trainer.training = TrainerFn.FITTING, TrainerStatus.RUNNING, True
+    trainer._data_connector.attach_data(module, datamodule=data)
+    trainer.strategy.connect(module)
+    trainer._callback_connector._attach_model_logging_functions()
+    trainer.strategy.setup_environment()
+    call._call_setup_hook(trainer)
+    trainer._checkpoint_connector._restore_modules_and_callbacks(checkpoint, weights_only=True)
+    trainer.strategy.setup(trainer)
+    call._call_callback_hooks(trainer, "on_fit_start")
+    call._call_lightning_module_hook(trainer, "on_fit_start")
+    trainer._checkpoint_connector.restore_training_state()
+    trainer._checkpoint_connector.resume_end()
+
+
+def end_fit(trainer: lightning.Trainer, error: BaseException | None) -> None:
+    """Do what ``trainer.fit`` does after its loop, or after an ``error`` in it."""
+    from lightning.pytorch.trainer import call
+
+    if error is not None:
+        call._interrupt(trainer, error)
+        return
+    call._call_callback_hooks(trainer, "on_train_end")
+    call._call_callback_hooks(trainer, "on_fit_end")
+    call._call_teardown_hook(trainer)
+
+
+def count_as_stepped(optimizer: Any) -> None:
+    """Tell the schedules of torch that an optimizer has made its step; they warn where its own ``step`` was not called.
+
+    Their attribute is ``_opt_called``.
+    """
+    optimizer._opt_called = True
+
+
+def call_gradient_hooks(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of a leaf tensor after the tensor's hooks, which autograd calls for the leaves of its own graph."""
+    for hook in (tensor._backward_hooks or {}).values():
+        changed = hook(gradient)
+        gradient = gradient if changed is None else changed
+    return gradient
+
+
 # -- Hydra 1.3 and OmegaConf 2.3 --------------------------------------------------------------------------------------
 
 UNKNOWN_OVERRIDE = re.compile(r"Could not override '([^']+)'")

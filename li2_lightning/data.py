@@ -5,7 +5,7 @@ Every rank keeps all rows (a few integers each) and trains and evaluates on its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +25,8 @@ class Rows:
     """Rows of a task's table on one device.
 
     Attributes:
-        tokens: operands, n × k, int64.
-        labels: (n,), int64.
+        tokens: operands, n × k, int64; N×n×k for the rows of a stack of N runs.
+        labels: (n,), int64; (N, n) for a stack.
         total: rows in the shares of all ranks together; n by default.
     """
 
@@ -39,7 +39,16 @@ class Rows:
             self.total = len(self)
 
     def __len__(self) -> int:
-        return self.labels.numel()
+        return self.labels.shape[-1]
+
+    def of_run(self, run: int) -> Rows:
+        """The rows of one run of a stack, as views."""
+        return Rows(self.tokens[run], self.labels[run], self.total)
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of several runs, equally many of each, with a leading axis of runs."""
+        return cls(torch.stack([rows.tokens for rows in parts]), torch.stack([rows.labels for rows in parts]))
 
     def take(self, index: Tensor | slice) -> Rows:
         """The rows at ``index``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from li2_lightning.theory.lazy import center
 class Loss:
     """A loss that is a mean over rows.
 
-    Outputs Ŷ are n × C and real, labels (n,). A subclass defines `rows`. A subclass whose value does not change with an
-    offset per class also defines `offset`, which is added to the outputs before losses and accuracies are computed.
+    Outputs Ŷ are n × C and real, labels (n,). In a stack of runs both have a leading axis; a class that is written for
+    it sets ``takes_stacks``, and any other loss is computed for one run after the other. A subclass defines `rows`. A
+    subclass whose value does not change with an offset per class also defines `offset`, which is added to the outputs
+    before losses and accuracies are computed.
     """
 
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -59,9 +62,13 @@ class Loss:
         return self.fitted_rows(outputs, labels).sum() / (total or len(labels))
 
     def fitted_rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each training row, (n,), with `offset` added to the outputs."""
-        offset = self.offset(outputs, labels)
-        return self.rows(outputs if offset is None else outputs + offset, labels)
+        """The loss of each training row, (…, n), with `offset` added to the outputs."""
+        return self.rows(self.fitted_outputs(outputs, outputs, labels), labels)
+
+    def fitted_outputs(self, outputs: Tensor, training_outputs: Tensor, training_labels: Tensor) -> Tensor:
+        """Outputs of any rows, …×m×C, with the `offset` of the training rows added."""
+        offset = self.offset(training_outputs, training_labels)
+        return outputs if offset is None else outputs + offset.unsqueeze(-2)
 
 
 LOSSES: Registry[type[Loss]] = Registry("loss", "li2_lightning.losses", makes=Loss)
@@ -72,7 +79,7 @@ _ONE_HOTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Y, n × C. Calls with the same labels share one tensor, which must not be written to."""
+    """Y, …×n×C. Calls with the same labels share one tensor, which must not be written to."""
     if labels.is_inference():  # has no version counter, so a change would go unnoticed
         return functional.one_hot(labels, num_classes).to(dtype)
     made_for = num_classes, dtype, write_count(labels)
@@ -92,20 +99,20 @@ class _SquaredNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, differences: Tensor) -> Tensor:
         ctx.save_for_backward(differences)
-        return differences.square().sum(dim=1)
+        return differences.square().sum(dim=-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (differences,) = ctx.saved_tensors
-        return differences * (-2 * gradient[:, None]), None
+        return differences * (-2 * gradient[..., None]), None
 
 
 class SquaredLoss(Loss):
     """A loss of ‖D_i‖² a row, where D is Y − Ŷ projected on what the loss depends on, so that ∂‖D_i‖²/∂o_i = −2D_i."""
 
     def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """D, n × C, from outputs that include the offset."""
+        """D, …×n×C, from outputs that include the offset."""
         raise NotImplementedError
 
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -117,18 +124,20 @@ class SquaredLoss(Loss):
 class ClassCentredMSE(SquaredLoss):
     """L = (1/n) Σ_i ‖(o_i − mean_c o_i) − (y_i − 1/C)‖², centred over classes (the experiments of the source)."""
 
+    takes_stacks = True
+
     def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        difference = one_hot(labels, outputs.shape[1], outputs.dtype) - outputs
-        return difference - difference.mean(dim=1, keepdim=True)
+        difference = one_hot(labels, outputs.shape[-1], outputs.dtype) - outputs
+        return difference - difference.mean(dim=-1, keepdim=True)
 
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return self.differences(outputs, labels)
 
     def ignored_class_mean(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return 1 / outputs.shape[1] - outputs.mean(dim=1)
+        return 1 / outputs.shape[-1] - outputs.mean(dim=-1)
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return features, targets - 1 / targets.shape[1]
+        return features, targets - 1 / targets.shape[-1]
 
 
 @LOSSES.register("projected_mse")
@@ -138,25 +147,76 @@ class ProjectedMSE(SquaredLoss):
     It does not depend on an offset per class, so losses and accuracies use Ŷ + mean over the training rows of (Y − Ŷ).
     """
 
+    takes_stacks = True
+
     def offset(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return row_mean(one_hot(labels, outputs.shape[1], outputs.dtype) - outputs)
+        return row_mean(one_hot(labels, outputs.shape[-1], outputs.dtype) - outputs)
 
     def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return one_hot(labels, outputs.shape[1], outputs.dtype) - outputs
+        return one_hot(labels, outputs.shape[-1], outputs.dtype) - outputs
 
     def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return center(self.differences(outputs, labels))
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return features - row_mean(features), targets - row_mean(targets)
+        return features - row_mean(features).unsqueeze(-2), targets - row_mean(targets).unsqueeze(-2)
 
 
 @LOSSES.register("cross_entropy")
 class CrossEntropy(Loss):
     """L = −(1/n) Σ_i log softmax(o_i)[y_i]."""
 
+    takes_stacks = True
+
     def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(outputs, labels, reduction="none")
+        losses = functional.cross_entropy(outputs.flatten(0, -2), labels.flatten(), reduction="none")
+        return losses.view(labels.shape)
+
+
+class RunByRun(Loss):
+    """A loss that is not written for the leading axis of a stack, computed for one run after the other.
+
+    Args:
+        loss: the loss of one run.
+    """
+
+    takes_stacks = True
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return torch.stack([self.loss.rows(*run) for run in zip(outputs, labels, strict=True)])
+
+    def offset(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        return _for_each_run(self.loss.offset, outputs, labels)
+
+    def error(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        return _for_each_run(self.loss.error, outputs, labels)
+
+    def ignored_class_mean(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        return _for_each_run(self.loss.ignored_class_mean, outputs, labels)
+
+
+def _for_each_run(
+    function: Callable[[Tensor, Tensor], Tensor | None], outputs: Tensor, labels: Tensor
+) -> Tensor | None:
+    results = [function(*run) for run in zip(outputs, labels, strict=True)]
+    present = [result for result in results if result is not None]
+    return torch.stack(present) if len(present) == len(results) else None
+
+
+def takes_stacks(part: object) -> bool:
+    """Whether the class of a loss or of a network is itself written for the leading axis of a stack of runs.
+
+    A subclass may be not, so the class of ``part`` must declare it.
+    """
+    return takes_stacks_class(type(part))
+
+
+def takes_stacks_class(kind: object) -> bool:
+    """`takes_stacks` for the class itself."""
+    return bool(vars(kind).get("takes_stacks", False))
 
 
 def build_loss(name: str) -> Loss:

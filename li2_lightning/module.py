@@ -39,17 +39,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from li2_lightning._compat import has_gradient_hooks, is_step_overflow
 from li2_lightning.config.schema import PRECISIONS, NetworkConfig
 from li2_lightning.data import Rows, TableDataModule
-from li2_lightning.distributed.collectives import gather_rows, sum_over_ranks, world_size
+from li2_lightning.distributed.collectives import sum_over_ranks, world_size
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
-from li2_lightning.losses import Loss, one_hot
-from li2_lightning.measurement.feature_sums import FeatureSums
-from li2_lightning.measurement.rows import rows_to_host
-from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
+from li2_lightning.losses import Loss
+from li2_lightning.measurement.passes import Passes
+from li2_lightning.measurement.rows import Row, rows_to_host
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Activity, Network
 from li2_lightning.runs.checkpoints import updates_left
-from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 # Rows that collect on an accelerator before one transfer moves them to the host.
 ROWS_PER_TRANSFER = 16
@@ -104,24 +102,27 @@ class Li2Module(lightning.LightningModule):
         self.last_row = -1
         self._finite_row: int | None = None
         # Whether the last row is published, and whether the run was asked to stop before that row.
-        self._ended = self._stopped = False
+        self._ended = self._announced = self._stopped = False
         # Whether the run continues from a checkpoint that was made one update before a stop.
         self._stops_next = False
         # The handler of a signal sets this number; the run stops after a backward pass, when its state is consistent.
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
-        self.train_statistics, self.test_statistics = RowStatistics(), RowStatistics()
         self.optimizer, self.scheduler = optimizer, scheduler
-        self._has_eval_point = all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
-        if self._has_eval_point and network.config.normalize_weights:
+        self.has_eval_point = all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
+        if self.has_eval_point and network.config.normalize_weights:
             raise InputError(
                 "network.normalize_weights=true acts on the weights that are trained; this optimizer is evaluated at "
                 "others, which are not normalized; choose another optimizer or leave it false."
             )
         # While the weights are at the eval point: a copy of the train point, since optimizer.train() rounds.
         self._train_point: dict[str, Tensor] = {}
-        # In a tuple: a module as an attribute would put its weights into every checkpoint a second time.
-        self._callable: tuple[Callable[..., Activity]] = (torch.compile(network) if compile_network else network,)
+        self._compiled: Callable[..., Activity] | None = None
+        if compile_network:
+            compiled = torch.compile(network)
+            # A function: a module as an attribute would put its weights into every checkpoint a second time.
+            self._compiled = lambda tokens: compiled(tokens)
+        self._passes: Passes | None = None
         self._state: StepState | None = None
         self._waiting: list[dict[str, Tensor | float]] = []
 
@@ -140,35 +141,37 @@ class Li2Module(lightning.LightningModule):
             "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"},
         }
 
+    @property
+    def passes(self) -> Passes:
+        """The forward passes of this run; the rows are on the device from `setup` on."""
+        if self._passes is None:
+            precision = self.trainer.precision_plugin.train_step_context
+            self._passes = Passes(self.network, self.loss, self.data, precision, self.ridge, self._compiled)
+        return self._passes
+
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
-        data, step = self.data, self.global_step
-        due = self._is_due() and not self._has_eval_point
-        self._to_train_point()
-        if data.is_full_batch:
-            sums = self._sums() if due else None
-            activity = self._forward_training_rows(batch, sums)
-            losses = self.loss.fitted_rows(activity.outputs, batch.labels)
-            if due:
-                self._state = self._measure(step, data, activity, losses.detach(), sums)
-                self._state.start_second_pass()
+        due = self.is_due() and not self.has_eval_point
+        self.to_train_point()
+        if self.data.is_full_batch:
+            losses, self._state = self.passes.full_batch(batch, self.global_step if due else None)
         else:
             if due:
-                self._state = self._measure_by_own_pass(step, data)
-            elif self.ridge is not None:
-                self._solve_readout(data.train_share)
-            losses = self.loss.fitted_rows(self._forward(batch.tokens).outputs, batch.labels)
+                self._state = self.passes.measure(self.global_step)
+            else:
+                self.passes.solve_readout()
+            losses = self.passes.mini_batch(batch)
         return losses.sum() / batch.total
 
     def on_fit_start(self) -> None:
         self._check_trainer()
         with self.trainer.precision_plugin.train_step_context():
             reason = self.network.why_plain()
-        if reason is None and self._callable[0] is not self.network:
+        if reason is None and self._compiled is not None:
             reason = "trainer.compile"
         if self.trainer.is_global_zero:
             kernel = "rows in blocks that stay in cache" if reason is None else f"the plain formula ({reason})"
             print(f"forward and backward: {kernel}")
-            if self._has_eval_point:
+            if self.has_eval_point:
                 print("rows: by a forward pass of their own, at the optimizer's eval point")
 
     def on_train_start(self) -> None:
@@ -180,21 +183,27 @@ class Li2Module(lightning.LightningModule):
         """Make the backward pass and publish the row of this step, before a callback may change the gradients."""
         super().backward(loss, *args, **kwargs)
         agreed_signal = self._add_ranks() if world_size() > 1 else None
-        if self._has_eval_point:
-            self._to_eval_point()
-            if self._is_due():
-                self._state = self._measure_by_own_pass(self.global_step, self.data)
-            elif self.ridge is not None:
-                with self.trainer.precision_plugin.train_step_context():
-                    self._solve_readout(self.data.train_share)
+        if self.has_eval_point:
+            self.to_eval_point()
+            if self.is_due():
+                self._state = self.passes.measure(self.global_step)
+            else:
+                self.passes.solve_readout()
         if self._state is not None:
             state, self._state = self._state, None
-            state.readout_gradient = self._readout_gradient
-            self._publish(state)
-        self.trainer.should_stop |= self._stops_next
+            state.readout_gradient = self.readout_gradient(self.network)
+            self.publish(state)
         # A single process also obeys a signal that came while the row was measured. Several ranks stop only at a signal
         # that all of them know of.
-        signum = agreed_signal if world_size() > 1 else self.stop_signal
+        self.obey(agreed_signal if world_size() > 1 else self.stop_signal)
+
+    def obey(self, signum: int | None) -> None:
+        """Stop where the run is asked to: after the next update, or at once by a signal.
+
+        Raises:
+            Interrupted: ``signum`` is a signal.
+        """
+        self.trainer.should_stop |= self._stops_next
         if signum is not None:
             self.hand_over()
             call_hook(self.trainer, "on_interrupt", self)
@@ -202,7 +211,7 @@ class Li2Module(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Lightning calls this after the hooks of the callbacks, which therefore see the eval point.
-        self._to_train_point()
+        self.to_train_point()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         # torch's zero_grad guards itself against the compiler, and the guard takes longer than a small backward pass.
@@ -255,37 +264,52 @@ class Li2Module(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         # The one epoch of a run ends with its last update. A trainer with several epochs goes on after most of them.
         if self.trainer.fit_loop.done:
-            self._end()
+            self.end()
 
     def on_fit_end(self) -> None:
         # For a run that was stopped between epochs or before its first update.
-        self._end()
+        self.end()
 
-    @torch.no_grad()
-    def _end(self) -> None:
+    def end(self) -> None:
         """Publish the last row, which describes the present weights; once, whatever ended the run."""
+        if self.before_last_row():
+            self.publish_last(self.passes.measure(self.global_step))
+        self.after_last_row()
+
+    def before_last_row(self) -> bool:
+        """Move to the weights that the last row describes; whether this row has to be measured."""
         if self._ended:
-            return
-        self._ended, self._stopped = True, self.trainer.should_stop
-        self._to_eval_point()
-        if self.global_step > self.last_row:
-            state = self._measure_by_own_pass(self.global_step, self.data)
-            state.is_last = True
-            self._publish(state)
-        self.hand_over()
-        call_hook(self.trainer, "on_last_row", self)
+            return False
+        self._stopped = self.trainer.should_stop
+        self.to_eval_point()
+        return self.global_step > self.last_row
 
     @torch.no_grad()
-    def _to_eval_point(self) -> None:
+    def publish_last(self, state: StepState) -> None:
+        """Publish the last row."""
+        state.is_last = True
+        self._ended = True
+        self.publish(state)
+
+    @torch.no_grad()
+    def after_last_row(self) -> None:
+        """Give out the rows that wait, and announce the last of them to the callbacks, once."""
+        if not self._announced:
+            self._ended = self._announced = True
+            self.hand_over()
+            call_hook(self.trainer, "on_last_row", self)
+
+    @torch.no_grad()
+    def to_eval_point(self) -> None:
         """Move the weights to the eval point; before the first update both points are the same."""
-        if self._has_eval_point and not self._train_point and self.global_step > 0:
+        if self.has_eval_point and not self._train_point and self.global_step > 0:
             self._train_point = {name: p.detach().clone() for name, p in self.network.named_parameters()}
             self.optimizer.eval()  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def _to_train_point(self) -> None:
+    def to_train_point(self) -> None:
         """Move the weights back to the train point, to the same bits."""
-        if self._has_eval_point:
+        if self.has_eval_point:
             self.optimizer.train()  # type: ignore[attr-defined]
             for name, weight in self._train_point.items():
                 self.network.get_parameter(name).copy_(weight)
@@ -307,7 +331,7 @@ class Li2Module(lightning.LightningModule):
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
-    def _is_due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether this step has a row that has not been measured."""
         return self.global_step > self.last_row and self.global_step % self.evaluate_every_n_steps == 0
 
@@ -318,16 +342,17 @@ class Li2Module(lightning.LightningModule):
         assert isinstance(data, TableDataModule)
         return data
 
-    @property
-    def _readout_gradient(self) -> Tensor | None:
-        """∂L/∂V over all training rows at the weights of the row, if ``V.grad`` is that; else None.
+    def readout_gradient(self, network: Network) -> Tensor | None:
+        """∂L/∂V over all training rows at the weights of the row, if the gradient of V is that; else None.
 
         Mixed precision rounds it to half precision and may scale the loss. A hook on V may change it in any way.
+
+        Args:
+            network: this run's, or that of its whole stack.
         """
-        V = self.network.V
-        is_there = self.data.is_full_batch and not self._has_eval_point
+        is_there = self.data.is_full_batch and not self.has_eval_point
         mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        return V.grad if is_there and not mixed and not has_gradient_hooks(V) else None
+        return network.V.grad if is_there and not mixed and not has_gradient_hooks(self.network.V) else None
 
     def hand_over(self) -> None:
         """Move the waiting rows to the host in one transfer and give them to callbacks and loggers in order.
@@ -335,8 +360,16 @@ class Li2Module(lightning.LightningModule):
         Raises:
             DivergenceError: a training loss that is not finite.
         """
+        self.receive(rows_to_host(self.take_waiting()))
+
+    def take_waiting(self) -> list[dict[str, Tensor | float]]:
+        """The rows that are not on the host yet; from now on the caller has them."""
         waiting, self._waiting = self._waiting, []
-        for row in rows_to_host(waiting):
+        return waiting
+
+    def receive(self, rows: list[Row]) -> None:
+        """Give rows on the host to callbacks and loggers; errors as for `hand_over`."""
+        for row in rows:
             call_hook(self.trainer, "on_row", self, row)
             step = int(row["step"] or 0)
             for logger in self.trainer.loggers:
@@ -373,77 +406,20 @@ class Li2Module(lightning.LightningModule):
         self.last_row, self._stops_next = saved["row"], updates_left(saved, self.config) == 1
         self._train_point = saved.get("train_point", {})
 
-    def _publish(self, state: StepState) -> None:
+    def publish(self, state: StepState) -> None:
+        """Let the callbacks add their columns, queue the row, and give it out where it cannot wait."""
+        self.queue(state)
+        if self.rows_are_due:
+            self.hand_over()
+
+    def queue(self, state: StepState) -> None:
         """Let the callbacks add their columns, and queue the row."""
         call_hook(self.trainer, "on_step_state", self, state)
         self._waiting.append({"step": float(state.step), **state.columns})
         self.last_row = state.step
+
+    @property
+    def rows_are_due(self) -> bool:
+        """Whether the waiting rows have to be given out now; rows of an accelerator collect for one transfer."""
         at_once = self.device.type == "cpu" or self.stop_at_test_accuracy is not None
-        if at_once or len(self._waiting) >= ROWS_PER_TRANSFER:
-            self.hand_over()
-
-    def _sums(self) -> FeatureSums | None:
-        """An accumulator for the features of a forward pass; None where the network is compiled and cannot call it."""
-        if self._callable[0] is not self.network:
-            return None
-        return FeatureSums(self.data.train_share.labels, self.network.V.shape[1])
-
-    @torch.no_grad()
-    def _measure_by_own_pass(self, step: int, data: TableDataModule) -> StepState:
-        """Measure row ``step`` by a forward pass of its own, in the precision of a training step."""
-        with self.trainer.precision_plugin.train_step_context():
-            sums = self._sums()
-            activity = self._forward_training_rows(data.train_share, sums)
-            losses = self.loss.fitted_rows(activity.outputs, data.train_share.labels)
-            return self._measure(step, data, activity, losses, sums)
-
-    @torch.no_grad()
-    def _measure(
-        self, step: int, data: TableDataModule, activity: Activity, losses: Tensor, sums: FeatureSums | None
-    ) -> StepState:
-        """Measure losses and accuracies of both splits; ``activity`` and ``losses`` are those of the training rows."""
-        state = StepState(step, activity, data.train, self.network, self.loss, sums)
-        train, test = data.train_share, data.test_share
-        outputs, test_outputs = activity.outputs.detach(), self.network.evaluate(test.tokens, activity.moments)
-        offset = self.loss.offset(outputs, train.labels)
-        if offset is not None:
-            outputs, test_outputs = outputs + offset, test_outputs + offset
-        self.train_statistics.update(losses, outputs, train.labels)
-        self.test_statistics.update(self.loss.rows(test_outputs, test.labels), test_outputs, test.labels)
-        add_ranks(self.train_statistics, self.test_statistics)
-        for split, statistics in (("train", self.train_statistics), ("test", self.test_statistics)):
-            for name, value in statistics.compute().items():
-                state.log(f"{split}/{name}", value)
-            statistics.reset()
-        return state
-
-    def _forward(self, tokens: Tensor, sums: FeatureSums | None = None) -> Activity:
-        return self._callable[0](tokens) if sums is None else self.network(tokens, observe=sums)
-
-    def _forward_training_rows(self, rows: Rows, sums: FeatureSums | None = None) -> Activity:
-        """A forward pass over all training rows; a ridge readout V is solved first."""
-        if self.ridge is not None:
-            self._solve_readout(rows)
-        return self._forward(rows.tokens, sums)
-
-    @torch.no_grad()
-    def _solve_readout(self, rows: Rows) -> None:
-        """Set V to the ridge readout of these rows at the present hidden weights."""
-        assert self.ridge is not None
-        F = self.network_config.output_scale * self.network.compute_features(rows.tokens).last
-        # The outputs are Re(FV) = Re F·Re V − Im F·Im V, a real problem of twice the width.
-        real = torch.cat([F.real, -F.imag], dim=1) if F.is_complex() else F
-        Y = one_hot(rows.labels, self.network.V.shape[1], real.dtype)
-        V = _ridge_readout(*self.loss.ridge_problem(real, Y), self.ridge, rows.total)
-        self.network.V.copy_(torch.complex(*torch.split(V, F.shape[1])) if F.is_complex() else V)
-
-
-def _ridge_readout(features: Tensor, targets: Tensor, ridge: float, total: int) -> Tensor:
-    """`ridge_readout` on the rows of all ranks, ``total`` rows; it also solves the smaller of the two systems."""
-    if world_size() == 1:
-        return ridge_readout(features, targets, ridge)
-    if total < features.shape[1]:
-        return ridge_readout(gather_rows(features), gather_rows(targets), ridge)
-    F, Y = features.double(), targets.double()
-    gram, right = sum_over_ranks(F.mT @ F, F.mT @ Y)
-    return solve_shifted(gram, right, ridge).to(features.dtype)
+        return at_once or len(self._waiting) >= ROWS_PER_TRANSFER

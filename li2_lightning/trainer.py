@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -21,7 +21,6 @@ from li2_lightning._compat import HALF_ON_CPU, LEAF_SPEC
 from li2_lightning.config.schema import Config
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import InputError
-from li2_lightning.module import Li2Module
 
 # glibc's parameters of mallopt, and the largest value it takes for the second.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
@@ -129,8 +128,15 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
+class Stoppable(Protocol):
+    """A module that stops after its backward pass when `stop_signal` is set: a run or a stack of runs."""
+
+    stop_signal: int | None
+    signal_handlers: dict[int, Any]
+
+
 @contextlib.contextmanager
-def stopping_on_signals(module: Li2Module) -> Iterator[None]:
+def stopping_on_signals(module: Stoppable) -> Iterator[None]:
     """Let SIGINT and SIGTERM stop the run at the end of a step; a second signal has its effect from before."""
 
     def stop(signum: int, frame: FrameType | None) -> None:

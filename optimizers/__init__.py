@@ -30,6 +30,7 @@ import pkgutil
 
 from li2_lightning.errors import InputError as OptimizerError
 from optimizers.composite import CompositeOptimizer
+from optimizers.joint import JointStep
 from optimizers.muon.muon import Muon
 from optimizers.registry import OPTIMIZERS, find, names, register
 from optimizers.rehearsal import rehearse
@@ -41,6 +42,7 @@ __all__ = [
     "ROLES",
     "SCHEDULES",
     "CompositeOptimizer",
+    "JointStep",
     "Muon",
     "OptimizerError",
     "build_optimizer",

@@ -47,7 +47,7 @@ class CompositeOptimizer(Modes, Optimizer):
         return list(self.children.values())
 
     def _join_state(self) -> None:
-        self.state: Any = _JointState(self.children)
+        self.state: Any = JointState(self.children)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the child of ``param_group["role"]``, whose defaults fill in what it leaves open."""
@@ -132,17 +132,21 @@ class CompositeOptimizer(Modes, Optimizer):
         self._join_state()
 
 
-class _JointState(MutableMapping[Any, Any]):
+class JointState(MutableMapping[Any, Any]):
     """The children's ``state`` as one mapping that writes through."""
 
     def __init__(self, children: Mapping[str, Optimizer]) -> None:
         self._children = children
+        self._owners: dict[Any, Optimizer] = {}
 
     def _owner(self, key: Any) -> MutableMapping[Any, Any]:
-        for child in self._children.values():
-            if key in child.state or any(key is p for group in child.param_groups for p in group["params"]):
-                return child.state
-        raise KeyError(key)
+        if key not in self._owners:
+            for child in self._children.values():
+                if key in child.state or any(key is p for group in child.param_groups for p in group["params"]):
+                    self._owners[key] = child
+                    break
+        # A child that loads a state gets another mapping, so the child is remembered and not its state.
+        return self._owners[key].state
 
     def __getitem__(self, key: Any) -> Any:
         return self._owner(key)[key]

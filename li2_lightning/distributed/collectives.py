@@ -72,25 +72,25 @@ def sum_over_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def moments_over_ranks(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance over the rows of every rank, each (K,); gradients flow through both.
+    """Mean and (biased) variance over the rows (…×n×K) of every rank, each (…, K); gradients flow through both.
 
     torch's SyncBatchNorm does the same on accelerators only.
     """
     if _world_size == 1:
-        mean = z.mean(dim=0)
-        return mean, (z - mean).abs().square().mean(dim=0)
-    total, count = sum_over_ranks(z.sum(dim=0), torch.tensor(len(z), device=z.device))
+        mean = z.mean(dim=-2)
+        return mean, (z - mean.unsqueeze(-2)).abs().square().mean(dim=-2)
+    total, count = sum_over_ranks(z.sum(dim=-2), torch.tensor(z.shape[-2], device=z.device))
     mean = total / count
-    (squares,) = sum_over_ranks((z - mean).abs().square().sum(dim=0))
+    (squares,) = sum_over_ranks((z - mean.unsqueeze(-2)).abs().square().sum(dim=-2))
     return mean, squares / count
 
 
 def row_mean(rows: Tensor) -> Tensor:
-    """The mean over the rows (n × …) of every rank, without gradient."""
+    """The mean over the rows (…×n×C) of every rank, without gradient; (…, C)."""
     rows = rows.detach()
     if _world_size == 1:
-        return rows.mean(dim=0)
-    total, count = sum_over_ranks(rows.sum(dim=0), torch.tensor(len(rows), device=rows.device))
+        return rows.mean(dim=-2)
+    total, count = sum_over_ranks(rows.sum(dim=-2), torch.tensor(rows.shape[-2], device=rows.device))
     return total / count
 
 

@@ -14,6 +14,9 @@ class RowStatistics(Metric):
 
     The states are sums over rows (loss, hits, rows), so the result does not depend on how the rows were
     divided. ``compute`` returns ``{"loss": ..., "accuracy": ...}``; NaN before the first row.
+
+    Args:
+        runs: of a stack; every state and result then has a leading axis. None for a single run.
     """
 
     is_differentiable = False
@@ -26,24 +29,25 @@ class RowStatistics(Metric):
 
     STATES = ("loss_sum", "hits", "rows")
 
-    def __init__(self) -> None:
+    def __init__(self, runs: int | None = None) -> None:
         # `add_ranks` sums several metrics in one reduction; torchmetrics would make nine reductions for each metric.
         super().__init__(sync_on_compute=False)
-        self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("hits", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        shape = () if runs is None else (runs,)
+        self.add_state("loss_sum", torch.zeros(shape), dist_reduce_fx="sum")
+        self.add_state("hits", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, outputs: Tensor, labels: Tensor) -> None:
         """Add rows.
 
         Args:
-            losses: per row, (n,).
-            outputs: Ŷ, n × C; a hit is a row whose largest output is at its label.
-            labels: (n,).
+            losses: per row, (…, n).
+            outputs: Ŷ, …×n×C; a hit is a row whose largest output is at its label.
+            labels: (…, n).
         """
-        self.loss_sum = self.loss_sum + losses.sum()
-        self.hits = self.hits + (outputs.argmax(dim=1) == labels).sum()
-        self.rows = self.rows + labels.numel()
+        self.loss_sum = self.loss_sum + losses.sum(dim=-1)
+        self.hits = self.hits + (outputs.argmax(dim=-1) == labels).sum(dim=-1)
+        self.rows = self.rows + labels.shape[-1]
 
     def compute(self) -> dict[str, Tensor]:
         # In float32 9/10 is below .9, and a run with 9 hits in 10 would miss a threshold of .9.

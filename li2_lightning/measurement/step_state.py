@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from li2_lightning._compat import write_count
 from li2_lightning.data import Rows
 from li2_lightning.distributed.collectives import gather_rows, share, sum_over_ranks
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums, at_least_single
 from li2_lightning.networks.base import Activity, Features, Network
+from li2_lightning.networks.kernel import Places
 from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
+
+if TYPE_CHECKING:
+    quantity = cached_property
+else:
+
+    class quantity(cached_property):
+        """A derived quantity of a `StepState`, computed at most once.
+
+        In a run of a stack it is the run's part of the quantity of the stack, which is computed for all runs at once.
+        """
+
+        def __get__(self, state: Any, owner: Any = None) -> Any:
+            if state is None or state.whole is None:
+                return super().__get__(state, owner)
+            value = state.__dict__[self.attrname] = _part(getattr(state.whole, self.attrname), state.place)
+            return value
+
+
+def by_run(value: Tensor | float) -> Sequence[Tensor] | RepeatedValue:
+    """A column of a stack as one value for each run; a number is the value of every run."""
+    return value.unbind() if isinstance(value, Tensor) else RepeatedValue(value)
+
+
+class RepeatedValue:
+    """One number for every run of a stack."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __getitem__(self, run: int) -> float:
+        return self.value
+
+
+def _part(value: Any, run: int) -> Any:
+    """One run's part of a quantity of a stack."""
+    if isinstance(value, Tensor):
+        return value[run]
+    if isinstance(value, tuple):
+        return tuple(_part(entry, run) for entry in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(*[_part(getattr(value, field.name), run) for field in fields(value)])
+    return value
 
 
 class StepState:
@@ -31,6 +75,9 @@ class StepState:
     `features` computes them whole, on every rank. All quantities belong to the weights of this row: read them in
     ``on_step_state``, before the update.
 
+    A stack of runs has one such object for all of them, in which every tensor has a leading axis (`whole`), and a
+    callback gets the part of its run (`split`).
+
     Attributes:
         step: t; the weights are those after t updates.
         is_last: whether this is the last row of the run, whatever ends the run.
@@ -39,6 +86,8 @@ class StepState:
         network: with the weights of this row.
         readout_gradient: ∂L/∂V over all training rows where the training step has computed it for this row, else None.
         columns: name → value of every column of the row; a callback adds its columns with `log`.
+        whole: the object of the whole stack; None in that object itself, and for a run that is trained by itself.
+        place: the position of the run in the stack.
 
     Args:
         activity: result of the forward pass over this rank's share of ``rows``.
@@ -63,9 +112,48 @@ class StepState:
         self.network = network
         self.readout_gradient: Tensor | None = None
         self.columns: dict[str, Tensor | float] = {}
+        self.whole: StepState | None = None
+        self.place = 0
+        self.results: dict[Any, Any] = {}
         self._rows, self._loss, self._sums = rows, loss, sums
         self._kept_features = activity.features
-        self._versions = self._weight_versions()
+        self._versions = network.write_counts()
+
+    def split(self, networks: Sequence[Network]) -> list[StepState]:
+        """The object of each run of a stack.
+
+        Args:
+            networks: the network of each run.
+        """
+        runs, columns = [], {name: by_run(value) for name, value in self.columns.items()}
+        for place, network in enumerate(networks):
+            run = StepState.__new__(StepState)
+            run.step, run.is_last, run.results = self.step, self.is_last, {}
+            run.columns = {name: values[place] for name, values in columns.items()}
+            run.whole, run.place, run.network = self, place, network
+            run.outputs, run.targets = self.outputs[place], self.targets[place]
+            run.readout_gradient = None if self.readout_gradient is None else self.readout_gradient[place]
+            run._rows, run._loss, run._sums = self._rows.of_run(place), self._loss, None
+            run._kept_features = None if self._kept_features is None else _part(self._kept_features, place)
+            run._versions = network.write_counts()
+            runs.append(run)
+        return runs
+
+    @property
+    def tokens(self) -> Tensor:
+        """The operands of the training rows, …×n×k."""
+        return self._rows.tokens
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether this object is that of a whole stack, in which every tensor has a leading axis."""
+        return self.outputs.ndim > 2
+
+    @property
+    def output_scale(self) -> float | Tensor:
+        """β, a number; in a stack whose runs differ in it, (N,)."""
+        scale = self.network.output_scale
+        return scale.flatten() if isinstance(scale, Tensor) else scale
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Add a column to this row. NaN means undefined and becomes an empty cell.
@@ -79,7 +167,7 @@ class StepState:
 
     @property
     def readout(self) -> Tensor:
-        """βV, K × C: Ŷ = Re(F·readout)."""
+        """βV, …×K×C: Ŷ = Re(F·readout)."""
         return self.network.readout
 
     @property
@@ -93,13 +181,14 @@ class StepState:
             delta = self._ignored_class_mean
             self._sums.start_second_pass(self.feature_means.conj(), None if delta is None else self._share_of(delta))
 
-    @cached_property
+    @quantity
     @torch.no_grad()
     def _features(self) -> Features:
         if self._kept_features is None:
             self._check_weights()
             # Only the blocked kernel stores no features, and its network has a single hidden layer.
-            features = at_least_single(torch.cat(list(self.network.feature_blocks(self._rows.tokens))))
+            blocks = [F.flatten(0, -2) for F in self.network.feature_blocks(self._rows.tokens)]
+            features = at_least_single(torch.cat(blocks)).view(*self.targets.shape, -1)
             return Features(features, features)
         last = gather_rows(at_least_single(self._kept_features.last))
         is_first = self._kept_features.first is self._kept_features.last
@@ -124,7 +213,10 @@ class StepState:
 
     @torch.no_grad()
     def share_blocks(self) -> Iterator[Tensor]:
-        """F of this rank's rows in order, a block at a time; cheaper than `features`, since a block stays in cache."""
+        """F of this rank's rows in order, a block at a time; cheaper than `features`, since a block stays in cache.
+
+        In a stack a block has rows of one run (b × K) or all rows of the next runs (g × n × K).
+        """
         features = self._share_in_memory
         if features is not None:
             yield features
@@ -137,97 +229,97 @@ class StepState:
         """F̃ᴴF̃ of some nodes, …×S×S, in `accumulation_dtype` (or its complex counterpart).
 
         Args:
-            nodes: indices of the nodes, …×S, one matrix for each list of S; None: all nodes (K×K), which costs more
-                than a training step.
+            nodes: indices of the nodes, l×S for l matrices (in a stack N×l×S); None: all nodes (K×K), which costs
+                more than a training step.
         """
         if nodes is None:
-            centered = torch.cat(list(self.share_blocks())) - self.feature_means
+            centered = center(self.features) if self.is_stack else self._features_of_share() - self.feature_means
         else:
-            drawn = nodes.flatten()
-            columns = self._share_of_columns(drawn) - self.feature_means[drawn]
-            centered = columns.unflatten(1, nodes.shape).movedim(0, -2)  # type: ignore[no-untyped-call]
+            drawn = nodes.flatten(-2)
+            columns = self._share_of_columns(drawn) - self.feature_means.gather(-1, drawn).unsqueeze(-2)
+            centered = columns.unflatten(-1, nodes.shape[-2:]).movedim(-3, -2)  # type: ignore[no-untyped-call]
         products = centered.mH @ centered
         (total,) = sum_over_ranks(
             products.to(self.accumulation_dtype.to_complex() if products.is_complex() else self.accumulation_dtype)
         )
         return total
 
+    def _features_of_share(self) -> Tensor:
+        return torch.cat(list(self.share_blocks()))
+
     def _share_of_columns(self, nodes: Tensor) -> Tensor:
         """The columns of F that belong to ``nodes``, for this rank's rows."""
         if self._share_in_memory is not None or not isinstance(self.network, TwoLayerNetwork):
-            return torch.cat([block[:, nodes] for block in self.share_blocks()])
+            F = self._share_in_memory if self.is_stack else self._features_of_share()
+            return _columns(self.features if F is None else F, nodes)
         self._check_weights()
-        return self.network.node_features(
-            self._rows.share().tokens, self.network.input_weights().index_select(1, nodes)
-        )
+        return self.network.node_features(self._rows.share().tokens, _columns(self.network.input_weights(), nodes))
 
     def _share_of(self, rows: Tensor) -> Tensor:
-        """This rank's rows out of the rows of all ranks."""
-        return rows[share(len(rows))]
+        """This rank's rows out of the rows of all ranks, (…, n)."""
+        return rows[..., share(rows.shape[-1])]
 
-    @cached_property
+    @quantity
     def one_hot_targets(self) -> Tensor:
         """Y, n × C."""
-        return one_hot(self.targets, self.outputs.shape[1], self.outputs.dtype)
+        return one_hot(self.targets, self.outputs.shape[-1], self.outputs.dtype)
 
-    @cached_property
+    @quantity
     def centered_targets(self) -> Tensor:
         """Ỹ = P₁⊥Y, n × C."""
         return center(self.one_hot_targets)
 
-    @cached_property
+    @quantity
     def residual(self) -> Tensor:
         """R = P₁⊥(Y − Ŷ), n × C."""
         return residual(self.outputs, self.one_hot_targets)
 
-    @cached_property
+    @quantity
     def centered_features(self) -> Tensor:
         """F̃ = P₁⊥F, n × K. It costs a copy of the features; prefer the products below."""
         return center(self.features)
 
-    @cached_property
+    @quantity
     def feature_gradient(self) -> Tensor:
         """G_F = RVᴴ, n × K. It costs a product of that size; `structure` has its norm and cosines without it."""
         return backpropagated_gradient(self.residual, self.readout)
 
-    @cached_property
+    @quantity
     def class_counts(self) -> Tensor:
-        """Training rows of each class, (C,)."""
+        """Training rows of each class, (…, C)."""
         # torch.bincount makes the host wait for an accelerator, since the size of its result depends on the data.
-        ones = self.outputs.new_ones(len(self.targets))
-        return self.outputs.new_zeros(self.outputs.shape[1]).index_add_(0, self.targets, ones)
+        counts = self.outputs.new_zeros(*self.outputs.shape[:-2], self.outputs.shape[-1])
+        return counts.scatter_add_(-1, self.targets, self.outputs.new_ones(self.targets.shape))
 
     @property
     def _local_sums(self) -> FeatureSums:
         """Sums over this rank's rows of F."""
         if self._sums is None:
-            self._sums = FeatureSums(self._share_of(self.targets), self.outputs.shape[1])
+            self._sums = FeatureSums(self._share_of(self.targets), self.outputs.shape[-1])
             for F in self.share_blocks():
                 self._sums.add_first_pass(F)
         return self._sums
 
-    @cached_property
+    @quantity
     def _first_pass_sums(self) -> tuple[Tensor, Tensor]:
-        """YᵀF (C × K), and Σ_i |f_ij|² in `accumulation_dtype` (K,)."""
-        classes, squares = sum_over_ranks(
-            self._local_sums.class_sums, self._local_sums.squared_norms(self.accumulation_dtype)
-        )
+        """YᵀF (…×C×K), and Σ_i |f_ij|² in `accumulation_dtype` (…, K)."""
+        classes, squares = sum_over_ranks(self._local_sums.class_sums, self._local_sums.squared_norms())
         return classes, squares
 
-    @cached_property
+    @quantity
     def _ignored_class_mean(self) -> Tensor | None:
         """δ (n,), see `Loss.ignored_class_mean`."""
         return self._loss.ignored_class_mean(self.outputs, self.targets)
 
-    @cached_property
+    @quantity
     def _second_pass_sums(self) -> tuple[Tensor, Tensor]:
         """‖F̃μ̄‖² in `accumulation_dtype`, and Fᴴδ (K,), zeros where `Loss.ignored_class_mean` is None."""
         sums = self._local_sums
         if not sums.second_pass_done:
             self.start_second_pass()
             sums.run_second_pass(self.share_blocks())
-        centered = sums.projections - self.feature_means.abs().square().sum()
-        spread = torch.linalg.vector_norm(centered).to(self.accumulation_dtype).square()
+        centered = sums.projections - self.feature_means.abs().square().sum(dim=-1, keepdim=True)
+        spread = torch.linalg.vector_norm(centered, dim=-1).to(self.accumulation_dtype).square()
         spread, weighted = sum_over_ranks(spread, sums.weighted_sums)
         return spread, weighted.conj()
 
@@ -241,32 +333,32 @@ class StepState:
         """YᵀF, C × K: the sum of the features of each class."""
         return self._first_pass_sums[0]
 
-    @cached_property
+    @quantity
     def feature_means(self) -> Tensor:
         """μ = Fᵀ1/n, (K,)."""
-        return self.class_sums.sum(dim=0) / len(self.targets)
+        return self.class_sums.sum(dim=-2) / self._count
 
-    @cached_property
+    @quantity
     def feature_norms(self) -> Tensor:
         """‖f̃_j‖² of every centred feature, (K,), in `accumulation_dtype`."""
         of_means = self.feature_means.abs().to(self.accumulation_dtype).square()
-        return (self._first_pass_sums[1] - len(self.targets) * of_means).clamp_min(0)
+        return (self._first_pass_sums[1] - self._count * of_means).clamp_min(0)
 
-    @cached_property
+    @quantity
     def target_features(self) -> Tensor:
         """A = ỸᵀF̃, C × K (= ỸᵀF, since Ỹ is centred)."""
         return _center_sums(self.class_sums, self.class_counts)
 
-    @cached_property
+    @quantity
     def target_input_features(self) -> Tensor:
         """ỸᵀF of the first hidden layer, C × K; `target_features` itself without extra layers."""
         if self._kept_features is None or self._kept_features.first is self._kept_features.last:
             return self.target_features
         first = at_least_single(self._kept_features.first)
-        (sums,) = sum_over_ranks(_class_sums(first, self._share_of(self.targets), self.outputs.shape[1]))
+        (sums,) = sum_over_ranks(_class_sums(first, self._share_of(self.targets), self.outputs.shape[-1]))
         return _center_sums(sums, self.class_counts)
 
-    @cached_property
+    @quantity
     def residual_features(self) -> Tensor:
         """Q = F̃ᴴR, K × C (= FᴴR, since R is centred).
 
@@ -276,30 +368,46 @@ class StepState:
         """
         error = self._loss.error(self.outputs, self.targets)
         if error is None or self.readout_gradient is None:
-            products = torch.zeros_like(self.class_sums)
-            rows, start = self._share_of(self.residual), 0
-            for F in self.share_blocks():
-                # RᵀF, not FᴴR: the product then reads F along its rows.
-                products += rows[start : (start := start + len(F))].to(F.dtype).mT @ F
-            (total,) = sum_over_ranks(products)
-            return total.mH
-        n, beta = len(self.targets), self.network.config.output_scale
+            return self._sum_residual_features()
+        n, beta = self._count, self.network.output_scale
         mean = self.feature_means.conj()
-        left, right = [mean], [-error.sum(dim=0).to(mean.dtype)]
+        left, right = [mean], [-error.sum(dim=-2).to(mean.dtype)]
         if self._ignored_class_mean is not None:
-            left.append(self._second_pass_sums[1] - self._ignored_class_mean.sum() * mean)
+            ignored = self._ignored_class_mean.sum(dim=-1, keepdim=True)
+            left.append(self._second_pass_sums[1] - ignored * mean)
             right.append(torch.ones_like(right[0]))
-        return torch.addmm(self.readout_gradient, torch.stack(left, 1), torch.stack(right), beta=-n / (2 * beta))
+        L, R = torch.stack(left, -1), torch.stack(right, -2)
+        if isinstance(beta, Tensor):
+            return L @ R - n / (2 * beta) * self.readout_gradient
+        if self.is_stack:
+            return torch.baddbmm(self.readout_gradient, L, R, beta=-n / (2 * beta))
+        return torch.addmm(self.readout_gradient, L, R, beta=-n / (2 * beta))
 
-    @cached_property
+    def _sum_residual_features(self) -> Tensor:
+        """FᴴR as a product with the features of every rank."""
+        products = torch.zeros_like(self.class_sums)
+        # One run without a leading axis is run 0 of its blocks.
+        by_run, residuals = (x if self.is_stack else x[None] for x in (products, self._share_of_residual()))
+        places = Places(residuals.shape[1])
+        for F in self.share_blocks():
+            runs, rows = places.next(F)
+            # RᵀF, not FᴴR: the product then reads F along its rows.
+            by_run[runs] += residuals[runs, rows].to(F.dtype).mT @ F
+        (total,) = sum_over_ranks(products)
+        return total.mH
+
+    def _share_of_residual(self) -> Tensor:
+        return self.residual if self.is_stack else self.residual[share(len(self.residual))]
+
+    @quantity
     def residual_gram(self) -> Tensor:
         """RᵀR, C × C."""
         return (self.residual.mT @ self.residual).to(self.accumulation_dtype)
 
-    @cached_property
+    @quantity
     def structure(self) -> GradientStructure:
         """Norm and cosines of G_F (`li2_lightning.theory.interaction.gradient_structure`)."""
-        sums = _class_sums(self.residual, self.targets, self.outputs.shape[1])
+        sums = _class_sums(self.residual, self.targets, self.outputs.shape[-1])
         return gradient_structure(
             self.target_features,
             self.residual_features,
@@ -311,22 +419,35 @@ class StepState:
             ),
         )
 
-    def _weight_versions(self) -> list[int]:
-        return [write_count(parameter) for parameter in self.network.parameters()]
+    @property
+    def _count(self) -> int:
+        """n, the training rows of all ranks."""
+        return self.targets.shape[-1]
 
     def _check_weights(self) -> None:
-        if self._weight_versions() != self._versions:
+        if self.network.write_counts() != self._versions:
             raise RuntimeError(
                 f"The features of row {self.step} belong to weights that are gone; ask for them in on_step_state."
             )
 
 
+def _columns(matrix: Tensor, nodes: Tensor) -> Tensor:
+    """The columns of a matrix (…×d×K) that belong to nodes (…, m)."""
+    if matrix.ndim == 2:
+        return matrix.index_select(1, nodes)
+    return matrix.gather(-1, nodes.unsqueeze(-2).expand(-1, matrix.shape[-2], -1))
+
+
 def _class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """YᵀF, C × K."""
-    return features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
+    """YᵀF, …×C×K."""
+    sums = features.new_zeros(*labels.shape[:-1], num_classes, features.shape[-1])
+    if labels.ndim > 1:
+        labels = labels + num_classes * torch.arange(len(labels), device=labels.device)[:, None]
+    sums.view(-1, features.shape[-1]).index_add_(0, labels.flatten(), features.reshape(-1, features.shape[-1]))
+    return sums
 
 
 def _center_sums(class_sums: Tensor, counts: Tensor) -> Tensor:
     """ỸᵀF from YᵀF: subtract n_c/n times the sum over all rows from row c."""
-    shares = (counts / counts.sum()).to(class_sums.dtype)
-    return class_sums - shares[:, None] * class_sums.sum(dim=0)
+    shares = (counts / counts.sum(dim=-1, keepdim=True)).to(class_sums.dtype)
+    return class_sums - shares.unsqueeze(-1) * class_sums.sum(dim=-2, keepdim=True)

@@ -1,19 +1,22 @@
 """The base class of the networks: features, a linear readout V, and a role and a layout for each parameter.
 
 Shapes in this package: n rows, k operands, M tokens, K = width, C classes, d = kM inputs. X is k one-hots side by side.
-Matrices are (inputs × outputs), except in torch's encoder; `Network.layouts` gives the orientation of each.
+Matrices are (inputs × outputs), except in torch's encoder; `Network.layouts` gives the orientation of each. A network
+whose class sets ``takes_stacks`` also computes with a leading axis of runs on its parameters and tokens (`stacked`).
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from li2_lightning._compat import write_count
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.networks.kernel import Observer
 from li2_lightning.plugins import Registry
@@ -38,7 +41,7 @@ class Sizes(Protocol):
 
 @dataclass
 class Moments:
-    """Mean and variance over the training rows of one layer's pre-activation, each (K,)."""
+    """Mean and variance over the training rows of one layer's pre-activation, each (…, K)."""
 
     mean: Tensor
     variance: Tensor
@@ -49,8 +52,8 @@ class Features:
     """The features of some rows.
 
     Attributes:
-        last: F, the input of the readout (n × K).
-        first: the output of the first hidden layer (n × K); F itself without extra layers.
+        last: F, the input of the readout (…×n×K).
+        first: the output of the first hidden layer (…×n×K); F itself without extra layers.
         moments: the statistics of each batch-normalized layer; empty without batch norm.
     """
 
@@ -64,7 +67,7 @@ class Activity:
     """The result of one forward pass.
 
     Attributes:
-        outputs: Ŷ, real (n × C).
+        outputs: Ŷ, real (…×n×C).
         features: None where the blocked kernel computed the outputs: it keeps no features.
     """
 
@@ -90,6 +93,7 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
+        self.output_scale: float | Tensor = config.output_scale
         self.num_tokens, self.num_operands = sizes.num_tokens, sizes.num_operands
         self._generator = generator
         scale = config.readout_init_scale
@@ -99,15 +103,15 @@ class Network(nn.Module):
 
     @property
     def readout(self) -> Tensor:
-        """βV, the matrix that takes F to Ŷ (K × C), detached."""
-        return self.config.output_scale * self.V.detach()
+        """βV, the matrix that takes F to Ŷ (…×K×C), detached."""
+        return self.output_scale * self.V.detach()
 
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
         """The features of the rows ``tokens``; arguments as for `forward`."""
         raise NotImplementedError
 
     def forward(self, tokens: Tensor, moments: tuple[Moments, ...] = (), observe: Observer | None = None) -> Activity:
-        """Outputs of the rows ``tokens`` (n × k, integer), and their features if the computation keeps them.
+        """Outputs of the rows ``tokens`` (…×n×k, integer), and their features if the computation keeps them.
 
         Args:
             moments: statistics for batch norm; empty for the statistics of these rows.
@@ -122,15 +126,16 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Tensor:
-        """Ŷ of rows whose features are not needed, n × C."""
+        """Ŷ of rows whose features are not needed, …×n×C."""
         if self.why_plain() is None:
             return self._blocked(tokens)
         rows = EVALUATION_BLOCK if tokens.device.type == "cpu" else ACCELERATOR_BLOCK
-        return torch.cat([self(block, moments).outputs for block in torch.split(tokens, rows)])
+        blocks = torch.split(tokens, rows, dim=-2)
+        return torch.cat([self(block, moments).outputs for block in blocks], dim=-2)
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
-        """F of the rows (n × K) in consecutive blocks of rows, computed again."""
+        """F of the rows in consecutive blocks, computed again: b × K, or g × n × K for the next runs of a stack."""
         yield self.compute_features(tokens).last
 
     def why_plain(self) -> str | None:
@@ -142,7 +147,7 @@ class Network(nn.Module):
 
     def read(self, features: Tensor) -> Tensor:
         """Ŷ = Re(β F V), n × C; float32 at least, since losses are sums of small differences."""
-        outputs = features @ (self.config.output_scale * self.V)
+        outputs = features @ (self.output_scale * self.V)
         outputs = outputs.real if outputs.is_complex() else outputs
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
@@ -166,8 +171,12 @@ class Network(nn.Module):
         return {"orientation": "input_output"}
 
     def input_weights(self) -> Tensor | None:
-        """The weights from the one-hots to the first hidden layer, d × K, detached; None in other networks."""
+        """The weights from the one-hots to the first hidden layer, …×d×K, detached; None in other networks."""
         return None
+
+    def write_counts(self) -> list[int]:
+        """The number of writes to each parameter, to notice a change of the weights."""
+        return [write_count(parameter) for parameter in self.parameters()]
 
     @torch.no_grad()
     def normalize(self) -> None:
@@ -184,6 +193,32 @@ class Network(nn.Module):
             return values.to(dtype.to_real())
 
         return torch.complex(draw(), draw()) if dtype.is_complex else draw()
+
+
+def stacked(networks: Sequence[Network]) -> Network:
+    """One network that computes with the weights of several: its parameters have a leading axis of runs.
+
+    The parameters of ``networks`` stay the objects that optimizers hold. From now on they are slices of the parameters
+    of the new network, so an update of either is an update of both.
+
+    Args:
+        networks: of one class and of equal shapes; their options may differ in the output scale.
+    """
+    first = networks[0]
+    whole = copy.copy(first)
+    whole._parameters = {}
+    for name, parameter in first.named_parameters():
+        members = [network.get_parameter(name) for network in networks]
+        storage = torch.stack([member.detach() for member in members])
+        whole._parameters[name] = nn.Parameter(storage, requires_grad=parameter.requires_grad)
+        for member, part in zip(members, storage.unbind(), strict=True):
+            member.data = part
+    scales = [float(network.output_scale) for network in networks]
+    if len(set(scales)) > 1:
+        whole.output_scale = first.V.real.new_tensor(scales)[:, None, None]
+    # Writes to the slices are counted at the slices.
+    whole.write_counts = lambda: [count for network in networks for count in network.write_counts()]  # type: ignore[method-assign]
+    return whole
 
 
 NETWORKS: Registry[type[Network]] = Registry("network", "li2_lightning.networks", makes=Network)

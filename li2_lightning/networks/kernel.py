@@ -11,7 +11,8 @@ width, half the work of a complex one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -27,9 +28,37 @@ from li2_lightning.networks.matmul import product
 BLOCK_BYTES = 2**21
 
 
-class Observer(Protocol):
-    """Receives every block of features (b × K) in order, while the block is in cache; it must not change a block.
+# The runs of a stack that a block belongs to: one run, or consecutive runs of which the block has all rows.
+Runs = int | slice
 
+
+class Places:
+    """The runs and rows of blocks of features that follow each other.
+
+    Args:
+        rows: the number of rows of each run.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._run = self._row = 0
+
+    def next(self, block: Tensor) -> tuple[Runs, slice]:
+        """The place of the next block: rows of one run (b × K), or all rows of the next runs (g × n × K)."""
+        run, row = self._run, self._row
+        if block.ndim > 2:
+            self._run += len(block)
+            return slice(run, self._run), slice(None)
+        self._row += len(block)
+        if self._row >= self._rows:
+            self._run, self._row = run + 1, 0
+        return run, slice(row, row + len(block))
+
+
+class Observer(Protocol):
+    """Receives every block of features in order, while the block is in cache; it must not change a block.
+
+    A block has some rows of one run (b × K), or all rows of the next runs of a stack (g × n × K); `Places` tells which.
     The forward pass is the first pass over the features. The backward pass is the second one, since the gradient of V
     needs the features again; where V has no gradient there is no second pass.
     """
@@ -38,41 +67,49 @@ class Observer(Protocol):
         """Receive the next rows in the forward pass."""
 
     def row_weights(self) -> Tensor | None:
-        """Real weights of the rows, n × m, or None; the backward pass computes their products with F at little cost."""
+        """Real weights of the rows, …×n×m, or None; the backward pass computes their products with F at little cost."""
 
     def add_second_pass(self, features: Tensor) -> None:
         """Receive the next rows in the backward pass."""
 
     def add_weighted_sums(self, sums: Tensor) -> None:
-        """Receive row_weightsᵀF over all rows, m × K."""
+        """Receive row_weightsᵀF over all rows, …×m×K."""
 
 
 def blocked_outputs(
     table: Tensor, readout: Tensor, index: Tensor, activation: Activation, observe: Observer | None = None
 ) -> Tensor:
-    """Re(σ(XW)V), n × C, differentiable once in W and V.
+    """Re(σ(XW)V), …×n×C, differentiable once in W and V.
+
+    Every argument may have a leading axis of runs. Small runs then share a block, and large runs have blocks of rows as
+    a single run has.
 
     Args:
-        table: W, d × K, real or complex.
-        readout: V, K × C, of the same dtype.
-        index: the rows of W that make up each row of XW, n × k.
+        table: W, …×d×K, real or complex.
+        readout: V, …×K×C, of the same dtype.
+        index: the rows of W that make up each row of XW, …×n×k.
         activation: σ.
         observe: receives the features block by block.
     """
     is_complex = table.is_complex()
     if is_complex:
-        table = torch.view_as_real(table).flatten(1)
-        readout = torch.view_as_real(readout.conj().resolve_conj()).transpose(1, 2).flatten(0, 1)
-    outputs: Tensor = _BlockedOutputs.apply(table, readout, index, activation, is_complex, observe)  # type: ignore[no-untyped-call]
-    return outputs
+        table = torch.view_as_real(table).flatten(-2)
+        readout = torch.view_as_real(readout.conj().resolve_conj()).transpose(-1, -2).flatten(-3, -2)
+    if table.ndim > 2:
+        return _apply(table, readout, index, activation, is_complex, observe)
+    return _apply(table.unsqueeze(0), readout.unsqueeze(0), index[None], activation, is_complex, observe).squeeze(0)
 
 
 def feature_blocks(table: Tensor, index: Tensor, activation: Activation) -> Iterator[Tensor]:
-    """σ(XW) block by block, each b × K, bit for bit the features inside `blocked_outputs`; arguments as there."""
-    real = torch.view_as_real(table).flatten(1) if table.is_complex() else table
-    for rows in _blocks(real, index):
-        features = _activate(activation, _gather(real, rows), table.is_complex())
-        yield _pairs(features) if table.is_complex() else features
+    """σ(XW) block by block, bit for bit the features inside `blocked_outputs`; arguments as there.
+
+    A block has b × K features of one run, or g × n × K of the next runs of a stack.
+    """
+    is_complex = table.is_complex()
+    real = torch.view_as_real(table).flatten(-2) if is_complex else table
+    for block in _blocks(real if real.ndim > 2 else real[None], index if index.ndim > 2 else index[None]):
+        features = block.whole(_activate(activation, block.gather(), is_complex))
+        yield _pairs(features) if is_complex else features
 
 
 def block_rows(width: int, item_size: int) -> int:
@@ -80,8 +117,58 @@ def block_rows(width: int, item_size: int) -> int:
     return max(32, BLOCK_BYTES // (width * item_size))
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of one run, or all rows of some runs.
+
+    Attributes:
+        runs: the run or the runs.
+        rows: the rows of one run, all rows of several.
+        index: the rows of ``table`` whose sums are the rows of XW, b × k, run after run.
+        table: the tables of all runs under each other.
+        each: the number of rows of each run in this block.
+    """
+
+    runs: Runs
+    rows: slice
+    index: Tensor
+    table: Tensor
+    each: int
+
+    def gather(self) -> Tensor:
+        """XW of these rows, b × K: each row is the sum of k rows of the table."""
+        return functional.embedding_bag(self.index, self.table, mode="sum")
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Values of these rows (b × …) with the runs as a leading axis, where the block has several."""
+        return rows if isinstance(self.runs, int) else rows.unflatten(0, (-1, self.each))  # type: ignore[no-untyped-call]
+
+    def of(self, values: Tensor) -> Tensor:
+        """These rows of values of all rows (N × n × …)."""
+        return values[self.runs, self.rows] if isinstance(self.runs, int) else values[self.runs]
+
+
+def _blocks(table: Tensor, index: Tensor) -> Iterator[_Block]:
+    """The rows of a stack (W: N × d × K, index: N × n × k) in blocks that stay in cache."""
+    runs, n = index.shape[:2]
+    size = block_rows(table.shape[-1], table.element_size())
+    flat = table.flatten(0, 1)
+    if runs > 1:
+        index = index + table.shape[1] * torch.arange(runs, device=index.device)[:, None, None]
+    if runs == 1 or 2 * n > size:
+        for run in range(runs):
+            for start in range(0, max(n, 1), size):
+                rows = slice(start, start + size)
+                yield _Block(run, rows, index[run, rows], flat, min(size, n - start))
+        return
+    together = size // max(n, 1)
+    for start in range(0, runs, together):
+        several = slice(start, start + together)
+        yield _Block(several, slice(None), index[several].flatten(0, 1), flat, n)
+
+
 class _BlockedOutputs(torch.autograd.Function):
-    """`blocked_outputs` on real matrices."""
+    """`blocked_outputs` on real matrices of a stack."""
 
     @staticmethod
     def forward(
@@ -99,49 +186,51 @@ class _BlockedOutputs(torch.autograd.Function):
         # than (b × K)(K × C) where C is no multiple of the vector length.
         transposed = readout.mT.contiguous()
         outputs = []
-        for rows in _blocks(table, index):
-            features = _activate(activation, _gather(table, rows), is_complex)
-            outputs.append(product(transposed, features.mT).mT)
+        for block in _blocks(table, index):
+            features = block.whole(_activate(activation, block.gather(), is_complex))
+            if isinstance(block.runs, int):
+                outputs.append(product(transposed[block.runs], features.mT).mT)
+            else:
+                outputs.append((features @ readout[block.runs]).flatten(0, 1))
             if observe is not None:
                 observe.add_first_pass(_pairs(features) if is_complex else features)
-        return torch.cat(outputs)
+        return torch.cat(outputs).view(*index.shape[:2], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         table, readout, index = ctx.saved_tensors
-        classes, observe = gradient.shape[1], ctx.observe if ctx.needs_input_grad[1] else None
+        classes, observe = gradient.shape[-1], ctx.observe if ctx.needs_input_grad[1] else None
         weights = None if observe is None else observe.row_weights()
-        by_row = gradient if weights is None else torch.cat([gradient, weights.to(gradient.dtype)], dim=1)
-        for_table = torch.zeros_like(table) if ctx.needs_input_grad[0] else None
-        products = table.new_zeros(by_row.shape[1], table.shape[1])
-        size = block_rows(table.shape[1], table.element_size())
-        # ``gradient`` is split by itself, not taken as the first columns of ``by_row``: with a stride the last bit of
-        # MKL's product depends on the memory address.
-        shares = zip(torch.split(gradient, size), torch.split(by_row, size), strict=True)
-        for rows, (by_output, columns) in zip(_blocks(table, index), shares, strict=True):
-            z = _gather(table, rows)
+        # ``gradient`` stays a tensor of its own: with a stride the last bit of MKL's product depends on the memory
+        # address.
+        gradient = gradient.contiguous()
+        by_row = gradient
+        if weights is not None:
+            by_row = torch.cat([gradient, weights.view(*gradient.shape[:2], -1).to(gradient.dtype)], dim=-1)
+        for_table = torch.zeros_like(table).flatten(0, 1) if ctx.needs_input_grad[0] else None
+        products = table.new_zeros(len(table), by_row.shape[-1], table.shape[-1])
+        for block in _blocks(table, index):
+            z = block.gather()
             if ctx.needs_input_grad[1]:
-                features = _activate(ctx.activation, z, ctx.is_complex)
-                products.add_(product(columns.mT, features))
+                features = block.whole(_activate(ctx.activation, z, ctx.is_complex))
+                products[block.runs].add_(product(block.of(by_row).mT, features))
                 if observe is not None:
                     observe.add_second_pass(_pairs(features) if ctx.is_complex else features)
             if for_table is not None:
-                by_feature = _differentiate(ctx.activation, z, product(by_output, readout.mT), ctx.is_complex)
-                for operand in rows.unbind(dim=1):
+                by_feature = product(block.of(gradient), readout[block.runs].mT)
+                by_feature = by_feature if isinstance(block.runs, int) else by_feature.flatten(0, 1)
+                by_feature = _differentiate(ctx.activation, z, by_feature, ctx.is_complex)
+                for operand in block.index.unbind(dim=1):
                     for_table.index_add_(0, operand, by_feature)
         if observe is not None and weights is not None:
-            observe.add_weighted_sums(_pairs(products[classes:]) if ctx.is_complex else products[classes:])
-        return for_table, products[:classes].mT if ctx.needs_input_grad[1] else None, None, None, None, None
+            sums = products[:, classes:]
+            observe.add_weighted_sums(_pairs(sums) if ctx.is_complex else sums)
+        for_readout = products[:, :classes].mT if ctx.needs_input_grad[1] else None
+        return None if for_table is None else for_table.view_as(table), for_readout, None, None, None, None
 
 
-def _blocks(table: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(index, block_rows(table.shape[1], table.element_size()))
-
-
-def _gather(table: Tensor, rows: Tensor) -> Tensor:
-    """XW of some rows, b × K: each row is the sum of k rows of the table."""
-    return functional.embedding_bag(rows, table, mode="sum")
+_apply: Callable[..., Tensor] = _BlockedOutputs.apply
 
 
 def _activate(activation: Activation, z: Tensor, is_complex: bool) -> Tensor:
@@ -161,5 +250,5 @@ def _differentiate(activation: Activation, z: Tensor, by_feature: Tensor, is_com
 
 
 def _pairs(columns: Tensor) -> Tensor:
-    """b × 2K real columns as b × K complex ones; a view."""
-    return torch.view_as_complex(columns.view(len(columns), columns.shape[1] // 2, 2))
+    """…×2K real columns as …×K complex ones; a view."""
+    return torch.view_as_complex(columns.unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]

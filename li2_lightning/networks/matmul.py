@@ -12,7 +12,7 @@ SMALL = 2**21
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """AB, m × n, for matrices A (m × k) and B (k × n) of one type.
+    """AB, …×m×n, for matrices A (…×m×k) and B (…×k×n) of one type.
 
     On a CPU torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel's processors only. torch also
     contains oneDNN, which uses AVX-512 on every processor: on two cores of an AMD EPYC it takes 35–50 % of MKL's time
@@ -20,7 +20,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """
     wants_gradient = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
     is_single = left.dtype == torch.float32 and left.device.type == "cpu"
-    if _ONEDNN is None or not is_single or wants_gradient or len(left) * right.numel() < SMALL:
+    is_batch = left.ndim > 2 or right.ndim > 2
+    if _ONEDNN is None or is_batch or not is_single or wants_gradient or len(left) * right.numel() < SMALL:
         return left @ right
     # On a slice of columns of a wider matrix oneDNN is a thousand times slower.
     plain = right if right.is_contiguous() or right.mT.is_contiguous() else right.contiguous()

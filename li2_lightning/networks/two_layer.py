@@ -30,6 +30,8 @@ class TwoLayerNetwork(Network):
     parameters, and uses the statistics of the training rows.
     """
 
+    takes_stacks = True
+
     def __init__(self, config: NetworkConfig, sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> None:
         dtype = dtype.to_complex() if config.complex_weights else dtype
         super().__init__(config, sizes, dtype, generator)
@@ -78,15 +80,15 @@ class TwoLayerNetwork(Network):
 
     def input_weights(self) -> Tensor:
         table = self._table().detach()
-        return table.repeat(self.num_operands, 1) if self.config.shared_embedding else table
+        return torch.cat([table] * self.num_operands, dim=-2) if self.config.shared_embedding else table
 
     def node_features(self, tokens: Tensor, input_weights: Tensor) -> Tensor:
-        """σ(Xw) of m nodes with the given input weights (d × m), without batch norm; n × m."""
+        """σ(Xw) of m nodes with the given input weights (…×d×m), without batch norm; …×n×m."""
         if self.why_plain() is None:
             index = tokens + self._offsets(tokens)  # one table for each operand, also with shared_embedding
-            blocks = list(feature_blocks(input_weights, index, self.activation))
-            return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-        z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens)))
+            blocks = [F.reshape(-1, F.shape[-1]) for F in feature_blocks(input_weights, index, self.activation)]
+            return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).view(*tokens.shape[:-1], -1)
+        z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens, dim=-2)))
         return z if self.config.inner_product else self.activation(z)
 
     @property
@@ -103,30 +105,30 @@ class TwoLayerNetwork(Network):
                 norm = torch.linalg.vector_norm(table, dim=0)
                 table.div_(norm.clamp_min(1.0))
         else:
-            self.W.sub_(self.W.mean(dim=0, keepdim=True))
-        self.V.sub_(self.V.mean(dim=1, keepdim=True))
+            self.W.sub_(self.W.mean(dim=-2, keepdim=True))
+        self.V.sub_(self.V.mean(dim=-1, keepdim=True))
 
     def _combine(self, tokens: Tensor, tables: list[Tensor]) -> Tensor:
-        """XW, or in the inner-product form the product of the operands' projections; n × K."""
-        z = _take_rows(tables[0], tokens[:, 0])
+        """XW, or in the inner-product form the product of the operands' projections; …×n×K."""
+        z = _take_rows(tables[0], tokens[..., 0])
         for operand, table in enumerate(tables[1:], start=1):
-            projection = _take_rows(table, tokens[:, operand])
+            projection = _take_rows(table, tokens[..., operand])
             z = z * projection if self.config.inner_product else z + projection
         return z
 
     def _blocked(self, tokens: Tensor, observe: Observer | None = None) -> Tensor:
-        readout = self.config.output_scale * self.V
+        readout = self.output_scale * self.V
         outputs = blocked_outputs(self._table(), readout, self._index(tokens), self.activation, observe)
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def _table(self) -> Tensor:
-        """The tables of all operands under each other (d × K); one table where they share it."""
+        """The tables of all operands under each other (…×d×K); one table where they share it."""
         if not self.config.trainable_embedding:
             return self.W
-        return torch.cat([self.E @ table for table in torch.split(self.W, self.num_tokens)])
+        return torch.cat([self.E @ table for table in torch.split(self.W, self.num_tokens, dim=-2)], dim=-2)
 
     def _index(self, tokens: Tensor) -> Tensor:
-        """The rows of `_table` whose sum is each row of XW, n × k."""
+        """The rows of `_table` whose sum is each row of XW, …×n×k."""
         if self.config.shared_embedding:
             return tokens
         return tokens + self._offsets(tokens)
@@ -137,7 +139,7 @@ class TwoLayerNetwork(Network):
 
     def _tables(self) -> list[Tensor]:
         """For each operand the M × K table whose row h is token h's contribution to the pre-activation."""
-        tables = list(torch.split(self._table(), self.num_tokens))
+        tables = list(torch.split(self._table(), self.num_tokens, dim=-2))
         return tables * self.num_operands if self.config.shared_embedding else tables
 
     def _batch_norm(self, z: Tensor, moments: tuple[Moments, ...], used: list[Moments]) -> Tensor:
@@ -146,9 +148,12 @@ class TwoLayerNetwork(Network):
             return z
         current = moments[len(used)] if moments else Moments(*moments_over_ranks(z))
         used.append(current)
-        return (z - current.mean) * torch.rsqrt(current.variance + BATCH_NORM_EPSILON)
+        return (z - current.mean.unsqueeze(-2)) * torch.rsqrt(current.variance.unsqueeze(-2) + BATCH_NORM_EPSILON)
 
 
 def _take_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table; torch differentiates the faster embedding for real tables only."""
+    """Rows of a table (…×M×K) at an index (…, n); torch differentiates the faster embedding for real tables only."""
+    if table.ndim > 2:
+        index = index + table.shape[-2] * torch.arange(len(table), device=index.device)[:, None]
+        return _take_rows(table.flatten(0, 1), index.flatten()).view(*index.shape, -1)
     return table.index_select(0, index) if table.is_complex() else functional.embedding(index, table)

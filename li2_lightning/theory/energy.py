@@ -30,7 +30,7 @@ def energy(target_features: Tensor) -> Tensor:
 
 
 def column_norms(weights: Tensor) -> Tensor:
-    """‖w_j‖ of every column, (K,) from d×K; torch.linalg.vector_norm takes ten times as long over that dimension."""
+    """‖w_j‖ of every column, (…, K) from …×d×K; torch.linalg.vector_norm takes ten times as long over this axis."""
     return squared_magnitudes(weights).sum(dim=-2).sqrt()
 
 

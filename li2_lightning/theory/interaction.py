@@ -27,7 +27,7 @@ from li2_lightning.theory.lazy import center
 
 @dataclass(frozen=True)
 class GradientStructure:
-    """Scalars that describe G_F; a cosine is NaN where one of its two matrices is zero.
+    """Scalars that describe G_F, (…); a cosine is NaN where one of its two matrices is zero.
 
     Attributes:
         norm: ‖G_F‖.
@@ -50,11 +50,11 @@ class GradientStructure:
 
 @dataclass(frozen=True)
 class GradientGrams:
-    """Sums over samples; real, C×C each except the counts.
+    """Sums over samples; real, …×C×C each except the counts.
 
     Attributes:
         residual: RᵀR.
-        counts: n_c, the number of samples of each class (C,); ỸᵀỸ = diag(n_c) − n_c n_cᵀ/n.
+        counts: n_c, the number of samples of each class (…, C); ỸᵀỸ = diag(n_c) − n_c n_cᵀ/n.
         residual_target: RᵀỸ.
     """
 
@@ -69,32 +69,32 @@ def gradient_structure(
     """The structure of G_F = RVᴴ.
 
     Args:
-        target_features: A = ỸᵀF̃, C×K.
-        residual_features: Q = F̃ᴴR, K×C.
-        readout: V, K×C, with Ŷ = Re(FV).
+        target_features: A = ỸᵀF̃, …×C×K.
+        residual_features: Q = F̃ᴴR, …×K×C.
+        readout: V, …×K×C, with Ŷ = Re(FV).
         grams: RᵀR, class counts and RᵀỸ.
     """
     A, Q, V, counts = target_features, residual_features, readout, grams.counts
     # ‖ỸA‖² and ‖Ỹ‖²; no product of A with itself is needed.
-    rows, total = torch.linalg.vector_norm(A, dim=1).to(counts.dtype), counts.sum()
-    sums = torch.linalg.vector_norm(counts.to(A.dtype) @ A).to(counts.dtype)
-    independent = (counts @ rows.square() - sums.square() / total).clamp_min(0).sqrt()
-    target_norm = (total - counts.square().sum() / total).clamp_min(0).sqrt()
+    rows, total = torch.linalg.vector_norm(A, dim=-1).to(counts.dtype), counts.sum(dim=-1)
+    sums = torch.linalg.vector_norm(counts.to(A.dtype).unsqueeze(-2) @ A, dim=(-2, -1)).to(counts.dtype)
+    independent = (torch.linalg.vecdot(counts, rows.square()) - sums.square() / total).clamp_min(0).sqrt()
+    target_norm = (total - counts.square().sum(dim=-1) / total).clamp_min(0).sqrt()
     # ⟨RVᴴ, RQᴴ⟩ = ⟨V·RᵀR, Q⟩: the samples enter only through the C×C matrix RᵀR.
     metric = grams.residual.to(V.dtype)
     V_measured, Q_measured = product(V, metric), product(Q, metric)
     norm = _inner(V_measured, V).to(counts.dtype).clamp_min(0).sqrt()
     coupled = _inner(Q_measured, Q).to(counts.dtype).clamp_min(0).sqrt()
-    residual_norm = grams.residual.diagonal().sum().sqrt()
-    readout_norm, driving_norm = torch.linalg.vector_norm(V), torch.linalg.vector_norm(Q)
+    residual_norm = _trace(grams.residual).sqrt()
+    readout_norm, driving_norm, target_feature_norm = (torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (V, Q, A))
     AV = product(A, V).real.to(counts.dtype)
     return GradientStructure(
         norm=norm,
         # ⟨RVᴴ, ỸA⟩ = tr(RᵀỸ·AV)
         independence=_ratio(_inner(AV, grams.residual_target.mT), norm * independent),
         coupling=_ratio(_inner(V_measured, Q), norm * coupled),
-        residual_alignment=_ratio(grams.residual_target.diagonal().sum(), residual_norm * target_norm),
-        readout_alignment=_ratio(AV.diagonal().sum(), readout_norm * torch.linalg.vector_norm(A)),
+        residual_alignment=_ratio(_trace(grams.residual_target), residual_norm * target_norm),
+        readout_alignment=_ratio(_trace(AV), readout_norm * target_feature_norm),
         readout_equilibrium=_ratio(_inner(V, Q), readout_norm * driving_norm),
         effective_ridge=_ratio(driving_norm, readout_norm),
     )
@@ -107,16 +107,16 @@ def node_coupling(readout: Tensor, residual_gram: Tensor, pairs: Tensor) -> Tens
     exactly.
 
     Args:
-        readout: V, K×C.
-        residual_gram: RᵀR, C×C.
+        readout: V, …×K×C.
+        residual_gram: RᵀR, …×C×C.
         pairs: node indices, P×2.
     """
-    left, right = readout[pairs[:, 0]], readout[pairs[:, 1]]
+    left, right = readout[..., pairs[:, 0], :], readout[..., pairs[:, 1], :]
     weighted_left, weighted_right = (side @ residual_gram.to(side.dtype) for side in (left, right))
-    product = (weighted_left * right.conj()).sum(dim=1).abs()
-    norms = [(weighted * side.conj()).sum(dim=1).real.clamp_min(0).sqrt()
+    product = (weighted_left * right.conj()).sum(dim=-1).abs()
+    norms = [(weighted * side.conj()).sum(dim=-1).real.clamp_min(0).sqrt()
              for weighted, side in ((weighted_left, left), (weighted_right, right))]  # fmt: skip
-    return _ratio(product, norms[0] * norms[1]).nanmedian()
+    return _ratio(product, norms[0] * norms[1]).nanmedian(dim=-1).values
 
 
 def node_interaction(features: Tensor, ridge: float) -> Tensor:
@@ -212,9 +212,13 @@ def _interaction_columns(features: Tensor, ridge: float, units: Tensor) -> Tenso
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Re⟨left, right⟩, over all entries."""
-    total: Tensor = (left * right.conj()).sum().real
+    """Re⟨left, right⟩ of matrices, (…)."""
+    total: Tensor = (left * right.conj()).sum(dim=(-2, -1)).real
     return total
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -28,14 +28,15 @@ def backpropagated_gradient(residual: Tensor, readout: Tensor) -> Tensor:
     return residual.to(readout.dtype) @ readout.mH
 
 
-def ridge_readout(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
+def ridge_readout(features: Tensor, targets: Tensor, ridge: float | Tensor) -> Tensor:
     """V* = (FᴴF + ηI)⁻¹FᴴY, …×K×C, with F and Y as they are given (center both for Eq. 1).
 
     It is solved in float64, by FᴴF + ηI for K ≤ n and else by V* = Fᴴ(FFᴴ + ηI)⁻¹Y. The result has the dtype of
     ``features``.
 
     Args:
-        ridge: η > 0. With a loss averaged over samples and coupled weight decay λ, η = nλ/2.
+        ridge: η > 0; (…, 1) where it differs between leading indices. With a loss averaged over samples and coupled
+            weight decay λ, η = nλ/2.
     """
     wide = torch.promote_types(features.dtype, torch.float64)
     F, Y = features.to(wide), targets.to(wide)
@@ -47,15 +48,15 @@ def ridge_readout(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
     return solution.to(features.dtype)
 
 
-def solve_shifted(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
+def solve_shifted(gram: Tensor, right: Tensor, ridge: float | Tensor) -> Tensor:
     """(gram + ridge·I)⁻¹ right by Cholesky, …×K×C; ``gram`` (…×K×K, Hermitian) is overwritten."""
     gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
     return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
 
 
 def off_diagonal_sum(values: Tensor) -> Tensor:
-    """Σ_{j≠l} v_jl of a whole K×K matrix."""
-    return values.sum() - values.diagonal().sum()
+    """Σ_{j≠l} v_jl of a whole matrix, (…) from …×K×K."""
+    return values.sum(dim=(-2, -1)) - values.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
 
 
 def draw_nodes(weights: Tensor, order: Tensor, count: int) -> Tensor:
@@ -97,10 +98,10 @@ def gram_deviation(off_diagonal: Tensor, norms: Tensor) -> Tensor:
     """Mean |off-diagonal entry| of F̃ᴴF̃ over its mean diagonal entry (Lemma 1: near 0 for wide random features).
 
     Args:
-        off_diagonal: Σ_{j≠l} |f̃_jᴴf̃_l|, a scalar.
-        norms: ‖f̃_j‖² of every node (K,).
+        off_diagonal: Σ_{j≠l} |f̃_jᴴf̃_l|, (…).
+        norms: ‖f̃_j‖² of every node (…, K).
     """
-    return off_diagonal / (norms.numel() - 1) / norms.sum()
+    return off_diagonal / (norms.shape[-1] - 1) / norms.sum(dim=-1)
 
 
 def kernel_deviation(off_diagonal: Tensor, norms: Tensor, mean: Tensor, spread: Tensor, n: int) -> Tensor:
@@ -111,17 +112,17 @@ def kernel_deviation(off_diagonal: Tensor, norms: Tensor, mean: Tensor, spread: 
     Nothing of size n×n is formed: ‖F̃F̃ᴴ‖ = ‖F̃ᴴF̃‖.
 
     Args:
-        off_diagonal: Σ_{j≠l} |f̃_jᴴf̃_l|², a scalar.
-        norms: ‖f̃_j‖² of every node (K,).
-        mean: μ (K,).
-        spread: ‖F̃μ̄‖², a scalar.
+        off_diagonal: Σ_{j≠l} |f̃_jᴴf̃_l|², (…).
+        norms: ‖f̃_j‖² of every node (…, K).
+        mean: μ (…, K).
+        spread: ‖F̃μ̄‖², (…).
         n: samples.
     """
-    total = norms.sum()
-    centered = off_diagonal + norms.square().sum()
+    total = norms.sum(dim=-1)
+    centered = off_diagonal + norms.square().sum(dim=-1)
     within = total.square() / (n - 1)
     distance = (centered - within + 2 * n * spread).clamp_min(0)
-    whole = distance + within + (n * mean.abs().square().sum()).square()
+    whole = distance + within + (n * mean.abs().square().sum(dim=-1)).square()
     return (distance / whole).sqrt()
 
 

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from li2_lightning.errors import InputError, check_choice
 from optimizers.closures import Closure, evaluate
-from optimizers.layouts import ORIENTATIONS, Layout, check_layouts, layouts_of, matrices
+from optimizers.layouts import ORIENTATIONS, check_layouts, layouts_of, matrices
 from optimizers.layouts import orientation as orientation_of
 from optimizers.muon.orthogonalize import Method, Precision, coefficients, orthogonalize, working_dtype
 from optimizers.registry import register
@@ -103,6 +103,8 @@ class Muon(Optimizer):
     arXiv:2602.15763.
     """
 
+    takes_stacks = True  # every matrix is updated by itself (`optimizers.joint`)
+
     def __init__(
         self,
         params: ParamsT,
@@ -152,6 +154,8 @@ class Muon(Optimizer):
     def step(self, closure: Closure | None = None) -> Any:
         """Update every parameter that has a gradient; gradients are read, never written.
 
+        Matrices of one shape are orthogonalized together.
+
         Args:
             closure: recomputes loss and gradients first, if given.
 
@@ -159,13 +163,34 @@ class Muon(Optimizer):
             What the closure returned.
         """
         loss = evaluate(closure)
+        # What matrices share that are orthogonalized together -> each matrix of weights, its direction and its factor.
+        updates: dict[Any, list[tuple[Tensor, Tensor, float]]] = {}
+        shrink: list[tuple[Tensor, float]] = []
         for group in self.param_groups:
+            how = group["orthogonalization"], group["steps"], group["eps"], group["precision"]
             for weight, layout in zip(group["params"], layouts_of(group), strict=True):
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, group, layout)
+                if weight.grad is None:
+                    continue
+                direction = self._direction(weight, weight.grad, group)
+                orientation = orientation_of(layout, group["orientation"])
+                pairs = zip(*(matrices(x, layout, group["split_heads"]) for x in (weight, direction)), strict=True)
+                for W, d in pairs:
+                    factor = -group["lr"] * update_scale(tuple(d.shape), group["scale"], orientation)
+                    updates.setdefault((d.shape, d.dtype, d.device, how), []).append((W, d, factor))
+                if group["weight_decay"] and group["decay_after_update"]:
+                    shrink.append((weight, 1.0 - group["lr"] * group["weight_decay"]))
+        for (*_, how), members in updates.items():
+            directions = [d for _, d, _ in members]
+            alone = len(members) == 1
+            steps = orthogonalize(directions[0] if alone else torch.stack(directions), *how)
+            for (W, _, factor), step in zip(members, [steps] if alone else steps.unbind(), strict=True):
+                W.add_(step, alpha=factor)
+        for weight, factor in shrink:
+            weight.mul_(factor)
         return loss
 
-    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], layout: Layout | None) -> None:
+    def _direction(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """The momentum to orthogonalize; decoupled decay that comes before the update is made here."""
         if gradient.is_sparse:
             raise InputError("Muon needs dense gradients and got a sparse one; build the embedding dense.")
         lr, decay, beta = group["lr"], group["weight_decay"], group["momentum"]
@@ -176,15 +201,10 @@ class Muon(Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weight)
         momentum = state["momentum_buffer"].mul_(beta).add_(gradient, alpha=share)
-        direction = beta * momentum + share * gradient if group["nesterov"] else momentum
+        direction: Tensor = beta * momentum + share * gradient if group["nesterov"] else momentum
         if decay and group["decoupled"] and not group["decay_after_update"]:
             weight.mul_(1.0 - lr * decay)
-        orientation = orientation_of(layout, group["orientation"])
-        how = group["orthogonalization"], group["steps"], group["eps"], group["precision"]
-        for W, d in zip(*(matrices(x, layout, group["split_heads"]) for x in (weight, direction)), strict=True):
-            W.add_(orthogonalize(d, *how), alpha=-lr * update_scale(tuple(d.shape), group["scale"], orientation))
-        if decay and group["decay_after_update"]:
-            weight.mul_(1.0 - lr * decay)
+        return direction
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -1,0 +1,342 @@
+"""Several runs trained together: their weights have a leading axis, and one loop takes a step of all of them.
+
+Each run of a stack is a run: it has its own `Li2Module`, data, optimizer, schedule, callbacks, loggers and directory,
+and a Trainer that holds them. Its parameters are slices of the parameters of the stack
+(`li2_lightning.networks.base.stacked`), so every part of a run finds its own weights and gradients where it expects
+them. Together are: the forward and the backward pass, the measurement of a row, the transfer of rows to the host, and
+the step of optimizers that allow it (`optimizers.joint`).
+
+A run leaves the stack when it ends, diverges, or fails; the stack gets smaller, and the other runs go on.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from li2_lightning._compat import (
+    begin_fit,
+    call_gradient_hooks,
+    count_as_stepped,
+    end_fit,
+    has_gradient_hooks,
+    is_step_overflow,
+)
+from li2_lightning.data import Rows, TableDataModule
+from li2_lightning.errors import DivergenceError, Interrupted
+from li2_lightning.measurement.passes import Passes
+from li2_lightning.measurement.rows import rows_to_host
+from li2_lightning.measurement.step_state import StepState
+from li2_lightning.module import Li2Module, call_hook
+from li2_lightning.networks.base import Network, stacked
+
+# The hooks of a step that Lightning calls on callbacks.
+STEP_HOOKS = (
+    "on_train_epoch_start", "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end",
+)  # fmt: skip
+
+# Makes one object that steps the optimizers of several runs, and calls a function with the place of a run that fails.
+JoinOptimizers = Callable[[list[Any], Callable[[int, Exception], None]], Any]
+
+
+@dataclass
+class Member:
+    """One run of a stack.
+
+    Attributes:
+        trainer: holds the run's callbacks, loggers and directory; it does not loop itself.
+        module, data: the run's.
+        finish: called once, when the run has left the stack, with the error that ended it, if any.
+        batches: the rows of each further step.
+        batch: the rows of the present step.
+        error: the error for which the run leaves the stack at the end of the present step.
+    """
+
+    trainer: lightning.Trainer
+    module: Li2Module
+    data: TableDataModule
+    finish: Callable[[Exception | None], None]
+    batches: Iterator[Rows] = field(default_factory=lambda: iter(()))
+    batch: Rows | None = None
+    error: Exception | None = None
+    hooks: dict[str, list[Callable[..., None]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*STEP_HOOKS, "on_train_start"):
+            base = getattr(lightning.Callback, name)
+            own = [callback for callback in self.trainer.callbacks if getattr(type(callback), name) is not base]  # type: ignore[attr-defined]
+            self.hooks[name] = [getattr(callback, name) for callback in own]
+
+
+class Stack(lightning.LightningModule):
+    """The module of the Trainer whose loop drives all runs of a stack.
+
+    Args:
+        members: runs of one kind (`li2_lightning.sweeps.stacking.kind`) that stand at the same row.
+        join: `optimizers.joint.JointStep`.
+    """
+
+    def __init__(self, members: list[Member], join: JoinOptimizers) -> None:
+        super().__init__()
+        self._members, self._join = list(members), join
+        self._state: StepState | None = None
+        self.stop_signal: int | None = None
+        self.signal_handlers: dict[int, Any] = {}
+
+    @property
+    def runs(self) -> int:
+        """The number of runs that are left."""
+        return len(self._members)
+
+    # -- beginning and end of the runs ------------------------------------------------------------------------------
+
+    def begin(self, checkpoints: list[Any], loop: Any) -> None:
+        """Let every run begin, or continue from its checkpoint.
+
+        Args:
+            checkpoints: of each run the file, or None.
+            loop: the ``fit_loop`` of the Trainer that drives the stack.
+        """
+        for member, checkpoint in zip(list(self._members), checkpoints, strict=True):
+            try:
+                begin_fit(member.trainer, member.module, member.data, checkpoint, loop)
+            # The error of one run, whatever it is, ends this run alone.
+            except Exception as error:
+                self._leave(member, error)
+        self._assemble()
+
+    def _assemble(self) -> None:
+        """Join the weights, the rows and the optimizers of the runs that are left."""
+        if not self._members:
+            return
+        modules = [member.module for member in self._members]
+        networks = [module.network for module in modules]
+        # In a tuple: a module as an attribute would become a part of this one.
+        self._network: tuple[Network] = (stacked(networks),)
+        self._parts = [
+            (whole, [network.get_parameter(name) for network in networks])
+            for name, whole in self._network[0].named_parameters()
+            if whole.requires_grad
+        ]
+        ridge = None
+        if modules[0].ridge is not None:
+            strengths = [[float(module.ridge or 0)] for module in modules]
+            ridge = torch.tensor(strengths, dtype=torch.float64, device=networks[0].V.device)
+        self._rows = _StackedRows([member.data for member in self._members])
+        self._passes = Passes(
+            self._network[0],
+            modules[0].loss,
+            self._rows,
+            self._members[0].trainer.precision_plugin.train_step_context,
+            ridge,
+            runs=len(modules),
+        )
+        self._optimizers = self._join([module.optimizer for module in modules], self._optimizer_failed)
+        for module in modules:
+            count_as_stepped(module.optimizer)
+
+    def _leave(self, member: Member, error: Exception | None) -> None:
+        """End a run: its last row, the hooks of its callbacks, its files."""
+        self._members.remove(member)
+        try:
+            if error is None:
+                member.module.end()
+            end_fit(member.trainer, error)
+        except Exception as failure:
+            if error is None:
+                end_fit(member.trainer, failure)
+            error = error or failure
+        member.finish(error)
+
+    def _let_go(self) -> None:
+        """End the runs that have failed or were asked to stop, and go on with a smaller stack."""
+        leaving = [member for member in self._members if member.error or member.trainer.should_stop]
+        for member in leaving:
+            self._leave(member, member.error)
+        if leaving:
+            self._assemble()
+        self.trainer.should_stop = not self._members
+
+    def _guard(self, member: Member, call: Callable[..., Any], *args: Any) -> None:
+        """Call a function of a run that has not failed; its error ends this run alone."""
+        if member.error is None:
+            try:
+                call(*args)
+            except Interrupted:
+                raise
+            except Exception as error:
+                member.error = error
+
+    def call(self, hook: str, *args: Callable[[Member], Any]) -> None:
+        """Call a hook of Lightning on the callbacks of every run, each with its own Trainer, module and arguments."""
+        for member in self._members:
+            for callback in member.hooks[hook]:
+                self._guard(member, callback, member.trainer, member.module, *(arg(member) for arg in args))
+
+    # -- Lightning's hooks ------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Optimizer:
+        return _Updates(self)
+
+    def train_dataloader(self) -> Iterator[int]:
+        # Rows are taken when a step begins, since the stack may have become smaller.
+        while True:
+            yield 0
+
+    def on_train_start(self) -> None:
+        for signum, handler in self.signal_handlers.items():
+            signal.signal(signum, handler)
+        self.call("on_train_start")
+        for member in self._members:
+            member.batches = iter(member.data.train_dataloader())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        for member in self._members:
+            member.batch = next(member.batches)
+        self.call("on_train_batch_start", lambda member: member.batch, lambda member: batch_idx)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        first, step = self._members[0].module, self.global_step
+        due = first.is_due() and not first.has_eval_point
+        for member in self._members:
+            member.module.to_train_point()
+        if first.data.is_full_batch:
+            rows = self._rows.train_share
+            losses, self._state = self._passes.full_batch(rows, step if due else None)
+        else:
+            if due:
+                self._state = self._passes.measure(step)
+            else:
+                self._passes.solve_readout()
+            rows = Rows.stacked([member.batch for member in self._members if member.batch is not None])
+            losses = self._passes.mini_batch(rows)
+        return losses.sum() / rows.total
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        for whole, _ in self._parts:
+            whole.grad = None
+
+    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+        self.call("on_before_zero_grad", lambda member: member.module.optimizer)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.call("on_before_backward", lambda member: loss)
+        super().backward(loss, *args, **kwargs)
+        for whole, parts in self._parts:
+            gradients = whole.grad.unbind() if whole.grad is not None else [None] * len(parts)
+            for part, gradient in zip(parts, gradients, strict=True):
+                if gradient is not None and has_gradient_hooks(part):
+                    gradient = call_gradient_hooks(part, gradient)
+                part.grad = gradient
+        first = self._members[0].module
+        if first.has_eval_point:
+            for member in self._members:
+                member.module.to_eval_point()
+            if first.is_due():
+                self._state = self._passes.measure(self.global_step)
+            else:
+                self._passes.solve_readout()
+        if self._state is not None:
+            state, self._state = self._state, None
+            state.readout_gradient = first.readout_gradient(self._network[0])
+            self._publish(state)
+        self._obey()
+        self.call("on_after_backward")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.call("on_before_optimizer_step", lambda member: member.module.optimizer)
+        for member in self._members:
+            member.module.to_train_point()
+
+    def update(self) -> None:
+        """Make the update of every run."""
+        self._optimizers.step()
+        self._network[0].normalize()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for member in self._members:
+            if member.module.scheduler is not None:
+                self._guard(member, member.module.scheduler.step)
+        self.call("on_train_batch_end", lambda member: outputs, lambda member: member.batch, lambda member: batch_idx)
+        if self.global_step < self.trainer.max_steps or any(member.error for member in self._members):
+            self._let_go()
+
+    def on_train_epoch_end(self) -> None:
+        measured = [member for member in self._members if member.module.before_last_row()]
+        if measured:
+            state = self._passes.measure(self.global_step)
+            state.is_last = True
+            for member, part in zip(self._members, state.split([m.module.network for m in self._members]), strict=True):
+                self._guard(member, member.module.queue, part)
+            self._hand_over()
+        for member in list(self._members):
+            self._leave(member, member.error)
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+
+    def _publish(self, state: StepState) -> None:
+        for member, part in zip(self._members, state.split([m.module.network for m in self._members]), strict=True):
+            self._guard(member, member.module.queue, part)
+        if any(member.module.rows_are_due for member in self._members):
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give every run its waiting rows, after one transfer for all."""
+        waiting = [member.module.take_waiting() for member in self._members]
+        rows = iter(rows_to_host([row for own in waiting for row in own]))
+        for member, own in zip(self._members, waiting, strict=True):
+            self._guard(member, member.module.receive, [next(rows) for _ in own])
+
+    def _obey(self) -> None:
+        for member in self._members:
+            member.module.obey(None)
+        if self.stop_signal is not None:
+            self._hand_over()
+            for member in self._members:
+                self._guard(member, call_hook, member.trainer, "on_interrupt", member.module)
+            raise Interrupted(self.stop_signal, f"Stopped by {signal.Signals(self.stop_signal).name}.")
+
+    def _optimizer_failed(self, place: int, error: Exception) -> None:
+        member = self._members[place]
+        if isinstance(error, RuntimeError) and is_step_overflow(error):
+            row = member.module.last_row
+            error = DivergenceError(f"Training diverged: the update after row {row} overflows.")
+        member.error = member.error or error
+
+    def stop(self, error: BaseException) -> None:
+        """End every run that is left with the error that ended the loop."""
+        for member in list(self._members):
+            cause = error if isinstance(error, Exception) else Interrupted(signal.SIGINT, "Stopped.")
+            self._leave(member, cause)
+
+
+class _StackedRows:
+    """The rows of all runs of a stack (`li2_lightning.measurement.passes.SplitRows`)."""
+
+    def __init__(self, parts: list[TableDataModule]) -> None:
+        self.train = self.train_share = Rows.stacked([part.train for part in parts])
+        self.test_share = Rows.stacked([part.test for part in parts])
+
+
+class _Updates(Optimizer):
+    """Lightning's view of the optimizers of a stack: a step evaluates the closure and updates every run."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = (stack,)
+        super().__init__([torch.zeros(())], {})
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        self._stack[0].update()
+        return result

@@ -1,0 +1,101 @@
+"""One step of the optimizers of several runs, in a single call where the class of an optimizer allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from optimizers.composite import CompositeOptimizer, JointState
+
+# Entries of a parameter group that belong to its parameters; the other entries are its hyperparameters.
+BY_PARAMETER = ("params", "param_names", "layouts")
+
+
+class JointStep:
+    """Steps the optimizers of several runs.
+
+    Optimizers of one role are stepped together if each parameter group is updated by itself, so that one object with
+    the groups of all runs makes the steps of all. That is so for torch's optimizers that are ``fused``, and for a class
+    that sets ``takes_stacks``. Every optimizer keeps its own groups and state. Any other optimizer, and one with hooks,
+    makes its own step.
+
+    Args:
+        optimizers: one of each run, all with the same roles.
+        failed: called with the position of a run and the error of its own step.
+    """
+
+    def __init__(self, optimizers: Sequence[CompositeOptimizer], failed: Callable[[int, Exception], None]) -> None:
+        self._failed = failed
+        self._together: list[Optimizer] = []
+        self._alone: list[tuple[int, Callable[[], Any]]] = []
+        whole = [position for position, optimizer in enumerate(optimizers) if _has_hooks(optimizer)]
+        self._alone += [(position, optimizers[position].step) for position in whole]
+        others = [position for position in range(len(optimizers)) if position not in whole]
+        for role in optimizers[0].children:
+            children = [optimizers[position].children[role] for position in others]
+            if len(children) > 1 and _step_together(children):
+                self._together.append(_joined(children))
+            else:
+                self._alone += [(place, child.step) for place, child in zip(others, children, strict=True)]
+        for position in others:
+            # torch's schedules warn where their optimizer has not made a step of its own.
+            optimizers[position]._opt_called = True  # type: ignore[attr-defined]
+
+    def step(self) -> None:
+        """Step the optimizer of every run."""
+        for optimizer in self._together:
+            groups = optimizer.param_groups
+            optimizer.param_groups = _merged(groups)
+            try:
+                optimizer.step()
+            finally:
+                optimizer.param_groups = groups
+        for position, step in self._alone:
+            try:
+                step()
+            # An optimizer may be foreign code, and its error ends its own run alone.
+            except Exception as error:
+                self._failed(position, error)
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def _step_together(children: Sequence[Optimizer]) -> bool:
+    first = children[0]
+    if any(type(child) is not type(first) or _has_hooks(child) for child in children):
+        return False
+    if vars(type(first)).get("takes_stacks", False):
+        return True
+    groups = [group for child in children for group in child.param_groups]
+    # A rate beyond float32 makes the step of its run fail, which must not end the step of the others.
+    return type(first).__module__.startswith("torch.optim.") and all(
+        group.get("fused") and float(group["lr"]) < torch.finfo(torch.float32).max / 1e6 for group in groups
+    )
+
+
+def _joined(children: Sequence[Optimizer]) -> Optimizer:
+    """An optimizer with the groups and the states of several, without a copy of either."""
+    joined = object.__new__(type(children[0]))
+    joined.__dict__.update(vars(children[0]))
+    joined.param_groups = [group for child in children for group in child.param_groups]
+    joined.state = JointState({str(place): child for place, child in enumerate(children)})  # type: ignore[assignment]
+    return joined
+
+
+def _merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of equal hyperparameters as one group."""
+    merged: dict[Any, dict[str, Any]] = {}
+    for group in groups:
+        key = repr([(name, value) for name, value in group.items() if name not in BY_PARAMETER])
+        if key not in merged:
+            merged[key] = {**group, **{name: list(group[name]) for name in BY_PARAMETER if name in group}}
+        else:
+            for name in BY_PARAMETER:
+                if name in group:
+                    merged[key][name] += group[name]
+    return list(merged.values())
