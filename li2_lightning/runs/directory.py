@@ -26,7 +26,7 @@ from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
-from li2_lightning.runs.checkpoints import Start, continue_from, lies_in, read_own_part
+from li2_lightning.runs.checkpoints import WINDOW, Start, continue_from, lies_in, read_own_part, remove_windows
 from li2_lightning.runs.metrics_csv import first_step, read_metrics
 
 SCHEMA_VERSION = 1
@@ -235,6 +235,8 @@ class RunDirectory:
         else:
             self.last_checkpoint.unlink(missing_ok=True)
         later = [path for at, path in sorted(rows.items(), reverse=True) if at > step]
+        # After the checkpoints, so that none is left without its window.
+        later += [path for at, path in row_files(checkpoints, WINDOW).items() if at > step]
         for path in (checkpoints / "best.ckpt", *checkpoints.glob("stage-[0-9].ckpt")):
             # A damaged file stays until the run replaces it.
             with contextlib.suppress(InputError):
@@ -314,6 +316,8 @@ class RunDirectory:
             "versions": versions(),
         }
         write_json(self.path / "summary.json", summary)
+        # A run that is killed before this line continues from the row before the last, which needs its window.
+        remove_windows(self._checkpoints, keep=1)
 
     def _point_latest(self, output_dir: Path) -> None:
         latest = output_dir / LATEST
