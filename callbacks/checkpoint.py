@@ -13,6 +13,7 @@ import torch
 from callbacks.diagnostic import Cadence, positive_integer
 from callbacks.registry import CALLBACKS
 from li2_lightning._compat import dump_checkpoint
+from li2_lightning.clock import clock
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.files import link_or_copy, replacing, row_files
 from li2_lightning.measurement.rows import Row
@@ -51,6 +52,8 @@ class Checkpoint(lightning.Callback):
         transitions: whether stage-….ckpt are written.
         resumable: whether best.ckpt and stage-….ckpt hold the whole state, as row-….ckpt do.
     """
+
+    part = "checkpoints"
 
     def __init__(
         self,
@@ -130,6 +133,7 @@ class Checkpoint(lightning.Callback):
 
     # -- files ------------------------------------------------------------------------------------------------------
 
+    @clock.part(part)
     def _keep(self, trainer: lightning.Trainer, row_file: bool, is_last: bool = False) -> None:
         """Write the checkpoints of this row, or keep them in memory; the weights are still those of this row."""
         if self._is_best:

@@ -30,6 +30,8 @@ class Pictures(lightning.Callback):
         every_n_steps: cadence.
     """
 
+    part = "pictures"
+
     def __init__(self, every_n_steps: int = 200) -> None:
         self.cadence = Cadence("pictures.every_n_steps", every_n_steps)
         self._transition = False

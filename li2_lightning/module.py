@@ -44,7 +44,7 @@ from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums
-from li2_lightning.measurement.rows import rows_to_host
+from li2_lightning.measurement.rows import call_hook, rows_to_host
 from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Activity, Network
@@ -53,14 +53,6 @@ from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 # Rows that collect on an accelerator before one transfer moves them to the host.
 ROWS_PER_TRANSFER = 16
-
-
-def call_hook(trainer: lightning.Trainer, name: str, *args: Any) -> None:
-    """Call the hook ``name`` of this project on every callback that has it, in the order of the callbacks."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        hook: Callable[..., None] | None = getattr(callback, name, None)
-        if hook is not None:
-            hook(trainer, *args)
 
 
 class Li2Module(lightning.LightningModule):

@@ -21,6 +21,7 @@ import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
+from li2_lightning.clock import clock
 from li2_lightning.config.identity import LATEST, config_hash, run_name
 from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
@@ -85,6 +86,15 @@ class RunDirectory:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise InputError(f"{path} cannot be read ({error}); remove it or use force=true.") from error
+        return summary
+
+    def close(self) -> dict[str, Any]:
+        """Count the time since the end of the fit, as W&B's last upload, in summary.json, and return its contents."""
+        summary = self.summary()
+        assert summary is not None
+        summary |= clock.summary()
+        with self._storing():
+            write_json(self.path / "summary.json", summary)
         return summary
 
     def stored(self, config: Config) -> dict[str, Any] | None:
@@ -310,7 +320,7 @@ class RunDirectory:
                 for split in ("train", "test")
             },
             "stages": json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else None,
-            "wall_time_s": round(seconds, 3),
+            **clock.summary(),
             "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,
             "config_hash": config_hash(config),
             "versions": versions(),
