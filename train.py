@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 
+from li2_lightning.clock import clock
 from li2_lightning.errors import Interrupted, leave
 
 # Where SIGINT is ignored (nohup), it stays so.
@@ -96,6 +97,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
         Interrupted: SIGINT or SIGTERM; a checkpoint holds the state.
         OtherRankError: another rank of the run failed.
     """
+    clock.begin()
     config = read_config(values)
     command = [sys.executable, str(Path(__file__).resolve())]
     with RankGroup(config, command, join_process_group, plugin_modules(config)) as ranks:
@@ -153,9 +155,7 @@ def fit(
             ends = f"{config.scheduler['name']} now ends at row {config.max_steps}, not {start.max_steps}"
             print(f"{ends}; from row {start.row} on learning rates are those of the new length")
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    summary = directory.summary()
-    assert summary is not None
-    return summary
+    return directory.close()
 
 
 def follow(config: Config, ranks: RankGroup) -> RunResult:
@@ -277,6 +277,7 @@ def train(config: DictConfig) -> None:
 
 def main() -> int:
     """Run the command line and return its exit code."""
+    clock.starts_command()
     if is_follower():
         return run_as_follower(run)
     # Hydra then raises errors instead of printing them.

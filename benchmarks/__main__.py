@@ -26,7 +26,7 @@ import torch
 from benchmarks.loops import LOOPS, Problem, blocked
 from benchmarks.measure import Contender, Figure, flop_rate, in_turns, loop_times, ratios
 from benchmarks.ours import EVERYTHING, NOTHING, step_times
-from benchmarks.processes import memory, start_up
+from benchmarks.processes import memory, start_up, whole_command
 from li2_lightning.networks.matmul import product
 from li2_lightning.trainer import keep_freed_memory
 
@@ -198,6 +198,10 @@ def _markdown(report: Report) -> str:
         lines += ["### Start", "", "| | seconds, or ratio to the imports alone |", "|---|---|"]
         lines += [f"| {name} | {figure} |" for name, figure in report["start"].items()]
         lines.append("")
+    if "command" in report:
+        lines += ["### The default command, from the shell, W&B offline", "", "| | seconds |", "|---|---|"]
+        lines += [f"| {name} | {figure} |" for name, figure in report["command"].items()]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -216,7 +220,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--quick", action="store_true", help="three rounds, and the default size alone")
-    parser.add_argument("--only", nargs="+", choices=["steps", "interaction", "growth", "memory", "start"])
+    parser.add_argument("--only", nargs="+", choices=["steps", "interaction", "growth", "memory", "start", "command"])
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.md and results.json")
     arguments = parser.parse_args()
     if arguments.threads is not None:
@@ -231,6 +235,7 @@ def main() -> None:
         "growth": lambda: measure_growth(rounds, arguments.steps),
         "memory": measure_memory,
         "start": lambda: start_up(rounds),
+        "command": lambda: whole_command(rounds),
     }
     kept = arguments.output / "results.json"
     report: Report = json.loads(kept.read_text(encoding="utf-8"), object_hook=_figures) if kept.exists() else {}

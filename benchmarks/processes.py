@@ -1,4 +1,4 @@
-"""Measurements in fresh processes: peak memory, and the time to the first step.
+"""Measurements in fresh processes: peak memory, the time to the first step, and the parts of the whole command.
 
 python -m benchmarks.processes memory ORDER WIDTH TRAIN_SIZE EVERYTHING    prints memory as JSON
 python -m benchmarks.processes first_step [KEY=VALUE…]                     exits at the first batch
@@ -47,11 +47,41 @@ def start_up(repetitions: int) -> dict[str, Figure]:
     return figures
 
 
-def _run(*arguments: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
+def whole_command(repetitions: int) -> dict[str, Figure]:
+    """The default command as a user calls it, with W&B offline: its seconds by part, and the size of its directory.
+
+    ``exit`` is the part that no run can measure itself: Python's beginning and end.
+    """
+    found: dict[str, list[float]] = {}
+    for _ in range(repetitions):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            _run(str(ROOT / "train.py"), "logger.mode=offline", folder=folder)
+            whole = time.perf_counter() - start
+            directory = (Path(folder) / "outputs" / "latest").resolve()
+            summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+            # last.ckpt is another name of a file that is counted.
+            files = {path.stat().st_ino: path.stat().st_size for path in directory.rglob("*") if path.is_file()}
+        seconds = summary["seconds"]
+        needed = seconds["start"] + seconds["steps"] + seconds["rows"]
+        values = {
+            "whole command": whole,
+            **seconds,
+            "exit": whole - summary["wall_time_s"],
+            "whole command / (start + steps + rows)": whole / needed,
+            "directory, MB": sum(files.values()) / 1e6,
+        }
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: Figure.of(values) for name, values in found.items()}
+
+
+def _run(*arguments: str, folder: str | None = None) -> str:
+    """stdout of Python with these arguments, in ``folder`` or in an empty one."""
+    with tempfile.TemporaryDirectory() as empty:
         done = subprocess.run(
             [sys.executable, *arguments],
-            cwd=folder,
+            cwd=folder or empty,
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},

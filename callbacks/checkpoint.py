@@ -13,12 +13,13 @@ import torch
 from callbacks.diagnostic import Cadence, positive_integer
 from callbacks.registry import CALLBACKS
 from li2_lightning._compat import dump_checkpoint
+from li2_lightning.clock import clock
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.files import link_or_copy, replacing, row_files
 from li2_lightning.measurement.rows import Row
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
-from li2_lightning.runs.checkpoints import check_plain
+from li2_lightning.runs.checkpoints import WINDOW, check_plain, remove_windows
 from li2_lightning.runs.metrics_csv import rows_written
 from li2_lightning.runs.wandb import wandb_position
 from li2_lightning.seeds import plain_random_state, random_state, set_random_state
@@ -30,12 +31,15 @@ class Checkpoint(lightning.Callback):
     """Writes checkpoints of chosen rows into ``checkpoints/``.
 
     * ``row-NNNNNN.ckpt`` at the cadence, and ``last.ckpt``, a link to the newest of these files;
+    * ``row-NNNNNN.window``: state of callbacks that is much larger than the weights (``window_dict()``), of the newest
+      row-….ckpt alone; `Updates` says what a run lacks that continues from another one;
     * ``best.ckpt``: the earliest row with the highest test accuracy so far;
     * ``stage-2.ckpt``, ``stage-3.ckpt``: the row in which that stage was declared.
 
-    A checkpoint of row t holds the weights after t updates; the states after row t of the optimizer, the schedules,
-    every callback and every source of random numbers; the number of rows in metrics.csv; and the id of the W&B run. It
-    is written once row t is known to be finite, and replaces an older file atomically.
+    A checkpoint of row t holds the weights after t updates, the config and the row. row-….ckpt also hold the states
+    after row t of the optimizer, the schedules, every callback and every source of random numbers; the number of rows
+    in metrics.csv; and the id of the W&B run. So a run can continue from them, and from best.ckpt and stage-….ckpt only
+    with ``resumable``. A file is written once row t is known to be finite, and replaces an older file atomically.
 
     The best row stays in memory until the next row-… file is written. A run that is killed before then continues from
     an earlier row, and reaches the best row again. On an accelerator ``best`` and ``transitions`` need each row before
@@ -46,15 +50,25 @@ class Checkpoint(lightning.Callback):
         keep: the number of row-… files beside the file of the last row; the oldest file is removed first.
         best: whether best.ckpt is written.
         transitions: whether stage-….ckpt are written.
+        resumable: whether best.ckpt and stage-….ckpt hold the whole state, as row-….ckpt do.
     """
 
-    def __init__(self, every_n_steps: int = 100, keep: int = 2, best: bool = True, transitions: bool = True) -> None:
+    part = "checkpoints"
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        keep: int = 2,
+        best: bool = True,
+        transitions: bool = True,
+        resumable: bool = False,
+    ) -> None:
         self.cadence = Cadence("checkpoint.every_n_steps", every_n_steps)
         self.keep = positive_integer("checkpoint.keep", keep)
-        for option, value in (("best", best), ("transitions", transitions)):
+        for option, value in (("best", best), ("transitions", transitions), ("resumable", resumable)):
             if not isinstance(value, bool):
                 raise InputError(f"callbacks.checkpoint.{option}={value!r} does not fit; it is true or false.")
-        self.best, self.transitions = best, transitions
+        self.best, self.transitions, self.resumable = best, transitions, resumable
         self._due = False
         self._best_accuracy = -math.inf
         self._is_best = False
@@ -119,18 +133,24 @@ class Checkpoint(lightning.Callback):
 
     # -- files ------------------------------------------------------------------------------------------------------
 
+    @clock.part(part)
     def _keep(self, trainer: lightning.Trainer, row_file: bool, is_last: bool = False) -> None:
         """Write the checkpoints of this row, or keep them in memory; the weights are still those of this row."""
         if self._is_best:
             self._best_snapshot = None  # frees its memory before the next copy is made
-            self._best_snapshot, self._is_best = _copy(_snapshot(trainer)), False
+            self._best_snapshot, self._is_best = copy.deepcopy(_snapshot(trainer, self.resumable)), False
         if self._reached is not None:
-            _write(trainer, _snapshot(trainer), f"stage-{self._reached}.ckpt")
+            _write(trainer, _snapshot(trainer, self.resumable), f"stage-{self._reached}.ckpt")
             self._reached = None
         if row_file:
             self._due = False
             self._write_best(trainer)
-            _write(trainer, _snapshot(trainer), f"row-{trainer.global_step:06d}.ckpt")
+            name, checkpoint = f"row-{trainer.global_step:06d}", _snapshot(trainer, resumable=True)
+            # The window is written before its checkpoint, and the older window is removed after both, so a run that is
+            # killed in between continues from a checkpoint with its window.
+            if windows := _windows(trainer):
+                _write(trainer, windows, name + WINDOW)
+            _write(trainer, checkpoint, f"{name}.ckpt")
             if trainer.is_global_zero:
                 self._tidy(trainer, is_last)
 
@@ -142,7 +162,8 @@ class Checkpoint(lightning.Callback):
     def _tidy(self, trainer: lightning.Trainer, is_last: bool) -> None:
         """Link last.ckpt to the newest row's file, and remove the oldest files.
 
-        The file of the last row does not count for ``keep``, since no run continues from it.
+        The file of the last row does not count for ``keep``, since only a longer run continues from it. A run that is
+        killed after the last row continues from the row before, which keeps its window until the run has ended.
         """
         folder = _folder(trainer)
         rows = row_files(folder, ".ckpt")
@@ -150,31 +171,35 @@ class Checkpoint(lightning.Callback):
         link_or_copy(newest, folder / "last.ckpt")
         for path in list(rows.values())[: -self.keep]:
             path.unlink()
+        remove_windows(folder, keep=2 if is_last else 1)
 
 
 def _folder(trainer: lightning.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
 
 
-def _snapshot(trainer: lightning.Trainer) -> dict[str, Any]:
-    """The whole state of the run in plain containers (`check_plain`); it shares its tensors with the run."""
-    checkpoint = dump_checkpoint(trainer)
-    checkpoint["li2_lightning"] |= {"rows": rows_written(trainer), "wandb": wandb_position(trainer)}
+def _snapshot(trainer: lightning.Trainer, resumable: bool) -> dict[str, Any]:
+    """A checkpoint of the run in plain containers (`check_plain`); it shares its tensors with the run.
+
+    Args:
+        resumable: whether it holds the whole state, or the weights, the config and the row.
+    """
+    checkpoint = dump_checkpoint(trainer, weights_only=not resumable)
+    if resumable:
+        checkpoint["li2_lightning"] |= {"rows": rows_written(trainer), "wandb": wandb_position(trainer)}
+    else:
+        # As large as the weights, and needed for a further update only.
+        checkpoint["li2_lightning"].pop("train_point", None)
     check_plain(checkpoint)
     return checkpoint
 
 
-def _copy(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy, except for tensors inside tuples.
-
-    A callback stores tensors in a tuple to promise that it never writes to them again.
-    """
-    shared: dict[int, Any] = {}
-    for state in checkpoint["callbacks"].values():
-        for value in state.values():
-            if isinstance(value, tuple):
-                shared |= {id(entry): entry for entry in value}
-    return copy.deepcopy(checkpoint, shared)
+def _windows(trainer: lightning.Trainer) -> dict[str, Any]:
+    """The ``window_dict()`` of each callback that has one, by its ``state_key``."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    windows = {callback.state_key: callback.window_dict() for callback in callbacks if hasattr(callback, "window_dict")}
+    check_plain(windows)
+    return windows
 
 
 def _write(trainer: lightning.Trainer, checkpoint: dict[str, Any], name: str) -> None:

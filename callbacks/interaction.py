@@ -39,6 +39,7 @@ class Interaction(Diagnostic):
     """
 
     needs_float64 = True
+    part = "interaction"
 
     def __init__(self, every_n_steps: int = 100, pairs: int = 200) -> None:
         super().__init__(every_n_steps)

@@ -30,6 +30,8 @@ class Pictures(lightning.Callback):
         every_n_steps: cadence.
     """
 
+    part = "pictures"
+
     def __init__(self, every_n_steps: int = 200) -> None:
         self.cadence = Cadence("pictures.every_n_steps", every_n_steps)
         self._transition = False
@@ -72,10 +74,14 @@ class Pictures(lightning.Callback):
         folder.mkdir(exist_ok=True)
         W = weights.cpu().numpy()
         with replacing(folder / "last.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, W=W, table=group.table, step=step)
+            # Weights hardly compress, and compressing takes longer than drawing.
+            np.savez(file, W=W, table=group.table, step=step)
+        # The objects of a figure refer to each other in cycles, so its pixels stay in memory until a full collection. A
+        # collection of all objects takes longer than the drawing, so the older ones are left out.
+        gc.freeze()
         picture = draw_features(folder / f"row-{step:06d}.png", W, group, step)
-        # The objects of a figure refer to each other in cycles, so its pixels stay in memory until a full collection.
         gc.collect()
+        gc.unfreeze()
         for logger in run_loggers(trainer):
             logger.draw(step, "features", picture)
 

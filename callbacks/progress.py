@@ -26,6 +26,8 @@ class ProgressBar(lightning.Callback):
         lines: number of lines that a run of ``max_steps`` prints where stdout is no terminal.
     """
 
+    part = "logging"
+
     def __init__(self, lines: int = 10) -> None:
         self.lines = positive_integer("progress.lines", lines)
         self.console = Console()

@@ -15,6 +15,8 @@ from li2_lightning.runs.wandb import run_loggers
 class Report(lightning.Callback):
     """Draws ``report.png`` from the finished metrics.csv and stages.json, and sends it to W&B as an image."""
 
+    part = "report"
+
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
         if not trainer.is_global_zero:
             return

@@ -13,8 +13,8 @@ from callbacks.registry import CALLBACKS
 from li2_lightning.errors import InputError
 from li2_lightning.files import write_json
 from li2_lightning.losses import CrossEntropy
-from li2_lightning.measurement.rows import Row
-from li2_lightning.module import Li2Module, call_hook
+from li2_lightning.measurement.rows import Row, call_hook
+from li2_lightning.module import Li2Module
 from li2_lightning.runs.wandb import run_loggers
 from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -12,8 +13,10 @@ from torch.optim import Optimizer
 
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
+from li2_lightning.log import say
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
+from li2_lightning.runs.checkpoints import read_window
 from li2_lightning.runs.metrics_csv import correct_row
 from li2_lightning.theory.updates import WINDOW, eigengap
 
@@ -36,6 +39,10 @@ class Updates(Diagnostic):
     X is W for ``hidden`` and V for ``output``; several hidden matrices count as one vector. With rows further apart
     than one step, the window has the single updates that led to the last 20 rows.
 
+    Every checkpoint of a run's state holds the Gram matrix. The updates themselves are many times larger than the
+    weights, so only the newest of these checkpoints has them (`window_dict`). A run that continues from any other
+    checkpoint has an empty ``update/eigengap`` until there are 20 updates again.
+
     Args:
         every_n_steps: cadence of the columns; updates are recorded at every row.
     """
@@ -43,7 +50,7 @@ class Updates(Diagnostic):
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
         self._before: dict[str, tuple[Tensor, Tensor]] = {}  # role → the vector and its norm
-        # A ring buffer; an update is never written to, so a saved row may share its memory.
+        # A ring buffer of single tensors.
         self._window: list[Tensor] = []
         self._gram = torch.zeros(WINDOW, WINDOW, dtype=torch.float64)
         self._count = 0
@@ -74,11 +81,31 @@ class Updates(Diagnostic):
         return columns
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "window": tuple(self._window), "gram": self._gram, "count": self._count}
+        return {**super().state_dict(), "gram": self._gram, "count": self._count}
+
+    def window_dict(self) -> dict[str, Any]:
+        """The updates in the window, and their Gram matrix, by which they are matched with a checkpoint."""
+        return {"updates": self._window, "gram": self._gram}
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning calls `load_state_dict` after this hook.
+        assert trainer.ckpt_path is not None
+        found = read_window(Path(trainer.ckpt_path), checkpoint["global_step"], self.state_key)
+        gram = checkpoint["callbacks"].get(self.state_key, {}).get("gram")
+        if found is not None and gram is not None and torch.equal(found["gram"], gram):
+            self._window = list(found["updates"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._window, self._gram, self._count = list(state_dict["window"]), state_dict["gram"], state_dict["count"]
+        self._gram, self._count = state_dict["gram"], state_dict["count"]
+        if len(self._window) < min(self._count, WINDOW):
+            self._gram, self._count = torch.zeros_like(self._gram), 0
+            say(
+                f"update/eigengap is empty for {WINDOW} rows; the last {WINDOW} updates are kept for the newest "
+                "row-….ckpt only, and this run continues from another checkpoint."
+            )
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Li2Module) -> None:
         # A resumed run has measured this row before; the next update starts at its weights.
@@ -113,7 +140,6 @@ class Updates(Diagnostic):
         self._gram = self._gram.to(change.device, state.accumulation_dtype)
         slot = self._count % WINDOW
         self._window[slot : slot + 1] = [change]
-        # Each update is its own tensor, not a row of a matrix, so that a checkpoint can keep it without a copy.
         products = torch.stack([update @ change for update in self._window]).to(state.accumulation_dtype)
         self._gram[slot, : len(products)], self._gram[: len(products), slot] = products, products
         self._count += 1

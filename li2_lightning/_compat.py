@@ -55,9 +55,9 @@ LEAF_SPEC = ".*LeafSpec.*"
 """Matches the warning of torch 2.13 about a class that Lightning 2.6 makes at every fit."""
 
 
-def dump_checkpoint(trainer: lightning.Trainer) -> dict[str, Any]:
-    """The contents of the file that ``trainer.save_checkpoint`` writes, without the file."""
-    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+def dump_checkpoint(trainer: lightning.Trainer, weights_only: bool) -> dict[str, Any]:
+    """The contents of the file that ``trainer.save_checkpoint(path, weights_only)`` writes, without the file."""
+    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only)
     return checkpoint
 
 

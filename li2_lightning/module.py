@@ -44,21 +44,13 @@ from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.losses import Loss
 from li2_lightning.measurement.passes import Passes
-from li2_lightning.measurement.rows import Row, rows_to_host
+from li2_lightning.measurement.rows import Row, call_hook, rows_to_host
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Activity, Network
 from li2_lightning.runs.checkpoints import updates_left
 
 # Rows that collect on an accelerator before one transfer moves them to the host.
 ROWS_PER_TRANSFER = 16
-
-
-def call_hook(trainer: lightning.Trainer, name: str, *args: Any) -> None:
-    """Call the hook ``name`` of this project on every callback that has it, in the order of the callbacks."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        hook: Callable[..., None] | None = getattr(callback, name, None)
-        if hook is not None:
-            hook(trainer, *args)
 
 
 class Li2Module(lightning.LightningModule):

@@ -32,9 +32,9 @@ from li2_lightning._compat import (
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.measurement.passes import Passes
-from li2_lightning.measurement.rows import rows_to_host
+from li2_lightning.measurement.rows import call_hook, rows_to_host
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.module import Li2Module, call_hook
+from li2_lightning.module import Li2Module
 from li2_lightning.networks.base import Network, stacked
 
 # The hooks of a step that Lightning calls on callbacks.

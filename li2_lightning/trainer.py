@@ -18,6 +18,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from li2_lightning._compat import HALF_ON_CPU, LEAF_SPEC
+from li2_lightning.clock import clock
 from li2_lightning.config.schema import Config
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import InputError
@@ -37,6 +38,16 @@ def keep_freed_memory() -> None:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(MMAP_THRESHOLD, LARGEST)
             libc.mallopt(TRIM_THRESHOLD, 2**30)
+
+
+class _Phases(lightning.Callback):
+    """Tells the clock when the steps begin and end."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        clock.phase("steps")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        clock.phase("end")
 
 
 def build_trainer(
@@ -67,7 +78,7 @@ def build_trainer(
                 precision=trainer.precision,  # type: ignore[arg-type]
                 max_steps=config.max_steps,
                 max_epochs=-1,
-                callbacks=list(callbacks),
+                callbacks=[_Phases(), *callbacks],
                 default_root_dir=directory,
                 logger=False,
                 enable_checkpointing=False,

@@ -30,7 +30,7 @@ import pandas as pd
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.features import features_figure, learned_nodes
 from li2_lightning.analysis.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
-from li2_lightning.analysis.figures.style import COLORS, GREY, headline, thin
+from li2_lightning.analysis.figures.style import COLORS, DPI, GREY, headline, thin
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, optional_module
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
@@ -330,7 +330,7 @@ def _features_picture(run: Run) -> str | None:
     if learned is None:
         return None
     buffer = io.BytesIO()
-    features_figure(*learned).savefig(buffer, format="png", dpi=110)
+    features_figure(*learned).savefig(buffer, format="png", dpi=DPI)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
+import lightning
 import torch
 from torch import Tensor
 
+from li2_lightning.clock import clock
 from li2_lightning.distributed.collectives import from_first
 
 Row = dict[str, float | None]
+
+
+def call_hook(trainer: lightning.Trainer, name: str, *args: Any) -> None:
+    """Call the hook ``name`` of this project on every callback that has it, in the order of the callbacks.
+
+    Its time is that of the rows, or of the part of the run that the attribute ``part`` of the callback names.
+    """
+    with clock.part("rows"):
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            hook: Callable[..., None] | None = getattr(callback, name, None)
+            part: str | None = getattr(callback, "part", None)
+            if hook is not None:
+                with nullcontext() if part is None else clock.part(part):
+                    hook(trainer, *args)
 
 
 def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:

@@ -2,6 +2,9 @@
 
 A checkpoint holds only values that ``torch.load(..., weights_only=True)`` restores unchanged: data, never code. Its
 entry ``li2_lightning`` has the row, the config, and the further entries of `Li2Module` and the checkpoint callback.
+
+State that is much larger than the weights is not in a checkpoint: the file ``row-NNNNNN.window`` beside it holds the
+``window_dict()`` of every callback that has one. Only the newest row has this file.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ from torch.nn import Parameter
 from li2_lightning.config.identity import input_digests, is_within
 from li2_lightning.config.schema import Config, leaves, to_plain
 from li2_lightning.errors import DamagedError, InputError, message
-from li2_lightning.files import read_npz
+from li2_lightning.files import read_npz, row_files
 from li2_lightning.runs.metrics_csv import count_rows
 
 # Exact types: an IntEnum is an int and a NumPy float64 is a float, but torch loads neither of them.
 VALUES = (type(None), bool, int, float, complex, str, bytes, Tensor, Parameter, torch.Size, torch.dtype, torch.device)
 CONTAINERS = (dict, OrderedDict, list, tuple, set)
+WINDOW = ".window"
 # The sections of Lightning's checkpoints that hold one state for each index or key -> the owner of such a state.
 OWNERS = {"callbacks": "callback", "optimizer_states": "optimizer", "lr_schedulers": "scheduler"}
 # The types of arrays that an .npz of initial weights may have.
@@ -95,6 +99,15 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
         DamagedError: the file is no complete archive, or a checksum differs.
         InputError: the file cannot be read, holds more than plain data, or is no checkpoint of this project.
     """
+    checkpoint = _read_archive(path, where)
+    if not _is_ours(checkpoint):
+        raise InputError(f"{where} is not a checkpoint of this project.")
+    assert isinstance(checkpoint, dict)
+    return checkpoint
+
+
+def _read_archive(path: Path, where: str) -> Any:
+    """What ``torch.save`` wrote into a file; arguments and errors as for `read_checkpoint`."""
     try:
         # torch writes checksums, but does not compare them.
         with zipfile.ZipFile(path) as archive:
@@ -106,25 +119,51 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     if not is_whole:
         raise DamagedError(f"{where} is damaged or no checkpoint.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{where} is whole, but holds {_unsafe(path)}, which cannot be loaded safely.") from error
     except Exception as error:  # torch raises many kinds over an archive of another kind
         raise InputError(f"{where} is no checkpoint ({type(error).__name__}).") from error
-    if not _is_ours(checkpoint):
-        raise InputError(f"{where} is not a checkpoint of this project.")
-    assert isinstance(checkpoint, dict)
-    return checkpoint
 
 
 def read_own_part(path: Path, where: str) -> dict[str, Any]:
-    """The entry ``li2_lightning`` of a checkpoint, with ``step``, the number of updates before the checkpoint, added.
+    """The entry ``li2_lightning`` of a checkpoint, with two entries added.
+
+    ``step`` is the number of updates before the checkpoint, and ``resumable`` tells whether it holds the whole state.
 
     Raises:
         InputError: as `read_checkpoint`.
     """
     checkpoint = read_checkpoint(path, where)
-    return {**checkpoint["li2_lightning"], "step": checkpoint["global_step"]}
+    added = {"step": checkpoint["global_step"], "resumable": "optimizer_states" in checkpoint}
+    return {**checkpoint["li2_lightning"], **added}
+
+
+def read_window(checkpoint: Path, step: int, key: str) -> dict[str, Any] | None:
+    """The ``window_dict()`` that a callback had at a checkpoint; None where it was not kept.
+
+    Args:
+        checkpoint: the file of the checkpoint, under any name in its ``checkpoints/``.
+        step: the updates before the checkpoint.
+        key: the ``state_key`` of the callback.
+
+    Raises:
+        InputError: the file is damaged, or cannot be read.
+    """
+    path = checkpoint.with_name(f"row-{step:06d}{WINDOW}")
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = _read_archive(path, str(path))
+    except DamagedError as error:
+        raise InputError(f"{path} is damaged; remove it, and the run goes on as from an older checkpoint.") from error
+    return found.get(key)
+
+
+def remove_windows(folder: Path, keep: int) -> None:
+    """Remove all ``row-NNNNNN.window`` but the ``keep`` newest from a ``checkpoints/``."""
+    for path in list(row_files(folder, WINDOW).values())[:-keep]:
+        path.unlink()
 
 
 def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -214,11 +253,18 @@ def continue_from(checkpoint: Path, ours: Mapping[str, Any], config: Config, dir
         directory: the directory of the run that continues.
 
     Raises:
-        InputError: the checkpoint lies at or after the end of the run; or it belongs to another experiment (every key
+        InputError: the checkpoint holds the weights alone; or it lies at or after the end of the run; or it belongs to
+            another experiment (every key
             that shapes the trajectory must agree; ``max_steps`` and the measurements may differ); or metrics.csv lacks
             rows that it had when the checkpoint was written.
     """
     where = f"resume={str(checkpoint)!r}"
+    if not ours["resumable"]:
+        raise InputError(
+            f"{where} holds the weights of row {ours['row']} without the state of the optimizer; continue from a "
+            f"row-….ckpt, start a new run with network.initial_weights={str(checkpoint)!r}, or train with "
+            "callbacks.checkpoint.resumable=true."
+        )
     plain = to_plain(config)
     within = lies_in(checkpoint, directory)
     before, now = OmegaConf.create(ours["config"]), OmegaConf.create(plain)

@@ -21,12 +21,13 @@ import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
+from li2_lightning.clock import clock
 from li2_lightning.config.identity import LATEST, config_hash, run_name
 from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
 from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
 from li2_lightning.log import say
-from li2_lightning.runs.checkpoints import Start, continue_from, lies_in, read_own_part
+from li2_lightning.runs.checkpoints import WINDOW, Start, continue_from, lies_in, read_own_part, remove_windows
 from li2_lightning.runs.metrics_csv import first_step, read_metrics
 
 SCHEMA_VERSION = 1
@@ -85,6 +86,15 @@ class RunDirectory:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise InputError(f"{path} cannot be read ({error}); remove it or use force=true.") from error
+        return summary
+
+    def close(self) -> dict[str, Any]:
+        """Count the time since the end of the fit, as W&B's last upload, in summary.json, and return its contents."""
+        summary = self.summary()
+        assert summary is not None
+        summary |= clock.summary()
+        with self._storing():
+            write_json(self.path / "summary.json", summary)
         return summary
 
     def stored(self, config: Config) -> dict[str, Any] | None:
@@ -235,6 +245,8 @@ class RunDirectory:
         else:
             self.last_checkpoint.unlink(missing_ok=True)
         later = [path for at, path in sorted(rows.items(), reverse=True) if at > step]
+        # After the checkpoints, so that none is left without its window.
+        later += [path for at, path in row_files(checkpoints, WINDOW).items() if at > step]
         for path in (checkpoints / "best.ckpt", *checkpoints.glob("stage-[0-9].ckpt")):
             # A damaged file stays until the run replaces it.
             with contextlib.suppress(InputError):
@@ -308,12 +320,14 @@ class RunDirectory:
                 for split in ("train", "test")
             },
             "stages": json.loads(stages.read_text(encoding="utf-8")) if stages.exists() else None,
-            "wall_time_s": round(seconds, 3),
+            **clock.summary(),
             "steps_per_second": round(steps / seconds, 3) if seconds > 0 else None,
             "config_hash": config_hash(config),
             "versions": versions(),
         }
         write_json(self.path / "summary.json", summary)
+        # A run that is killed before this line continues from the row before the last, which needs its window.
+        remove_windows(self._checkpoints, keep=1)
 
     def _point_latest(self, output_dir: Path) -> None:
         latest = output_dir / LATEST

@@ -12,6 +12,7 @@ import lightning
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from li2_lightning.clock import clock
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
 
@@ -55,6 +56,7 @@ class MetricsFile(Logger):
         """Nothing: the config stands in config.yaml."""
 
     @rank_zero_only
+    @clock.part("logging")
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._stream is None:
             self._open()

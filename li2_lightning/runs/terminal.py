@@ -13,6 +13,7 @@ from rich.text import Text
 from li2_lightning.runs.wandb import sync_command
 from li2_lightning.theory.stages import COUPLING, INDEPENDENCE, PEAK
 
+COLUMNS = 80
 STAGE_NAMES = {1: "I lazy", 2: "II independent", 3: "III interactive"}
 
 
@@ -31,7 +32,21 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
         table.add_row(split, *reached, *numbers)
     lines: list[RenderableType] = [Text(verdict(summary), style="bold"), table, *_stage_lines(summary["stages"])]
     lines.append(Text(f"{final['step']} steps, {summary['wall_time_s']:.1f} s, {summary['steps_per_second']} steps/s"))
+    # A run of an earlier release has no seconds.
+    lines += [Text(split_of_time(summary["seconds"]))] if "seconds" in summary else []
     return Group(*lines)
+
+
+def split_of_time(seconds: dict[str, float]) -> str:
+    """The seconds of each part, the longest first; those that do not fit into 80 columns are one sum."""
+    parts = sorted(((part, value) for part, value in seconds.items() if value >= 0.05), key=lambda part: -part[1])
+    for count in range(len(parts), -1, -1):
+        rest = sum(seconds.values()) - sum(value for _, value in parts[:count])
+        shown = [*parts[:count], *([("rest", rest)] if rest >= 0.05 else [])]
+        line = "Seconds: " + ", ".join(f"{part} {value:.1f}" for part, value in shown)
+        if len(line) <= COLUMNS:
+            break
+    return line
 
 
 def where_to_look(directory: Path) -> list[str]:

@@ -30,6 +30,7 @@ from li2_lightning._compat import (
     wandb_environment,
     wandb_reason,
 )
+from li2_lightning.clock import clock
 from li2_lightning.config.identity import run_name
 from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import InputError
@@ -163,6 +164,7 @@ class RunLogger(WandbLogger):
         self._joining: dict[int, dict[str, Any]] = {}
 
     @rank_zero_only
+    @clock.part("logging")
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.log_earlier_rows()
         self._log(metrics, self._newest if step is None else step)
@@ -180,6 +182,7 @@ class RunLogger(WandbLogger):
         else:
             self._log(values, step)
 
+    @clock.part("logging")
     def draw(self, step: int, name: str, picture: Path) -> None:
         """Log an image file with row ``step``."""
         import wandb
@@ -187,6 +190,7 @@ class RunLogger(WandbLogger):
         if step >= self._first:
             self.join(step, {name: wandb.Image(str(picture))})
 
+    @clock.part("logging")
     def mark_transition(self, event: Mapping[str, Any]) -> None:
         """Log an entry of stages.json to the summary of the W&B run, and as a point on its charts."""
         self.experiment.summary.update({f"stage/{event['from']}_to_{event['to']}": event})
@@ -236,7 +240,8 @@ def _wandb_run(
     finally:
         # The next run in this process must be another W&B run.
         try:
-            run.finish(exit_code=exit_code)
+            with clock.part("logging"):
+                run.finish(exit_code=exit_code)
         except (TimeoutError, KeyboardInterrupt):
             # Ctrl-C ends only the wait for W&B: training is over, and its results are written.
             messages.upload_failed = True
@@ -249,6 +254,7 @@ def _wandb_run(
                 (segment / f"run-{run.id}{SYNCED}").touch()
 
 
+@clock.part("logging")
 def _start(
     config: Config,
     directory: Path,

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 
+from li2_lightning.clock import clock
 from li2_lightning.config.schema import Config
 from li2_lightning.data import TableDataModule
 from li2_lightning.errors import Interrupted
@@ -44,6 +45,8 @@ class Together:
             Interrupted: SIGINT or SIGTERM; the checkpoints of all runs hold their state.
         """
         runs = [_Run(place, config, self._report) for place, config in enumerate(configs)]
+        # The time of a stack is that of each of its runs.
+        clock.begin()
         with quiet_lightning():
             for run in runs:
                 run.begin(self._assemble)
@@ -123,9 +126,7 @@ class _Run:
             if error is not None and not self._contexts.__exit__(type(error), error, error.__traceback__):
                 raise error
             self._contexts.close()
-            summary = self.directory.summary()
-            assert summary is not None
-            self._end(RunResult(self.directory.path, summary, stored=False))
+            self._end(RunResult(self.directory.path, self.directory.close(), stored=False))
         except Exception as final:
             self._end(final)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import lightning
 import numpy as np
@@ -44,7 +46,7 @@ def test_the_newest_are_kept_and_last_is_another_name_of_the_newest(
     folder = run.directory / "checkpoints"
     assert (folder / "last.ckpt").samefile(folder / f"row-{rows[-1]:06d}.ckpt")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"last.ckpt", "best.ckpt", *(f"row-{t:06d}.ckpt" for t in rows)}
+    assert names == {"last.ckpt", "best.ckpt", *(f"row-{t:06d}.ckpt" for t in rows), f"row-{rows[-1]:06d}.window"}
 
 
 def test_a_checkpoint_of_row_t_holds_the_weights_of_row_t_and_plain_containers_only(tiny_run: Any) -> None:
@@ -65,10 +67,11 @@ def load(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("every_n_steps", [4, 100])
-def test_best_is_the_earliest_row_of_highest_test_accuracy(tiny_run: Any, every_n_steps: int) -> None:
+@pytest.mark.parametrize(("every_n_steps", "resumable"), [(4, "true"), (100, "false")])
+def test_best_is_the_earliest_row_of_highest_test_accuracy(tiny_run: Any, every_n_steps: int, resumable: str) -> None:
     """The accuracy rises and falls, and reaches its highest value more than once."""
-    run = tiny_run(f"callbacks.checkpoint.every_n_steps={every_n_steps}", "optimizer.lr=0.05", "max_steps=30", "seed=1")
+    options = f"callbacks.checkpoint={{every_n_steps: {every_n_steps}, resumable: {resumable}}}"
+    run = tiny_run(options, "optimizer.lr=0.05", "max_steps=30", "seed=1")
     accuracies = run.column("test/accuracy")
     best = accuracies.index(max(accuracies))
     assert 0 < best < 30
@@ -78,22 +81,21 @@ def test_best_is_the_earliest_row_of_highest_test_accuracy(tiny_run: Any, every_
     assert checkpoint["global_step"] == checkpoint["li2_lightning"]["row"] == best
     for name, value in run.seen[best].weights.items():
         assert torch.equal(checkpoint["state_dict"][f"network.{name}"], value)
-    moments = checkpoint["optimizer_states"][0]["children"]["hidden"]["state"][0]
-    assert moments["step"] == best
+    assert checkpoint["li2_lightning"]["config"]["seed"] == 1
+    assert ("optimizer_states" in checkpoint) == (resumable == "true")
+    if resumable == "true":
+        assert checkpoint["optimizer_states"][0]["children"]["hidden"]["state"][0]["step"] == best
 
 
 def test_the_best_row_that_waits_is_not_written_to_by_later_steps(tiny_run: Any, tmp_path: Path) -> None:
-    """All of it, the window of the last 20 updates included, as in a file that was written at once."""
+    """All of it, as in a file that was written at once."""
     options = ["optimizer.lr=0.05", "max_steps=60", "seed=1"]
-    waited = tiny_run(*options, "callbacks.checkpoint.every_n_steps=100")
+    waited = tiny_run(*options, "callbacks.checkpoint={every_n_steps: 100, resumable: true}")
     best = load(waited.directory / "checkpoints" / "best.ckpt")
     assert 0 < best["global_step"] < 60 - 20
     every = "callbacks.checkpoint={every_n_steps: 1, keep: 100}"
     at_once = tiny_run(*options, every, f"output_dir={tmp_path / 'at once'}")
     row = load(at_once.directory / "checkpoints" / f"row-{best['global_step']:06d}.ckpt")
-    assert len(best["callbacks"]["Updates"]["window"]) == min(best["global_step"], 20)
-    for one, other in zip(best["callbacks"]["Updates"]["window"], row["callbacks"]["Updates"]["window"], strict=True):
-        assert torch.equal(one, other)
     assert torch.equal(best["callbacks"]["Updates"]["gram"], row["callbacks"]["Updates"]["gram"])
     for name, value in best["state_dict"].items():
         assert torch.equal(row["state_dict"][name], value)
@@ -117,18 +119,145 @@ def test_a_checkpoint_of_each_transition_is_of_the_row_that_declares_it(tiny_run
 def test_best_and_transitions_can_be_left_out(tiny_run: Any) -> None:
     run = tiny_run(STAGES, "max_steps=20", "callbacks.checkpoint={best: false, transitions: false}")
     assert json.loads((run.directory / "stages.json").read_text())["events"]
-    assert {path.name for path in (run.directory / "checkpoints").iterdir()} == {"last.ckpt", "row-000020.ckpt"}
+    names = {path.name for path in (run.directory / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "row-000020.ckpt", "row-000020.window"}
 
 
-@pytest.mark.parametrize("name", ["best.ckpt", "stage-2.ckpt"])
-def test_a_run_continues_from_any_of_them(tiny_run: Any, tmp_path: Path, name: str) -> None:
-    options = (STAGES, "max_steps=20", "optimizer.lr=0.05", "seed=1")
+# -- the window of updates --------------------------------------------------------------------------------------------
+
+
+def without(rows: list[dict[str, float | None]], column: str) -> list[dict[str, float | None]]:
+    return [{name: value for name, value in row.items() if name != column} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "best.ckpt",
+        pytest.param("stage-2.ckpt", marks=pytest.mark.slow),
+        pytest.param("row-000025.ckpt", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_continues_from_an_older_checkpoint_lacks_the_eigengap_for_20_rows_and_nothing_else(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    every = "callbacks.checkpoint={every_n_steps: 25, resumable: true}"
+    options = (STAGES.replace("rows: 2", "rows: 24"), "max_steps=60", "optimizer.lr=0.05", "seed=1", every)
     whole = tiny_run(*options)
     checkpoint = whole.directory / "checkpoints" / name
     row = load(checkpoint)["li2_lightning"]["row"]
+    capsys.readouterr()
     again = tiny_run(*options, f"resume={checkpoint}", f"output_dir={tmp_path / 'again'}")
-    assert 0 < row < 20
-    assert again.rows == whole.rows
+    assert "update/eigengap is empty for 20 rows" in capsys.readouterr().err
+    assert 0 < row < 40
+    assert without(again.rows, "update/eigengap") == without(whole.rows, "update/eigengap")
+    before, after = again.column("update/eigengap"), whole.column("update/eigengap")
+    assert before[: row + 1] == after[: row + 1]
+    assert before[row + 1 : row + 20] == [None] * 19
+    assert before[row + 20 :] == pytest.approx(after[row + 20 :], rel=1e-6)
+
+
+def test_the_row_file_that_last_names_continues_with_every_column(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = tiny_run("max_steps=25", "optimizer.lr=0.05")
+    capsys.readouterr()
+    last = short.directory / "checkpoints" / "last.ckpt"
+    longer = tiny_run("max_steps=30", "optimizer.lr=0.05", f"resume={last}")
+    assert capsys.readouterr().err == ""
+    whole = tiny_run("max_steps=30", "optimizer.lr=0.05", f"output_dir={tmp_path / 'whole'}")
+    # Row 25 was a last row, in which every column is due.
+    assert longer.rows[26:] == whole.rows[26:]
+
+
+def test_the_window_of_another_run_is_not_taken(tiny_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    windows = [tiny_run("max_steps=25", f"seed={seed}").directory / "checkpoints" for seed in (0, 1)]
+    (windows[1] / "row-000025.window").replace(windows[0] / "row-000025.window")
+    capsys.readouterr()
+    run = tiny_run("max_steps=26", f"resume={windows[0] / 'last.ckpt'}")
+    assert "update/eigengap is empty for 20 rows" in capsys.readouterr().err
+    assert run.column("update/eigengap")[24:] == [pytest.approx(run.column("update/eigengap")[24]), ANY, None]
+
+
+def test_a_damaged_window_is_named_and_may_be_removed(tiny_run: Any) -> None:
+    folder = tiny_run("max_steps=2").directory / "checkpoints"
+    whole = (folder / "row-000002.window").read_bytes()
+    for damaged in (whole[:-100], whole[:400] + bytes(20) + whole[420:], b""):
+        (folder / "row-000002.window").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"row-000002\.window is damaged; remove it, and the run goes on"):
+            tiny_run("max_steps=3", f"resume={folder / 'last.ckpt'}")
+    (folder / "row-000002.window").unlink()
+    assert len(tiny_run("max_steps=3", f"resume={folder / 'last.ckpt'}").rows) == 4
+
+
+class Dies(BaseException):
+    """The process is killed."""
+
+
+@pytest.mark.parametrize(
+    ("change", "target"),
+    [
+        pytest.param("replace", "row-000024.window", marks=pytest.mark.slow),
+        ("replace", "row-000024.ckpt"),
+        pytest.param("replace", "last.ckpt", marks=pytest.mark.slow),
+        pytest.param("unlink", "row-000022.window", marks=pytest.mark.slow),
+        pytest.param("replace", "row-000026.ckpt", marks=pytest.mark.slow),
+        ("replace", "summary.json"),
+        pytest.param("unlink", "row-000024.window", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_before_any_change_of_its_files_a_run_continues_with_every_column(
+    tiny_run: Any, make_record: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str, target: str
+) -> None:
+    options = ["max_steps=26", "optimizer.lr=0.05", "callbacks.checkpoint.every_n_steps=2"]
+    real = {"replace": os.replace, "unlink": Path.unlink}
+    seen: list[str] = []
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        name = Path(arguments[-1 if change == "replace" else 0]).name
+        seen.append(name)
+        # last.ckpt is replaced with every row; here at row 24.
+        if name == target and (name != "last.ckpt" or "row-000024.ckpt" in seen):
+            raise Dies
+        return real[change](*arguments, **options)
+
+    record = make_record()
+    with monkeypatch.context() as patch:
+        patch.setattr(os if change == "replace" else Path, change, dying)
+        with pytest.raises(Dies):
+            tiny_run(*options, into=record)
+    resumed = tiny_run(*options, "resume=auto")
+    assert resumed.rows == tiny_run(*options, f"output_dir={tmp_path / 'whole'}").rows
+
+
+# -- weights alone ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", pytest.param("stage-2.ckpt", marks=pytest.mark.slow)])
+def test_without_the_optimizer_state_a_run_starts_at_the_weights_but_does_not_continue(
+    tiny_run: Any, tmp_path: Path, name: str
+) -> None:
+    options = (STAGES, "max_steps=20", "optimizer.lr=0.05", "seed=1")
+    whole = tiny_run(*options)
+    checkpoint = whole.directory / "checkpoints" / name
+    elsewhere = f"output_dir={tmp_path / 'again'}"
+    with pytest.raises(InputError, match=r"holds the weights of row \d+ without the state of the optimizer; continue"):
+        tiny_run(*options, f"resume={checkpoint}", elsewhere)
+    assert not (tmp_path / "again").exists()
+    started = tiny_run(*options, f"network.initial_weights={checkpoint}", elsewhere)
+    row = load(checkpoint)["li2_lightning"]["row"]
+    assert row > 0
+    assert started.rows[0]["test/loss"] == pytest.approx(whole.rows[row]["test/loss"], rel=1e-12)
+
+
+def test_weights_alone_take_a_third_of_the_state_and_the_state_no_more_than_weights_and_moments(tiny_run: Any) -> None:
+    width = 1024
+    run = tiny_run(f"network.width={width}", "max_steps=22")
+    weights = 8 * 3 * 7 * width
+    sizes = {path.name: path.stat().st_size / weights for path in (run.directory / "checkpoints").iterdir()}
+    assert 1 < sizes["best.ckpt"] < 1.2
+    assert 3 < sizes["row-000022.ckpt"] < 3.3
+    assert sizes["row-000022.window"] > 13
 
 
 class Dice(lightning.Callback):
@@ -190,7 +319,7 @@ def test_a_checkpoint_knows_its_place_in_metrics_csv(tiny_run: Any, make_record:
     assert load(record.directory / "checkpoints" / "last.ckpt")["li2_lightning"]["rows"] == 7
 
 
-@pytest.mark.parametrize("option", ["best", "transitions"])
+@pytest.mark.parametrize("option", ["best", "transitions", "resumable"])
 def test_a_switch_that_is_no_switch_is_refused(option: str) -> None:
     with pytest.raises(InputError, match=rf"callbacks\.checkpoint\.{option}='yes' does not fit"):
         Checkpoint(**{option: "yes"})

@@ -69,7 +69,7 @@ def test_contents(command_line: CommandLine, workplace: Path) -> None:
     assert (metrics["stage/index"] == np.where(metrics["step"] < event["step"], 1, 2)).all()
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert {"schema_version", "status", "final", "first_step", "stages", "wall_time_s", "steps_per_second",
+    assert {"schema_version", "status", "final", "first_step", "stages", "wall_time_s", "seconds", "steps_per_second",
             "config_hash", "versions"} == set(summary)  # fmt: skip
     assert summary["status"] == "finished"
     assert summary["final"] == {name: v for name, v in metrics.iloc[-1].items() if v == v}

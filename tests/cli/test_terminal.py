@@ -55,6 +55,7 @@ def assert_closing_table(text: str) -> None:
         assert re.search(rf"^ {split} +(step \d+|never) +(step \d+|never) +(step \d+|never)( +\S+){{2}} *\r?$",
                          text, re.MULTILINE)  # fmt: skip
     assert re.search(r"^120 steps, [\d.]+ s, [\d.]+ steps/s", text, re.MULTILINE)
+    assert re.search(r"^Seconds: ([a-z]+ [\d.]+, )+[a-z]+ [\d.]+ *\r?$", text, re.MULTILINE)
     assert re.search(r"^Files: outputs/cyclic-adam/[0-9a-f]{10}-s0", text, re.MULTILINE)
 
 

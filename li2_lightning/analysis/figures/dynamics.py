@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -61,10 +61,19 @@ def dynamics(runs: list[Run]) -> Figure:
 
 
 def draw_panels(
-    part: Figure | SubFigure, runs: Sequence[Run], panels: Sequence[Callable[[Axes, Sequence[Run]], None]], columns: int
+    part: Figure | SubFigure,
+    runs: Sequence[Run],
+    panels: Sequence[Callable[[Axes, Sequence[Run]], None]],
+    columns: int,
+    places: Mapping[str, float] | None = None,
 ) -> list[Axes]:
-    """Draw panels of one group of runs, ``columns`` in a row, with the stages shaded; return their left axes."""
-    grid = part.subplots(-(-len(panels) // columns), columns, sharex=True, squeeze=False)
+    """Draw panels of one group of runs, ``columns`` in a row, with the stages shaded; return their left axes.
+
+    Args:
+        places: for a `fixed_figure`, the arguments of matplotlib's GridSpec that place the frames.
+    """
+    rows = -(-len(panels) // columns)
+    grid = part.subplots(rows, columns, sharex=True, squeeze=False, gridspec_kw=dict(places or {}))
     last = max(int(run.metrics.index[-1]) for run in runs)
     for axes, draw in zip(grid.ravel(), panels, strict=True):
         draw(axes, runs)

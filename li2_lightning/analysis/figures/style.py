@@ -44,6 +44,27 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def fixed_figure(width: float, height: float) -> Figure:
+    """As `new_figure`, with axes only where `add_panel` puts them, which spares a run the search for a layout."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes whose frame has this place and size in inches, from the lower left corner of the figure."""
+    whole_width, whole_height = figure.get_size_inches()
+    place = left / whole_width, bottom / whole_height, width / whole_width, height / whole_height
+    return figure.add_axes(place)
+
+
+def write_png(figure: Figure, path: Path) -> Path:
+    """Write a `fixed_figure` as it is, in a fraction of the time of `save`; returns ``path``."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, pil_kwargs={"compress_level": 2})
+    return path
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure in the format of the suffix and return ``path``; equal figures give equal bytes."""
     kind = path.suffix.removeprefix(".")
