@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import lightning
 import torch
+from torch import Tensor
 
 from callbacks.diagnostic import Cadence, positive_integer
 from callbacks.registry import CALLBACKS
@@ -190,8 +191,15 @@ def _snapshot(trainer: lightning.Trainer, resumable: bool) -> dict[str, Any]:
     else:
         # As large as the weights, and needed for a further update only.
         checkpoint["li2_lightning"].pop("train_point", None)
+    weights = checkpoint["state_dict"]
+    # A weight may be a slice of a larger tensor, which torch would save whole.
+    checkpoint["state_dict"] = {name: value.clone() if _is_slice(value) else value for name, value in weights.items()}
     check_plain(checkpoint)
     return checkpoint
+
+
+def _is_slice(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > tensor.nbytes
 
 
 def _windows(trainer: lightning.Trainer) -> dict[str, Any]:

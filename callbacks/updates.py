@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.optim import Optimizer
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
 from li2_lightning.log import say
-from li2_lightning.measurement.step_state import StepState
+from li2_lightning.measurement.step_state import StepState, by_run
 from li2_lightning.module import Li2Module
+from li2_lightning.networks.base import Network
 from li2_lightning.runs.checkpoints import read_window
 from li2_lightning.runs.metrics_csv import correct_row
 from li2_lightning.theory.updates import WINDOW, eigengap
@@ -49,14 +51,9 @@ class Updates(Diagnostic):
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
-        self._before: dict[str, tuple[Tensor, Tensor]] = {}  # role → the vector and its norm
-        # A ring buffer of single tensors.
-        self._window: list[Tensor] = []
-        self._gram = torch.zeros(WINDOW, WINDOW, dtype=torch.float64)
-        self._count = 0
-        self._step_of_before = -1
-        self._after: dict[str, tuple[Tensor, Tensor]] = {}
-        self._changes: dict[str, Tensor] = {}
+        self._track = _Track()
+        # In a stack the track of all runs, and the place of this run in it.
+        self._joint: tuple[_Track, int] | None = None
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Li2Module, optimizer: Any) -> None:
         # With rows further apart than one step only this hook sees the weights one update before a row, including a V
@@ -64,28 +61,59 @@ class Updates(Diagnostic):
         next_row = trainer.global_step + 1
         spacing = pl_module.evaluate_every_n_steps
         if spacing > 1 and (next_row % spacing == 0 or pl_module.is_last_update):
-            self._remember(_with_norms(pl_module), trainer.global_step)
+            self._remember(pl_module.network, trainer.global_step)
+
+    def _remember(self, network: Network, step: int) -> None:
+        if self._joint is None:
+            self._track.remember(_vectors(network), step)
+        elif (track := self._joint[0]).step != step:
+            assert track.network is not None
+            track.remember(_vectors(track.network), step)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        self._after = _with_norms(module)
-        self._changes = self._follow(state) if self._step_of_before == state.step - 1 >= 0 else {}
-        super().on_step_state(trainer, module, state)
-        self._remember(self._after, state.step)
+        whole = state.whole
+        if self._joint is None or whole is None:
+            columns: Mapping[str, Any] = self._separate().follow(state)
+        else:
+            track, place = self._joint
+            if track not in whole.results:
+                whole.results[track] = {name: by_run(value) for name, value in track.follow(whole).items()}
+            columns = {name: values[place] for name, values in whole.results[track].items()}
+        if self.cadence.due(state.step, state.is_last):
+            for name, value in {**columns, **_learning_rates(module.optimizer)}.items():
+                state.log(name, value)
 
-    def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
-        columns: dict[str, Tensor | float] = {}
-        for role, (_, norm) in self._after.items():
-            columns[f"weights/{role}_norm"] = norm
-        columns.update(_learning_rates(module.optimizer))
-        columns.update(self._changes)
-        return columns
+    @classmethod
+    def join(cls, callbacks: Sequence[Updates], network: Network) -> None:
+        """Let the callbacks of the runs of a stack follow their updates together from now on.
+
+        Args:
+            network: that of the stack.
+        """
+        tracks = [callback._separate() for callback in callbacks]
+        joint = _Track.joined(tracks, network) if all(track.fits(tracks[0]) for track in tracks) else None
+        for place, callback in enumerate(callbacks):
+            callback._joint = None if joint is None else (joint, place)
+
+    def _separate(self) -> _Track:
+        """The track of this run by itself, which it keeps from now on."""
+        if self._joint is not None:
+            track, place = self._joint
+            self._track, self._joint = track.of_run(place), None
+        return self._track
+
+    def _seen(self) -> _Track:
+        """The track of this run by itself; in a stack a copy."""
+        return self._track if self._joint is None else self._joint[0].of_run(self._joint[1])
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "gram": self._gram, "count": self._count}
+        track = self._seen()
+        return {**super().state_dict(), "gram": track.gram, "count": track.count}
 
     def window_dict(self) -> dict[str, Any]:
         """The updates in the window, and their Gram matrix, by which they are matched with a checkpoint."""
-        return {"updates": self._window, "gram": self._gram}
+        track = self._seen()
+        return {"updates": track.window, "gram": track.gram}
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -95,13 +123,14 @@ class Updates(Diagnostic):
         found = read_window(Path(trainer.ckpt_path), checkpoint["global_step"], self.state_key)
         gram = checkpoint["callbacks"].get(self.state_key, {}).get("gram")
         if found is not None and gram is not None and torch.equal(found["gram"], gram):
-            self._window = list(found["updates"])
+            self._track.window = list(found["updates"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._gram, self._count = state_dict["gram"], state_dict["count"]
-        if len(self._window) < min(self._count, WINDOW):
-            self._gram, self._count = torch.zeros_like(self._gram), 0
+        track = self._track
+        track.gram, track.count = state_dict["gram"], state_dict["count"]
+        if len(track.window) < min(track.count, WINDOW):
+            track.gram, track.count = torch.zeros_like(track.gram), 0
             say(
                 f"update/eigengap is empty for {WINDOW} rows; the last {WINDOW} updates are kept for the newest "
                 "row-….ckpt only, and this run continues from another checkpoint."
@@ -110,40 +139,94 @@ class Updates(Diagnostic):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Li2Module) -> None:
         # A resumed run has measured this row before; the next update starts at its weights.
         if pl_module.last_row == trainer.global_step:
-            self._remember(_with_norms(pl_module), trainer.global_step)
+            self._remember(pl_module.network, trainer.global_step)
             # A run with a longer max_steps has another schedule, so the next learning rate may differ from the row's.
             correct_row(trainer, pl_module.last_row, _learning_rates(pl_module.optimizer))
 
-    def _remember(self, vectors: dict[str, tuple[Tensor, Tensor]], step: int) -> None:
-        for role, (vector, norm) in vectors.items():
-            if role in self._before:
-                self._before[role] = self._before[role][0].copy_(vector), norm
-            else:
-                self._before[role] = vector.clone(), norm
-        self._step_of_before = step
 
-    def _follow(self, state: StepState) -> dict[str, Tensor]:
-        columns = {}
-        for role, (after, norm) in self._after.items():
-            before, norm_before = self._before[role]
-            change = after - before
-            size = torch.linalg.vector_norm(change)
-            columns[f"update/{role}"] = size / norm_before
-            columns[f"update/{role}_cosine_distance"] = _cosine_distance(norm_before, norm, size)
-            if role == "hidden":
-                columns["update/eigengap"] = self._eigengap(change, state)
+class _Track:
+    """The weights of the last row and the last 20 updates of the hidden role, of one run or of all runs of a stack.
+
+    Attributes:
+        before: role → all weights of the role as one vector (…, P), and its norm (…).
+        step: the updates before these weights; −1 where there are none.
+        window: the last updates, each (…, P); a ring buffer whose entries are replaced and never written to.
+        gram: their Gram matrix, …×20×20.
+        count: the updates so far.
+        network: that of the stack; None for a single run.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, tuple[Tensor, Tensor]] = {}
+        self.step = -1
+        self.window: list[Tensor] = []
+        self.gram = torch.zeros(WINDOW, WINDOW, dtype=torch.float64)
+        self.count = 0
+        self.network: Network | None = None
+
+    def fits(self, other: _Track) -> bool:
+        """Whether the runs of both have made equally many steps and updates."""
+        return (self.step, self.count, self.before.keys()) == (other.step, other.count, other.before.keys())
+
+    @classmethod
+    def joined(cls, tracks: Sequence[_Track], network: Network) -> _Track:
+        """The track of a stack."""
+        joint, first = cls(), tracks[0]
+        joint.step, joint.count, joint.network = first.step, first.count, network
+        joint.gram = torch.stack([track.gram for track in tracks])
+        joint.window = [torch.stack(updates) for updates in zip(*(track.window for track in tracks), strict=True)]
+        for role in first.before:
+            vectors, norms = zip(*(track.before[role] for track in tracks), strict=True)
+            joint.before[role] = torch.stack(vectors), torch.stack(norms)
+        return joint
+
+    def of_run(self, place: int) -> _Track:
+        """A copy of the part of one run."""
+        track = _Track()
+        track.step, track.count = self.step, self.count
+        track.gram, track.window = self.gram[place].clone(), [update[place].clone() for update in self.window]
+        track.before = {
+            role: (vector[place].clone(), norm[place].clone()) for role, (vector, norm) in self.before.items()
+        }
+        return track
+
+    def follow(self, state: StepState) -> dict[str, Tensor]:
+        """The columns of a row, after which its weights are the last ones."""
+        after = _vectors(state.network)
+        columns = {f"weights/{role}_norm": norm for role, (_, norm) in after.items()}
+        if self.step == state.step - 1 >= 0:
+            for role, (vector, norm) in after.items():
+                before, norm_before = self.before[role]
+                change = vector - before
+                size = torch.linalg.vector_norm(change, dim=-1)
+                columns[f"update/{role}"] = size / norm_before
+                columns[f"update/{role}_cosine_distance"] = _cosine_distance(norm_before, norm, size)
+                if role == "hidden":
+                    columns["update/eigengap"] = self._eigengap(change, state.accumulation_dtype)
+        self.remember(after, state.step)
         return columns
 
-    def _eigengap(self, change: Tensor, state: StepState) -> Tensor:
+    def remember(self, vectors: dict[str, tuple[Tensor, Tensor]], step: int) -> None:
+        """Keep the present weights; the next update starts at them."""
+        for role, (vector, norm) in vectors.items():
+            if role in self.before:
+                self.before[role] = self.before[role][0].copy_(vector), norm
+            else:
+                self.before[role] = vector.clone(), norm
+        self.step = step
+
+    def _eigengap(self, change: Tensor, dtype: torch.dtype) -> Tensor:
         """Replace the oldest update by the newest, in the window and in the Gram matrix, and return the eigengap."""
-        self._window = [update.to(change.device) for update in self._window]
-        self._gram = self._gram.to(change.device, state.accumulation_dtype)
-        slot = self._count % WINDOW
-        self._window[slot : slot + 1] = [change]
-        products = torch.stack([update @ change for update in self._window]).to(state.accumulation_dtype)
-        self._gram[slot, : len(products)], self._gram[: len(products), slot] = products, products
-        self._count += 1
-        return eigengap(self._gram) if self._count >= WINDOW else change.new_full((), torch.nan)
+        self.window = [update.to(change.device) for update in self.window]
+        self.gram = self.gram.to(change.device, dtype)
+        slot = self.count % WINDOW
+        self.window[slot : slot + 1] = [change]
+        # vecdot of one run is a dot product without a batch.
+        products = torch.stack([torch.linalg.vecdot(update, change) for update in self.window], dim=-1).to(dtype)
+        places = products.shape[-1]
+        self.gram[..., slot, :places], self.gram[..., :places, slot] = products, products
+        self.count += 1
+        return eigengap(self.gram) if self.count >= WINDOW else change.new_full(change.shape[:-1], torch.nan)
 
 
 def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
@@ -158,20 +241,21 @@ def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
     return columns
 
 
-def _with_norms(module: Li2Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Role (hidden, output) → all its matrices as one flat real vector, and the norm of that vector."""
+def _vectors(network: Network) -> dict[str, tuple[Tensor, Tensor]]:
+    """Role (hidden, output) → all its matrices as one real vector (…, P), and the norm of that vector."""
     vectors = {}
-    roles = module.network.roles()
+    roles = network.roles()
+    runs = network.V.shape[:-2]
     for role in ("hidden", "output"):
-        flat = [_flat(parameter) for _, parameter in roles[role]]
-        vector = flat[0] if len(flat) == 1 else torch.cat(flat)
-        vectors[role] = vector, torch.linalg.vector_norm(vector)
+        flat = [_flat(parameter).reshape(*runs, -1) for _, parameter in roles[role]]
+        vector = flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+        vectors[role] = vector, torch.linalg.vector_norm(vector, dim=-1)
     return vectors
 
 
 def _flat(parameter: Tensor) -> Tensor:
     detached = parameter.detach()
-    return (torch.view_as_real(detached) if detached.is_complex() else detached).reshape(-1)
+    return torch.view_as_real(detached) if detached.is_complex() else detached
 
 
 def _cosine_distance(before: Tensor, after: Tensor, change: Tensor) -> Tensor:

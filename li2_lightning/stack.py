@@ -142,6 +142,9 @@ class Stack(lightning.LightningModule):
         self._optimizers = self._join([module.optimizer for module in modules], self._optimizer_failed)
         for module in modules:
             count_as_stepped(module.optimizer)
+        for callbacks in zip(*(member.trainer.callbacks for member in self._members), strict=True):  # type: ignore[attr-defined]
+            if hasattr(callbacks[0], "join"):
+                callbacks[0].join(callbacks, self._network[0])
 
     def _leave(self, member: Member, error: Exception | None) -> None:
         """End a run: its last row, the hooks of its callbacks, its files."""

@@ -40,9 +40,6 @@ class JointStep:
                 self._together.append(_joined(children))
             else:
                 self._alone += [(place, child.step) for place, child in zip(others, children, strict=True)]
-        for position in others:
-            # torch's schedules warn where their optimizer has not made a step of its own.
-            optimizers[position]._opt_called = True  # type: ignore[attr-defined]
 
     def step(self) -> None:
         """Step the optimizer of every run."""

@@ -41,7 +41,8 @@ def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
     for index, tensor in enumerate(tensors):
         by_type.setdefault(tensor.dtype, []).append(index)
     stacks = [torch.stack([tensors[index] for index in members]).detach() for members in by_type.values()]
-    numbers = from_first(torch.cat([stack.to(_widest(stack)) for stack in stacks])).cpu().tolist()
+    columns = [stack.to(_widest(stack)) for stack in stacks]
+    numbers = from_first(torch.cat(columns)).cpu().tolist() if columns else []
     host = iter([number for _, number in sorted(zip(itertools.chain(*by_type.values()), numbers, strict=True))])
     finished: list[Row] = []
     for row in rows:

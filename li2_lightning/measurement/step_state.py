@@ -37,9 +37,13 @@ else:
             return value
 
 
-def by_run(value: Tensor | float) -> Sequence[Tensor] | RepeatedValue:
+def by_run(value: Tensor | float) -> Sequence[Tensor] | Sequence[float] | RepeatedValue:
     """A column of a stack as one value for each run; a number is the value of every run."""
-    return value.unbind() if isinstance(value, Tensor) else RepeatedValue(value)
+    if not isinstance(value, Tensor):
+        return RepeatedValue(value)
+    # On an accelerator this would wait for the device; there the rows of all runs are moved together.
+    values: Sequence[float] = value.tolist() if value.device.type == "cpu" else []
+    return values or value.unbind()
 
 
 class RepeatedValue:
