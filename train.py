@@ -262,7 +262,7 @@ def train(config: DictConfig) -> None:
     """One run of the command line, or one run of a sweep in a process of the sweep's launcher."""
     shell = HydraConfig.get()
     if shell.mode is RunMode.MULTIRUN:
-        run_in_sweep(run, lambda: read_config(config), Path(shell.sweep.dir))
+        run_in_sweep(run, run_stack, lambda: read_config(config), Path(shell.sweep.dir))
         return
     try:
         result = run(config)

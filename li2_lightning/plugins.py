@@ -21,6 +21,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, TypeVar, cast
@@ -32,6 +33,17 @@ Same = TypeVar("Same")
 Options = Mapping[str, Any]
 
 # -- names ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def _entry_points(scan: Callable[..., Any], group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What the installed packages announce for a group. A scan reads a file of every package, some 10 ms in all.
+
+    Args:
+        scan: `importlib.metadata.entry_points`.
+        path: ``sys.path``, which says where packages are installed.
+    """
+    return tuple(scan(group=group))
 
 
 class Registry(Mapping[str, Entry]):
@@ -87,9 +99,12 @@ class Registry(Mapping[str, Entry]):
         """The names of libraries, which are looked up last; overridden by a subclass."""
         yield from ()
 
+    def _entry_points(self) -> tuple[EntryPoint, ...]:
+        return _entry_points(entry_points, self.group, tuple(sys.path))
+
     def names(self) -> list[str]:
         """Every name that `find` knows without an import path, sorted."""
-        announced = (point.name for point in entry_points(group=self.group))
+        announced = (point.name for point in self._entry_points())
         return sorted({*self._entries, *announced, *(name for library in self.libraries() for name in library)})
 
     def listing(self) -> str:
@@ -111,7 +126,7 @@ class Registry(Mapping[str, Entry]):
             raise unknown(self.kind, name, self.names(), self.listing())
         if name in self._entries:
             return self._entries[name]
-        points = {_announced(point): point for point in entry_points(group=self.group) if point.name == name}
+        points = {_announced(point): point for point in self._entry_points() if point.name == name}
         if len(points) > 1:
             raise InputError(
                 f"Two installed packages announce the {self.kind} {name!r}: {' and '.join(sorted(points))}; uninstall "

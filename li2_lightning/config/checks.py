@@ -87,6 +87,8 @@ def _check_values(config: Config) -> None:
 def _check_combinations(config: Config) -> None:
     """Check the values that depend on each other."""
     network = config.network
+    if config.stack != "auto" and not (config.stack.isdecimal() and int(config.stack) >= 1):
+        raise InputError(f"stack={config.stack!r} does not fit; it is auto or a number of runs, at least 1.")
     for role in ("hidden", "output", "embedding"):
         if "name" not in getattr(config.optimizer, role):
             raise InputError(f"optimizer.{role} has no name; say for example optimizer.{role}.name=adam.")

@@ -19,8 +19,8 @@ from li2_lightning.files import read_input
 from li2_lightning.plugins import IDENTITIES
 
 NOT_HASHED = (
-    "seed", "output_dir", "name", "logger", "resume", "force", "debug", "trainer.threads", "trainer.oversubscribe",
-    "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint", "callbacks.report",
+    "seed", "output_dir", "name", "logger", "resume", "force", "debug", "stack", "trainer.threads",
+    "trainer.oversubscribe", "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint", "callbacks.report",
 )  # fmt: skip
 """Keys and sections that change where a run is stored or how it is shown, and none of its numbers."""
 

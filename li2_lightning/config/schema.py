@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any
-
-from omegaconf import OmegaConf
 
 TRAIN_FRACTION = 0.4
 """The share of all rows to train on where the data section sets none of its three sizes."""
@@ -201,6 +199,9 @@ class Config:
     force: bool = setting(False, "repeat a finished run, and start an unfinished run over")
     resume: str | None = setting(None, "continue an unfinished run: auto, or the path of a checkpoint")
     debug: bool = setting(False, "show the traceback of an error")
+    stack: str = setting(
+        "auto", "in a sweep, the number of runs that are trained together; auto: by memory and size; 1: one by one"
+    )
     stop_at_test_accuracy: float | None = setting(None, "end the run once test accuracy reaches this", range=ACCURACY)
     loss: str = setting("mse", "a registered loss: mse, projected_mse, cross_entropy, or the import path of one")
     task: TaskConfig = setting(TaskConfig, "the task to learn; each task takes some of these keys")
@@ -241,6 +242,4 @@ def leaves(schema: type = Config) -> list[str]:
 
 def to_plain(config: Config) -> dict[str, Any]:
     """The config as nested plain containers: the form of config.yaml and of the config on W&B."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return asdict(config)

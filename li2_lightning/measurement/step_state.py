@@ -233,31 +233,32 @@ class StepState:
         """F̃ᴴF̃ of some nodes, …×S×S, in `accumulation_dtype` (or its complex counterpart).
 
         Args:
-            nodes: indices of the nodes, l×S for l matrices (in a stack N×l×S); None: all nodes (K×K), which costs
-                more than a training step.
+            nodes: indices of the nodes, …×S, one matrix for each list of S (in a stack N×…×S); None: all nodes (K×K),
+                which costs more than a training step.
         """
         if nodes is None:
-            centered = center(self.features) if self.is_stack else self._features_of_share() - self.feature_means
+            centered = (
+                center(self.features) if self.is_stack else torch.cat(list(self.share_blocks())) - self.feature_means
+            )
         else:
-            drawn = nodes.flatten(-2)
+            rows = 1 if self.is_stack else 0  # the axis of rows
+            drawn = nodes.flatten(rows)
             columns = self._share_of_columns(drawn) - self.feature_means.gather(-1, drawn).unsqueeze(-2)
-            centered = columns.unflatten(-1, nodes.shape[-2:]).movedim(-3, -2)  # type: ignore[no-untyped-call]
+            centered = columns.unflatten(-1, nodes.shape[rows:]).movedim(rows, -2)  # type: ignore[no-untyped-call]
         products = centered.mH @ centered
         (total,) = sum_over_ranks(
             products.to(self.accumulation_dtype.to_complex() if products.is_complex() else self.accumulation_dtype)
         )
         return total
 
-    def _features_of_share(self) -> Tensor:
-        return torch.cat(list(self.share_blocks()))
-
     def _share_of_columns(self, nodes: Tensor) -> Tensor:
         """The columns of F that belong to ``nodes``, for this rank's rows."""
-        if self._share_in_memory is not None or not isinstance(self.network, TwoLayerNetwork):
-            F = self._share_in_memory if self.is_stack else self._features_of_share()
-            return _columns(self.features if F is None else F, nodes)
-        self._check_weights()
-        return self.network.node_features(self._rows.share().tokens, _columns(self.network.input_weights(), nodes))
+        if self._share_in_memory is None and isinstance(self.network, TwoLayerNetwork):
+            self._check_weights()
+            return self.network.node_features(self._rows.share().tokens, _columns(self.network.input_weights(), nodes))
+        if self.is_stack:
+            return _columns(self.features, nodes)
+        return torch.cat([block[:, nodes] for block in self.share_blocks()])
 
     def _share_of(self, rows: Tensor) -> Tensor:
         """This rank's rows out of the rows of all ranks, (…, n)."""

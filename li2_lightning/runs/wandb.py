@@ -302,6 +302,8 @@ def _start(
             settings=wandb.Settings(
                 silent=True,
                 console="off",
+                # The runs of a stack are open at the same time.
+                reinit="create_new",
                 init_timeout=30,
                 finish_timeout=FINISH_SECONDS
                 if "WANDB_FINISH_TIMEOUT" not in os.environ

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from li2_lightning.files import is_locked, lock, write_json
 from li2_lightning.log import say
 from li2_lightning.runs.directory import unwritable
-from li2_lightning.sweeps import worker
+from li2_lightning.sweeps import stacking, worker
 from li2_lightning.sweeps.plan import Job, Launching, Outcome, key
 from li2_lightning.sweeps.worker import LEADER, POLL_S
 
@@ -53,6 +53,7 @@ class Sweep:
         self.launching = launching
         self._left_out = sum(job.ended for job in jobs)
         self._launched: list[Job] = []
+        self._alone, self._in_stacks = False, set[int]()
         self._signal: int | None = None
         self._shown = threading.Event()
         self._refreshing = threading.Lock()
@@ -90,21 +91,34 @@ class Sweep:
         while waiting := [job for job in self.jobs if not job.ended]:
             fresh = [job for job in waiting if not job.retry_alone]
             # A pool of workers ends as a whole when one worker dies; a run that is retried alone shows the cause.
-            self._launched = fresh[:at_once] or waiting[:1]
+            launched = self._stacks(fresh)[:at_once] or [waiting[:1]]
+            self._launched = [job for stack in launched for job in stack]
+            self._alone = len(self._launched) == 1
+            self._in_stacks = {id(job) for stack in launched if len(stack) > 1 for job in stack}
+            for stack in launched:
+                worker.write_stack(self.folder, stack)
             reason = "its process ended without a word"
             try:
-                start([job.overrides for job in self._launched])
+                start([stack[0].overrides for stack in launched])
             except Exception as error:
                 # The launcher's error is about a process that died; the error of a run is in its outcome.
                 first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 reason = f"its process died: {first_line.rstrip('.:')}"
             self._settle(reason)
 
-    def announce(self, job_directory: Path) -> None:
-        """Print the run that starts now in this process."""
-        label = next((job.label for job in self.jobs if job.directory == job_directory), str(job_directory))
-        status = self.status()
-        print(f"Run {self._count('done', 'failed') + 1} of {len(self.jobs)}: {label} ({status})", flush=True)
+    def _stacks(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return stacking.stacks(jobs, self.launching.parallel, memory) if jobs else []
+
+    def announce(self, job_directories: Sequence[Path]) -> None:
+        """Print the runs that start now in this process, one or those of a stack."""
+        labels = [job.label for job in self.jobs if job.directory in job_directories]
+        status, first = self.status(), self._count("done", "failed") + 1
+        if len(labels) > 1:
+            which = f"Runs {first}–{first + len(labels) - 1} of {len(self.jobs)}: {labels[0]} … {labels[-1]}"
+        else:
+            which = f"Run {first} of {len(self.jobs)}: {labels[0] if labels else job_directories[0]}"
+        print(f"{which} ({status})", flush=True)
 
     def status(self) -> str:
         """The progress of the sweep in fewer than 80 columns."""
@@ -173,12 +187,12 @@ class Sweep:
         while self._still_running() or (self._still_running(starting=True) and time.monotonic() < deadline):
             time.sleep(POLL_S)
         began = [job for job in self._launched if job.outcome.state != "waiting"]
-        alone = len(self._launched) == 1
         for job in self._launched:
+            kept_alive = self.launching.reuses_workers or id(job) in self._in_stacks
             if job.outcome.state == "stopped":
                 # Another program stopped the run; where this sweep stops its runs, it raises.
                 job.outcome.state = "failed"
-            elif not job.ended and (alone or not began or not self.launching.reuses_workers):
+            elif not job.ended and (self._alone or not began or not kept_alive):
                 job.outcome = Outcome("failed", reason=f"{reason}; the same command tries it again.")
             elif not job.ended:
                 job.retry_alone = job in began
@@ -208,7 +222,9 @@ class Sweep:
             return ""
         each = sum(times) / len(times)
         now = time.time()
-        left = waiting * each + sum(max(0.0, each - (now - outcome.began)) for outcome in running)
+        left = waiting * each
+        for outcome in running:
+            left += max(0.0, each - (now - outcome.began) / outcome.together)
         seconds = int(left / (self.launching.parallel or max(1, len(running))))
         clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         return f", {clock} left"
@@ -222,7 +238,10 @@ class Sweep:
         ended = {state: self._count(state) for state in ("done", "failed")}
         failed = f", {ended['failed']} failed or refused" if ended["failed"] else ""
         runs = f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}"
-        return f"Sweep: {runs}, {ended['done']} finished already{failed}, {len(self.jobs) - self._left_out} to go{how}."
+        to_go = f"{len(self.jobs) - self._left_out} to go{how}"
+        opening = f"Sweep: {runs}, {ended['done']} finished already{failed}, {to_go}."
+        stacks = stacking.describe(self._stacks([job for job in self.jobs if not job.ended]))
+        return f"{opening}\n{stacks[:1].upper()}{stacks[1:]}." if stacks else opening
 
     def _settings(self) -> dict[str, Any]:
         """The settings of every run. The W&B group is the same whenever the same sweep is started again."""

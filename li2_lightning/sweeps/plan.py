@@ -58,6 +58,7 @@ class Outcome:
     reason: str | None = None
     trace: str | None = None
     stderr: list[str] = field(default_factory=list)  # lines that the run wrote to stderr
+    together: int = 1  # the runs of its stack; ``seconds`` is this run's share of their time
 
 
 @dataclass
@@ -67,12 +68,14 @@ class Job:
     Attributes:
         overrides: the overrides that the sweep adds for this run.
         label: those overrides that not all runs have.
+        config: None where the run is refused.
         retry_alone: a worker died while several runs were training, so each of them is tried again by itself.
     """
 
     overrides: list[str]
     label: str
     directory: Path
+    config: Config | None = None
     outcome: Outcome = field(default_factory=Outcome)
     retry_alone: bool = False
 
@@ -111,10 +114,10 @@ def plan(
         try:
             config = read(values)
             directory = RunDirectory.of(config)
-            job = Job(list(own), label, directory.path, _stored(directory, config))
+            job = Job(list(own), label, directory.path, config, _stored(directory, config))
         except InputError as error:
             refused.append(str(error))
-            job = Job(list(own), label, Path(f"refused-{len(refused)}"), Outcome("failed", reason=str(error)))
+            job = Job(list(own), label, Path(f"refused-{len(refused)}"), None, Outcome("failed", reason=str(error)))
         jobs.setdefault(job.directory, job)
     if len(refused) == len(overrides) and len(set(refused)) == 1:
         raise InputError(refused[0])

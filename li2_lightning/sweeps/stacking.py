@@ -1,17 +1,28 @@
-"""Which runs of a sweep are trained together, and how many."""
+"""Which runs of a sweep are trained together, and how many.
+
+Runs of one `kind` have the same shapes and differ in their seeds and in numbers of their optimizers and schedules.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
 from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.losses import takes_stacks_class
 from li2_lightning.networks.base import NETWORKS
+from li2_lightning.sweeps.plan import Job
+from li2_lightning.tasks.tasks import build_task
 
-AUTO = "auto"
+# For stack=auto. More runs in one stack gain little, and a run of more features (rows × width) gains nothing.
+MOST, LARGEST_RUN = 32, 2**21
+# How often the weights of a run are in memory: values, gradients, optimizer, the window of updates.
+COPIES = 32
 # Keys in which the runs of a stack may differ. Numbers in the sections of optimizers and schedules may differ, too.
 VARYING = (
     "seed", "data.seed", "output_dir", "name", "force", "resume", "debug", "stack", "stop_at_test_accuracy",
@@ -50,3 +61,61 @@ def _without_numbers(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_numbers(entry) for key, entry in value.items()}
     return 0 if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def stacks(jobs: Sequence[Job], processes: int | None, memory: int) -> list[list[Job]]:
+    """Divide the runs of a sweep into stacks; a run by itself is a stack of one.
+
+    Args:
+        jobs: the runs that are to be trained.
+        processes: the number of processes that share them; None where a queue decides.
+        memory: bytes for all processes.
+    """
+    kinds: dict[Any, list[Job]] = defaultdict(list)
+    for job in jobs:
+        assert job.config is not None
+        alone = obstacle(job.config) is not None or job.config.stack == "1"
+        kinds[str(job.directory) if alone else (kind(job.config), job.config.stack)].append(job)
+    share = math.ceil(len(jobs) / (processes or 1))
+    found: list[list[Job]] = []
+    for members in kinds.values():
+        config = members[0].config
+        assert config is not None
+        size = 1
+        if len(members) > 1:
+            size = automatic(config, memory // (processes or 1)) if config.stack == "auto" else int(config.stack)
+        # The runs are spread over the processes before the stacks are filled.
+        size = max(1, min(size, share))
+        parts = math.ceil(len(members) / size)
+        found += [members[len(members) * part // parts : len(members) * (part + 1) // parts] for part in range(parts)]
+    return found
+
+
+def automatic(config: Config, memory: int) -> int:
+    """The number of runs of this kind that are trained together with ``stack=auto``, in ``memory`` bytes."""
+    task = build_task(asdict(config.task))
+    rows, width = len(task.labels), config.network.width
+    # A run has at most all rows of its task.
+    if rows * (config.data.train_fraction or 0.4) * width > LARGEST_RUN:
+        return 1
+    weights = width * (task.num_operands * task.num_tokens + task.num_classes + config.network.hidden_layers * width)
+    each = 8 * (COPIES * weights + 8 * rows * task.num_classes)
+    return max(1, min(MOST, memory // 4 // each))
+
+
+def describe(found: Sequence[Sequence[Job]]) -> str:
+    """How many runs go into how many stacks, and why the other runs do not; empty where no run is in a stack."""
+    together = [stack for stack in found if len(stack) > 1]
+    if not together:
+        return ""
+    runs = sum(len(stack) for stack in together)
+    alone = [stack[0].config for stack in found if len(stack) == 1]
+    reasons = Counter(_reason(config) for config in alone if config is not None)
+    listed = "".join(
+        f"; {count} by {'itself' if count == 1 else 'themselves'} ({why})" for why, count in reasons.items()
+    )
+    return f"{runs} runs in {len(together)} stack{'s' * (len(together) > 1)}{listed}"
+
+
+def _reason(config: Config) -> str:
+    return obstacle(config) or ("stack=1" if config.stack == "1" else "no other run of its shape, or a large one")

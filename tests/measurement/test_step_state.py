@@ -243,7 +243,7 @@ def test_each_quantity_is_computed_at_most_once(monkeypatch: pytest.MonkeyPatch)
     names = [
         name
         for name in dir(StepState)
-        if not name.startswith("_") and type(vars(StepState)[name]).__name__ == "cached_property"
+        if not name.startswith("_") and type(vars(StepState)[name]).__name__ == "quantity"
     ]
     assert len(names) >= 10
     first = [getattr(state, name) for name in names]
@@ -256,7 +256,18 @@ def test_each_quantity_is_computed_at_most_once(monkeypatch: pytest.MonkeyPatch)
 
 def test_nothing_is_computed_before_somebody_asks() -> None:
     state = state_of(network_of({}))
-    names = {"step", "outputs", "targets", "network", "readout_gradient", "columns", "is_last"}
+    names = {
+        "step",
+        "outputs",
+        "targets",
+        "network",
+        "readout_gradient",
+        "columns",
+        "is_last",
+        "whole",
+        "place",
+        "results",
+    }
     assert {name for name in vars(state) if not name.startswith("_")} == names
     assert "_features" not in vars(state)
 
