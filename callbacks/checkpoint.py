@@ -19,7 +19,7 @@ from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.files import link_or_copy, replacing, row_files
 from li2_lightning.measurement.rows import Row
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.module import Li2Module
+from li2_lightning.module import Li2Module, Position
 from li2_lightning.runs.checkpoints import WINDOW, check_plain, remove_windows
 from li2_lightning.runs.metrics_csv import rows_written
 from li2_lightning.runs.wandb import wandb_position
@@ -75,9 +75,12 @@ class Checkpoint(lightning.Callback):
         self._is_best = False
         self._reached: int | None = None
         self._best_snapshot: dict[str, Any] | None = None
-        # The random state before this step's forward pass, which a resumed run repeats; and the states to restore.
-        self._random_before: dict[str, Any] = {}
+        # The random states before the forward pass of a step, which a resumed run repeats, and after it.
         self._resumed_random: dict[str, Any] | None = None
+        self._position = Position()
+
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        self._position = pl_module.position
 
     # -- which rows -------------------------------------------------------------------------------------------------
 
@@ -97,7 +100,6 @@ class Checkpoint(lightning.Callback):
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._resumed_random is not None:
             set_random_state(self._resumed_random["before"])
-        self._random_before = random_state()
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
         if self._resumed_random is not None:
@@ -124,7 +126,10 @@ class Checkpoint(lightning.Callback):
         return {
             "last_row": self.cadence.last_row,
             "best_accuracy": self._best_accuracy,
-            "random": {"before": plain_random_state(self._random_before), "after": plain_random_state(random_state())},
+            "random": {
+                "before": plain_random_state(self._position.random_state),
+                "after": plain_random_state(random_state()),
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import lightning
 from torch import Tensor
 
 from li2_lightning.errors import InputError
-from li2_lightning.measurement.step_state import StepState, by_run
+from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 
 
@@ -58,15 +58,10 @@ class Diagnostic(lightning.Callback):
         """Add the columns that the method ``part`` measures to the row of this run."""
         measure = getattr(self, part)
         if state.whole is None or not vars(type(self)).get("takes_stacks", False):
-            columns = measure(module, state)
+            state.log_all(measure(module, state))
         else:
-            key, whole = (type(self), part), state.whole
-            if key not in whole.results:
-                measured = measure(module, whole)
-                whole.results[key] = {name: by_run(value) for name, value in measured.items()}
-            columns = {name: values[state.place] for name, values in whole.results[key].items()}
-        for name, value in columns.items():
-            state.log(name, value)
+            whole = state.whole
+            state.log_all(whole.for_each_run((type(self), part), lambda: measure(module, whole))[state.place])
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_row": self.cadence.last_row}

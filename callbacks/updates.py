@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
 from li2_lightning.log import say
-from li2_lightning.measurement.step_state import StepState, by_run
+from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.base import Network
 from li2_lightning.runs.checkpoints import read_window
@@ -58,9 +58,8 @@ class Updates(Diagnostic):
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Li2Module, optimizer: Any) -> None:
         # With rows further apart than one step only this hook sees the weights one update before a row, including a V
         # that was just solved as a ridge readout.
-        next_row = trainer.global_step + 1
         spacing = pl_module.evaluate_every_n_steps
-        if spacing > 1 and (next_row % spacing == 0 or pl_module.is_last_update):
+        if spacing > 1 and ((trainer.global_step + 1) % spacing == 0 or pl_module.is_last_update):
             self._remember(pl_module.network, trainer.global_step)
 
     def _remember(self, network: Network, step: int) -> None:
@@ -76,12 +75,9 @@ class Updates(Diagnostic):
             columns: Mapping[str, Any] = self._separate().follow(state)
         else:
             track, place = self._joint
-            if track not in whole.results:
-                whole.results[track] = {name: by_run(value) for name, value in track.follow(whole).items()}
-            columns = {name: values[place] for name, values in whole.results[track].items()}
+            columns = whole.for_each_run(track, lambda: track.follow(whole))[place]
         if self.cadence.due(state.step, state.is_last):
-            for name, value in {**columns, **_learning_rates(module.optimizer)}.items():
-                state.log(name, value)
+            state.log_all({**columns, **_learning_rates(module.optimizer)})
 
     @classmethod
     def join(cls, callbacks: Sequence[Updates], network: Network) -> None:

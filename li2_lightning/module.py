@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning
@@ -48,9 +49,27 @@ from li2_lightning.measurement.rows import Row, call_hook, rows_to_host
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Activity, Network
 from li2_lightning.runs.checkpoints import updates_left
+from li2_lightning.seeds import random_state
 
 # Rows that collect on an accelerator before one transfer moves them to the host.
 ROWS_PER_TRANSFER = 16
+
+
+@dataclass
+class Position:
+    """What changes with every row; apart from the module, in which setting an attribute takes ten times as long.
+
+    Attributes:
+        row: the newest row that was measured.
+        finite_row: the newest row whose training loss was finite.
+        waiting: rows that are not on the host yet.
+        random_state: of the global sources, before the forward pass of the present step.
+    """
+
+    row: int = -1
+    finite_row: int | None = None
+    waiting: list[dict[str, Tensor | float]] = field(default_factory=list)
+    random_state: dict[str, Any] = field(default_factory=dict)
 
 
 class Li2Module(lightning.LightningModule):
@@ -91,8 +110,7 @@ class Li2Module(lightning.LightningModule):
         self.evaluate_every_n_steps = evaluate_every_n_steps
         self.stop_at_test_accuracy = stop_at_test_accuracy
         self.config, self.inputs = dict(config or {}), dict(inputs or {})
-        self.last_row = -1
-        self._finite_row: int | None = None
+        self.position = Position()
         # Whether the last row is published, and whether the run was asked to stop before that row.
         self._ended = self._announced = self._stopped = False
         # Whether the run continues from a checkpoint that was made one update before a stop.
@@ -116,7 +134,11 @@ class Li2Module(lightning.LightningModule):
             self._compiled = lambda tokens: compiled(tokens)
         self._passes: Passes | None = None
         self._state: StepState | None = None
-        self._waiting: list[dict[str, Tensor | float]] = []
+
+    @property
+    def last_row(self) -> int:
+        """The newest row that was measured; −1 before the first."""
+        return self.position.row
 
     @property
     def network_config(self) -> NetworkConfig:
@@ -140,6 +162,9 @@ class Li2Module(lightning.LightningModule):
             precision = self.trainer.precision_plugin.train_step_context
             self._passes = Passes(self.network, self.loss, self.data, precision, self.ridge, self._compiled)
         return self._passes
+
+    def on_train_batch_start(self, batch: Rows, batch_idx: int) -> None:
+        self.position.random_state = random_state()
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         due = self.is_due() and not self.has_eval_point
@@ -195,7 +220,8 @@ class Li2Module(lightning.LightningModule):
         Raises:
             Interrupted: ``signum`` is a signal.
         """
-        self.trainer.should_stop |= self._stops_next
+        if self._stops_next:
+            self.trainer.should_stop = True
         if signum is not None:
             self.hand_over()
             call_hook(self.trainer, "on_interrupt", self)
@@ -356,7 +382,7 @@ class Li2Module(lightning.LightningModule):
 
     def take_waiting(self) -> list[dict[str, Tensor | float]]:
         """The rows that are not on the host yet; from now on the caller has them."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self.position.waiting = self.position.waiting, []
         return waiting
 
     def receive(self, rows: list[Row]) -> None:
@@ -369,13 +395,13 @@ class Li2Module(lightning.LightningModule):
             loss = row["train/loss"]
             if loss is None or not math.isfinite(loss):
                 raise DivergenceError(f"Training diverged: train/loss is {loss} in row {step}{self._where(step)}.")
-            self._finite_row = step
+            self.position.finite_row = step
             if self.stop_at_test_accuracy is not None and (row["test/accuracy"] or 0) >= self.stop_at_test_accuracy:
                 self.trainer.should_stop = True
 
     def _where(self, step: int) -> str:
         """For the message: the last finite row, and which weights are not finite."""
-        since = f"; row {self._finite_row} was finite" if self._finite_row is not None else ""
+        since = f"; row {self.position.finite_row} was finite" if self.position.finite_row is not None else ""
         # On an accelerator later updates may have changed the weights before a row is read.
         if self.last_row != step:
             return since
@@ -395,7 +421,7 @@ class Li2Module(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["li2_lightning"]
-        self.last_row, self._stops_next = saved["row"], updates_left(saved, self.config) == 1
+        self.position.row, self._stops_next = saved["row"], updates_left(saved, self.config) == 1
         self._train_point = saved.get("train_point", {})
 
     def publish(self, state: StepState) -> None:
@@ -407,11 +433,11 @@ class Li2Module(lightning.LightningModule):
     def queue(self, state: StepState) -> None:
         """Let the callbacks add their columns, and queue the row."""
         call_hook(self.trainer, "on_step_state", self, state)
-        self._waiting.append({"step": float(state.step), **state.columns})
-        self.last_row = state.step
+        self.position.waiting.append({"step": float(state.step), **state.columns})
+        self.position.row = state.step
 
     @property
     def rows_are_due(self) -> bool:
         """Whether the waiting rows have to be given out now; rows of an accelerator collect for one transfer."""
         at_once = self.device.type == "cpu" or self.stop_at_test_accuracy is not None
-        return at_once or len(self._waiting) >= ROWS_PER_TRANSFER
+        return at_once or len(self.position.waiting) >= ROWS_PER_TRANSFER

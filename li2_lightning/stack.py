@@ -36,6 +36,7 @@ from li2_lightning.measurement.rows import call_hook, rows_to_host
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.base import Network, stacked
+from li2_lightning.seeds import random_state
 
 # The hooks of a step that Lightning calls on callbacks.
 STEP_HOOKS = (
@@ -202,8 +203,10 @@ class Stack(lightning.LightningModule):
             member.batches = iter(member.data.train_dataloader())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        before = random_state()
         for member in self._members:
             member.batch = next(member.batches)
+            member.module.position.random_state = before
         self.call("on_train_batch_start", lambda member: member.batch, lambda member: batch_idx)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -88,7 +88,8 @@ def _merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Groups of equal hyperparameters as one group."""
     merged: dict[Any, dict[str, Any]] = {}
     for group in groups:
-        key = repr([(name, value) for name, value in group.items() if name not in BY_PARAMETER])
+        # A tuple of betas is hashable, and so is a tensor, by its identity.
+        key = tuple((name, value) for name, value in group.items() if name not in BY_PARAMETER)
         if key not in merged:
             merged[key] = {**group, **{name: list(group[name]) for name in BY_PARAMETER if name in group}}
         else:

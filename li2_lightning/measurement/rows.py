@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import lightning
@@ -26,9 +25,13 @@ def call_hook(trainer: lightning.Trainer, name: str, *args: Any) -> None:
     with clock.part("rows"):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             hook: Callable[..., None] | None = getattr(callback, name, None)
+            if hook is None:
+                continue
             part: str | None = getattr(callback, "part", None)
-            if hook is not None:
-                with nullcontext() if part is None else clock.part(part):
+            if part is None:
+                hook(trainer, *args)
+            else:
+                with clock.part(part):
                     hook(trainer, *args)
 
 

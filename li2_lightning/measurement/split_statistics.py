@@ -46,7 +46,7 @@ class RowStatistics(Metric):
             labels: (…, n).
         """
         self.loss_sum = self.loss_sum + losses.sum(dim=-1)
-        self.hits = self.hits + (outputs.argmax(dim=-1) == labels).sum(dim=-1)
+        self.hits = self.hits + (outputs.max(dim=-1).indices == labels).sum(dim=-1)
         self.rows = self.rows + labels.shape[-1]
 
     def compute(self) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,23 +37,16 @@ else:
             return value
 
 
-def by_run(value: Tensor | float) -> Sequence[Tensor] | Sequence[float] | RepeatedValue:
-    """A column of a stack as one value for each run; a number is the value of every run."""
-    if not isinstance(value, Tensor):
-        return RepeatedValue(value)
-    # On an accelerator this would wait for the device; there the rows of all runs are moved together.
-    values: Sequence[float] = value.tolist() if value.device.type == "cpu" else []
-    return values or value.unbind()
+def by_run(columns: Mapping[str, Tensor | float], runs: int) -> list[dict[str, Tensor | float]]:
+    """The columns of a stack, each (N,) or one number for all, as the columns of each run."""
+    lists = [_values_of_runs(value) if isinstance(value, Tensor) else [value] * runs for value in columns.values()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)] or [{} for _ in range(runs)]
 
 
-class RepeatedValue:
-    """One number for every run of a stack."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def __getitem__(self, run: int) -> float:
-        return self.value
+def _values_of_runs(column: Tensor) -> Sequence[Tensor] | Sequence[float]:
+    # On an accelerator `tolist` would wait for the device; there the rows of all runs are moved together.
+    values: Sequence[float] = column.tolist() if column.device.type == "cpu" else []
+    return values or column.unbind()
 
 
 def _part(value: Any, run: int) -> Any:
@@ -65,6 +58,10 @@ def _part(value: Any, run: int) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(*[_part(getattr(value, field.name), run) for field in fields(value)])
     return value
+
+
+# Attributes of a run of a stack that are its part of those of the whole stack.
+PARTS = ("outputs", "targets", "readout_gradient", "_rows", "_kept_features")
 
 
 class StepState:
@@ -118,7 +115,7 @@ class StepState:
         self.columns: dict[str, Tensor | float] = {}
         self.whole: StepState | None = None
         self.place = 0
-        self.results: dict[Any, Any] = {}
+        self._measured: dict[Any, list[dict[str, Tensor | float]]] = {}
         self._rows, self._loss, self._sums = rows, loss, sums
         self._kept_features = activity.features
         self._versions = network.write_counts()
@@ -129,19 +126,22 @@ class StepState:
         Args:
             networks: the network of each run.
         """
-        runs, columns = [], {name: by_run(value) for name, value in self.columns.items()}
-        for place, network in enumerate(networks):
+        runs = []
+        for place, (network, columns) in enumerate(zip(networks, by_run(self.columns, len(networks)), strict=True)):
             run = StepState.__new__(StepState)
-            run.step, run.is_last, run.results = self.step, self.is_last, {}
-            run.columns = {name: values[place] for name, values in columns.items()}
-            run.whole, run.place, run.network = self, place, network
-            run.outputs, run.targets = self.outputs[place], self.targets[place]
-            run.readout_gradient = None if self.readout_gradient is None else self.readout_gradient[place]
-            run._rows, run._loss, run._sums = self._rows.of_run(place), self._loss, None
-            run._kept_features = None if self._kept_features is None else _part(self._kept_features, place)
-            run._versions = network.write_counts()
+            run.step, run.is_last, run.columns = self.step, self.is_last, columns
+            run.whole, run.place, run.network, run._loss, run._sums = self, place, network, self._loss, None
             runs.append(run)
         return runs
+
+    def __getattr__(self, name: str) -> Any:
+        # A run of a stack takes its part of a tensor when somebody asks for it.
+        if name not in PARTS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        whole = self.__dict__["whole"]
+        value = whole._rows.of_run(self.place) if name == "_rows" else _part(getattr(whole, name), self.place)
+        self.__dict__[name] = value
+        return value
 
     @property
     def tokens(self) -> Tensor:
@@ -168,6 +168,27 @@ class StepState:
         if name in self.columns:
             raise ValueError(f"Column {name!r} is logged twice in row {self.step}; give one of them another name.")
         self.columns[name] = value
+
+    def log_all(self, columns: Mapping[str, Tensor | float]) -> None:
+        """`log` for several columns."""
+        if self.columns.keys().isdisjoint(columns):
+            self.columns.update(columns)
+        else:
+            for name, value in columns.items():
+                self.log(name, value)
+
+    def for_each_run(
+        self, key: Any, measure: Callable[[], Mapping[str, Tensor | float]]
+    ) -> list[dict[str, Tensor | float]]:
+        """The columns of each run of this stack, measured for all runs at once when the first run asks for them.
+
+        Args:
+            key: identifies the measurement.
+            measure: the columns of the stack, each (N,).
+        """
+        if key not in self._measured:
+            self._measured[key] = by_run(measure(), len(self.outputs))
+        return self._measured[key]
 
     @property
     def readout(self) -> Tensor:
@@ -430,7 +451,9 @@ class StepState:
         return self.targets.shape[-1]
 
     def _check_weights(self) -> None:
-        if self.network.write_counts() != self._versions:
+        if self.whole is not None:
+            self.whole._check_weights()
+        elif self.network.write_counts() != self._versions:
             raise RuntimeError(
                 f"The features of row {self.step} belong to weights that are gone; ask for them in on_step_state."
             )

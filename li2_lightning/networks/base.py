@@ -217,7 +217,8 @@ def stacked(networks: Sequence[Network]) -> Network:
     if len(set(scales)) > 1:
         whole.output_scale = first.V.real.new_tensor(scales)[:, None, None]
     # Writes to the slices are counted at the slices.
-    whole.write_counts = lambda: [count for network in networks for count in network.write_counts()]  # type: ignore[method-assign]
+    slices = [parameter for network in networks for parameter in network.parameters()]
+    whole.write_counts = lambda: [write_count(part) for part in slices]  # type: ignore[method-assign]
     return whole
 
 

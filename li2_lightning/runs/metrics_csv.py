@@ -64,7 +64,7 @@ class MetricsFile(Logger):
         if new:
             self._widen(new)
         assert self._stream is not None
-        row = [_cell(name, metrics.get(name)) for name in self._columns]
+        row = ["" if (value := metrics.get(name)) is None else _cell(name, value) for name in self._columns]
         csv.writer(self._stream, lineterminator="\n").writerow(row)
         self._unflushed += 1
         self.rows_written += 1
@@ -188,7 +188,5 @@ def _read(path: Path) -> list[list[str]]:
     return [row for row in rows[1:] if len(row) == len(rows[0])]
 
 
-def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
+def _cell(name: str, value: float) -> str:
     return str(int(value)) if name in ("step", "stage/index") else repr(float(value))

@@ -266,7 +266,6 @@ def test_nothing_is_computed_before_somebody_asks() -> None:
         "is_last",
         "whole",
         "place",
-        "results",
     }
     assert {name for name in vars(state) if not name.startswith("_")} == names
     assert "_features" not in vars(state)
