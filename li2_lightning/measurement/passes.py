@@ -110,7 +110,8 @@ class Passes:
         add_ranks(self._train_statistics, self._test_statistics)
         for split, statistics in (("train", self._train_statistics), ("test", self._test_statistics)):
             for name, value in statistics.compute().items():
-                state.log(f"{split}/{name}", value)
+                # torchmetrics drops the axis of a single run.
+                state.log(f"{split}/{name}", value.reshape(losses.shape[:-1]))
             statistics.reset()
         return state
 
