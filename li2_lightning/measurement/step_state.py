@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,51 +12,12 @@ from li2_lightning.data import Rows
 from li2_lightning.distributed.collectives import gather_rows, share, sum_over_ranks
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums, at_least_single
+from li2_lightning.measurement.parts import columns_of_runs, part_of_run, quantity
 from li2_lightning.networks.base import Activity, Features, Network
 from li2_lightning.networks.kernel import Places
 from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
-
-if TYPE_CHECKING:
-    quantity = cached_property
-else:
-
-    class quantity(cached_property):
-        """A derived quantity of a `StepState`, computed at most once.
-
-        In a run of a stack it is the run's part of the quantity of the stack, which is computed for all runs at once.
-        """
-
-        def __get__(self, state: Any, owner: Any = None) -> Any:
-            if state is None or state.whole is None:
-                return super().__get__(state, owner)
-            value = state.__dict__[self.attrname] = _part(getattr(state.whole, self.attrname), state.place)
-            return value
-
-
-def by_run(columns: Mapping[str, Tensor | float], runs: int) -> list[dict[str, Tensor | float]]:
-    """The columns of a stack, each (N,) or one number for all, as the columns of each run."""
-    lists = [_values_of_runs(value) if isinstance(value, Tensor) else [value] * runs for value in columns.values()]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)] or [{} for _ in range(runs)]
-
-
-def _values_of_runs(column: Tensor) -> Sequence[Tensor] | Sequence[float]:
-    # On an accelerator `tolist` would wait for the device; there the rows of all runs are moved together.
-    values: Sequence[float] = column.tolist() if column.device.type == "cpu" else []
-    return values or column.unbind()
-
-
-def _part(value: Any, run: int) -> Any:
-    """One run's part of a quantity of a stack."""
-    if isinstance(value, Tensor):
-        return value[run]
-    if isinstance(value, tuple):
-        return tuple(_part(entry, run) for entry in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(*[_part(getattr(value, field.name), run) for field in fields(value)])
-    return value
-
 
 # Attributes of a run of a stack that are its part of those of the whole stack.
 PARTS = ("outputs", "targets", "readout_gradient", "_rows", "_kept_features")
@@ -127,7 +86,9 @@ class StepState:
             networks: the network of each run.
         """
         runs = []
-        for place, (network, columns) in enumerate(zip(networks, by_run(self.columns, len(networks)), strict=True)):
+        for place, (network, columns) in enumerate(
+            zip(networks, columns_of_runs(self.columns, len(networks)), strict=True)
+        ):
             run = StepState.__new__(StepState)
             run.step, run.is_last, run.columns = self.step, self.is_last, columns
             run.whole, run.place, run.network, run._loss, run._sums = self, place, network, self._loss, None
@@ -139,7 +100,7 @@ class StepState:
         if name not in PARTS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         whole = self.__dict__["whole"]
-        value = whole._rows.of_run(self.place) if name == "_rows" else _part(getattr(whole, name), self.place)
+        value = whole._rows.of_run(self.place) if name == "_rows" else part_of_run(getattr(whole, name), self.place)
         self.__dict__[name] = value
         return value
 
@@ -187,7 +148,7 @@ class StepState:
             measure: the columns of the stack, each (N,).
         """
         if key not in self._measured:
-            self._measured[key] = by_run(measure(), len(self.outputs))
+            self._measured[key] = columns_of_runs(measure(), len(self.outputs))
         return self._measured[key]
 
     @property

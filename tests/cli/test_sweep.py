@@ -17,6 +17,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+import train
 from li2_lightning.config.schema import Config
 from li2_lightning.files import write_json
 from li2_lightning.runs.directory import RunDirectory, RunResult
@@ -26,9 +27,10 @@ from li2_lightning.sweeps.worker import LEADER, run_in_sweep
 from tests.cli.conftest import TINY, CommandLine, Process, StartProcess
 from tests.cli.test_terminal import on_a_terminal, visible, width
 
-FAST = (*TINY, "callbacks=minimal", "name=sweep")
+# One run after the other; tests/sweeps has the runs that are trained together.
+FAST = (*TINY, "callbacks=minimal", "name=sweep", "stack=1")
 # Runs of a second or so, that something can happen in the middle of; the last checkpoint lies close behind.
-LONG = (*TINY, "callbacks=minimal", "name=sweep", "max_steps=400", "callbacks.checkpoint.every_n_steps=20")
+LONG = (*TINY, "callbacks=minimal", "name=sweep", "stack=1", "max_steps=400", "callbacks.checkpoint.every_n_steps=20")
 TWO_AT_A_TIME = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
@@ -389,7 +391,7 @@ def test_a_worker_that_is_stopped_inside_a_library_has_not_failed(tmp_path: Path
         OmegaConf.register_new_resolver("stop", lambda: os.kill(os.getpid(), signal.SIGTERM), replace=True)
         raise AssertionError(OmegaConf.create({"here": "${stop:}"}).here)
 
-    run_in_sweep(run, lambda: config, folder)
+    run_in_sweep(run, train.run_stack, lambda: config, folder)
     note = folder / f"{key(RunDirectory.of(config).path)}.json"
     assert json.loads(note.read_text())["state"] == "stopped"
     shutil.rmtree(folder)  # its watch ends
@@ -407,7 +409,7 @@ def test_a_run_that_a_queue_starts_too_late_does_nothing(state: str, tmp_path: P
     def run(config: Config) -> RunResult:
         raise AssertionError("it was run")
 
-    run_in_sweep(run, lambda: Config(output_dir=str(tmp_path / "outputs")), folder)
+    run_in_sweep(run, train.run_stack, lambda: Config(output_dir=str(tmp_path / "outputs")), folder)
     assert not list(folder.glob("*.json"))[1:]
     assert not (tmp_path / "outputs").exists()
 
