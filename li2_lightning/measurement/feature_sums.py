@@ -61,7 +61,7 @@ class FeatureSums:
         first = self.num_classes * torch.arange(len(sums), device=F.device)[:, None]
         sums.view(-1, F.shape[-1]).index_add_(0, (self._targets[runs] + first).flatten(), F.flatten(0, 1))
         for part in parts:
-            self._norms[runs].add_(part.square().sum(dim=-2, dtype=self._wide))
+            self._norms[runs].add_(part.square().sum(dim=-2))
 
     def _close_run(self) -> None:
         if self._squares is not None:
