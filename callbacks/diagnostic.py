@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
 from torch import Tensor
 
 from li2_lightning.errors import InputError
+from li2_lightning.measurement.parts import columns_of_runs
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 
@@ -35,9 +37,9 @@ class Diagnostic(lightning.Callback):
     """Adds columns to the rows that are due.
 
     In a stack of runs each run has an object of its own. A class that sets ``takes_stacks`` measures the rows of all
-    runs at once: the first object that is due measures the `StepState.whole`, whose tensors have a leading axis, and
-    every object logs its part. Such a class reads nothing but the state, the configuration that all runs share, and
-    its own options. Any other class measures the `StepState` of its run.
+    runs at once, from the `StepState` of the stack, whose tensors have a leading axis. Such a class reads nothing but
+    the state, the configuration that all runs share, and its own options. Any other class measures the `StepState` of
+    its run.
 
     Args:
         every_n_steps: the cadence of the columns; 1 means every row.
@@ -52,16 +54,40 @@ class Diagnostic(lightning.Callback):
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         if self.cadence.due(state.step, state.is_last):
-            self.log_columns(module, state)
+            state.log_all(self.measure(module, state))
 
-    def log_columns(self, module: Li2Module, state: StepState, part: str = "measure") -> None:
-        """Add the columns that the method ``part`` measures to the row of this run."""
-        measure = getattr(self, part)
-        if state.whole is None or not vars(type(self)).get("takes_stacks", False):
-            state.log_all(measure(module, state))
-        else:
-            whole = state.whole
-            state.log_all(whole.for_each_run((type(self), part), lambda: measure(module, whole))[state.place])
+    @classmethod
+    def measures_stacks(cls) -> bool:
+        """Whether the class itself is written for the leading axis of a stack; a subclass may be not."""
+        return bool(vars(cls).get("takes_stacks", False))
+
+    @classmethod
+    def on_stack_state(
+        cls, callbacks: Sequence[Any], modules: Sequence[Li2Module], whole: StepState, states: Sequence[StepState]
+    ) -> None:
+        """`on_step_state` for all runs of a stack.
+
+        Args:
+            callbacks, modules, states: of each run.
+            whole: the state of the stack.
+        """
+        due = [callback.cadence.due(whole.step, whole.is_last) for callback in callbacks]
+        cls.log_stack(callbacks[0].measure, modules[0], whole, states, due)
+
+    @staticmethod
+    def log_stack(
+        measure: Callable[[Li2Module, StepState], Mapping[str, Tensor | float]],
+        module: Li2Module,
+        whole: StepState,
+        states: Sequence[StepState],
+        due: Sequence[bool],
+    ) -> None:
+        """Measure the columns of a stack and add them to the rows of the runs that are due."""
+        if any(due):
+            columns = columns_of_runs(measure(module, whole), len(states))
+            for state, own, is_due in zip(states, columns, due, strict=True):
+                if is_due:
+                    state.log_all(own)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_row": self.cadence.last_row}

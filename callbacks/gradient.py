@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -65,9 +66,19 @@ class Gradient(Diagnostic):
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         if self.cadence.due(state.step, state.is_last):
-            self.log_columns(module, state)
+            state.log_all(self.measure(module, state))
             if self.pairs_cadence.due(state.step, state.is_last):
-                self.log_columns(module, state, "measure_pairs")
+                state.log_all(self.measure_pairs(module, state))
+
+    @classmethod
+    def on_stack_state(
+        cls, callbacks: Sequence[Gradient], modules: Sequence[Li2Module], whole: StepState, states: Sequence[StepState]
+    ) -> None:
+        first, row = callbacks[0], (whole.step, whole.is_last)
+        due = [callback.cadence.due(*row) for callback in callbacks]
+        cls.log_stack(first.measure, modules[0], whole, states, due)
+        pairs = [is_due and callback.pairs_cadence.due(*row) for callback, is_due in zip(callbacks, due, strict=True)]
+        cls.log_stack(first.measure_pairs, modules[0], whole, states, pairs)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "pairs_last_row": self.pairs_cadence.last_row}

@@ -52,7 +52,7 @@ class Interaction(Diagnostic):
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         if self.cadence.due(state.step, state.is_last) or self._transition:
             self._transition = False
-            self.log_columns(module, state)
+            state.log_all(self.measure(module, state))
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         F = state.features

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
 from li2_lightning.log import say
+from li2_lightning.measurement.parts import columns_of_runs
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.base import Network
@@ -49,6 +50,8 @@ class Updates(Diagnostic):
         every_n_steps: cadence of the columns; updates are recorded at every row.
     """
 
+    takes_stacks = True
+
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
         self._track = _Track()
@@ -70,14 +73,25 @@ class Updates(Diagnostic):
             track.remember(_vectors(track.network), step)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        whole = state.whole
-        if self._joint is None or whole is None:
-            columns: Mapping[str, Any] = self._separate().follow(state)
-        else:
-            track, place = self._joint
-            columns = whole.for_each_run(track, lambda: track.follow(whole))[place]
+        self._log(module, state, self._separate().follow(state))
+
+    def _log(self, module: Li2Module, state: StepState, columns: Mapping[str, Any]) -> None:
         if self.cadence.due(state.step, state.is_last):
             state.log_all({**columns, **_learning_rates(module.optimizer)})
+
+    @classmethod
+    def on_stack_state(
+        cls, callbacks: Sequence[Updates], modules: Sequence[Li2Module], whole: StepState, states: Sequence[StepState]
+    ) -> None:
+        joint = callbacks[0]._joint
+        if joint is None:
+            columns: Sequence[Mapping[str, Any]] = [
+                callback._track.follow(state) for callback, state in zip(callbacks, states, strict=True)
+            ]
+        else:
+            columns = columns_of_runs(joint[0].follow(whole), len(states))
+        for callback, module, state, own in zip(callbacks, modules, states, columns, strict=True):
+            callback._log(module, state, own)
 
     @classmethod
     def join(cls, callbacks: Sequence[Updates], network: Network) -> None:

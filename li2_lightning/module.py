@@ -426,13 +426,13 @@ class Li2Module(lightning.LightningModule):
 
     def publish(self, state: StepState) -> None:
         """Let the callbacks add their columns, queue the row, and give it out where it cannot wait."""
+        call_hook(self.trainer, "on_step_state", self, state)
         self.queue(state)
         if self.rows_are_due:
             self.hand_over()
 
     def queue(self, state: StepState) -> None:
-        """Let the callbacks add their columns, and queue the row."""
-        call_hook(self.trainer, "on_step_state", self, state)
+        """Queue a finished row."""
         self.position.waiting.append({"step": float(state.step), **state.columns})
         self.position.row = state.step
 

@@ -12,7 +12,8 @@ A run leaves the stack when it ends, diverges, or fails; the stack gets smaller,
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from li2_lightning._compat import (
     has_gradient_hooks,
     is_step_overflow,
 )
+from li2_lightning.clock import clock
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.measurement.passes import Passes
@@ -143,7 +145,9 @@ class Stack(lightning.LightningModule):
         self._optimizers = self._join([module.optimizer for module in modules], self._optimizer_failed)
         for module in modules:
             count_as_stepped(module.optimizer)
-        for callbacks in zip(*(member.trainer.callbacks for member in self._members), strict=True):  # type: ignore[attr-defined]
+        of_each: list[list[Any]] = [member.trainer.callbacks for member in self._members]  # type: ignore[attr-defined]
+        self._callbacks: list[tuple[Any, ...]] = list(zip(*of_each, strict=True))
+        for callbacks in self._callbacks:
             if hasattr(callbacks[0], "join"):
                 callbacks[0].join(callbacks, self._network[0])
 
@@ -254,6 +258,8 @@ class Stack(lightning.LightningModule):
             state, self._state = self._state, None
             state.readout_gradient = first.readout_gradient(self._network[0])
             self._publish(state)
+            if any(member.module.rows_are_due for member in self._members):
+                self._hand_over()
         self._obey()
         self.call("on_after_backward")
 
@@ -280,19 +286,39 @@ class Stack(lightning.LightningModule):
         if measured:
             state = self._passes.measure(self.global_step)
             state.is_last = True
-            for member, part in zip(self._members, state.split([m.module.network for m in self._members]), strict=True):
-                self._guard(member, member.module.queue, part)
+            self._publish(state)
             self._hand_over()
         for member in list(self._members):
             self._leave(member, member.error)
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
-    def _publish(self, state: StepState) -> None:
-        for member, part in zip(self._members, state.split([m.module.network for m in self._members]), strict=True):
-            self._guard(member, member.module.queue, part)
-        if any(member.module.rows_are_due for member in self._members):
-            self._hand_over()
+    def _publish(self, whole: StepState) -> None:
+        """Let the callbacks of every run add their columns, and queue the rows."""
+        states = whole.split([member.module.network for member in self._members])
+        modules = [member.module for member in self._members]
+        with clock.part("rows"):
+            for callbacks in self._callbacks:
+                self._measure(callbacks, modules, whole, states)
+        for member, state in zip(self._members, states, strict=True):
+            self._guard(member, member.module.queue, state)
+
+    def _measure(
+        self, callbacks: Sequence[Any], modules: Sequence[Li2Module], whole: StepState, states: Sequence[StepState]
+    ) -> None:
+        """Call ``on_step_state`` of the callbacks at one place of every run, at once where the class allows it."""
+        first = callbacks[0]
+        if getattr(first, "measures_stacks", bool)():
+            try:
+                first.on_stack_state(callbacks, modules, whole, states)
+            except Exception as error:
+                for member in self._members:
+                    member.error = member.error or error
+        elif hasattr(first, "on_step_state"):
+            part = getattr(first, "part", None)
+            with nullcontext() if part is None else clock.part(part):
+                for member, callback, state in zip(self._members, callbacks, states, strict=True):
+                    self._guard(member, callback.on_step_state, member.trainer, member.module, state)
 
     def _hand_over(self) -> None:
         """Give every run its waiting rows, after one transfer for all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,7 +74,6 @@ class StepState:
         self.columns: dict[str, Tensor | float] = {}
         self.whole: StepState | None = None
         self.place = 0
-        self._measured: dict[Any, list[dict[str, Tensor | float]]] = {}
         self._rows, self._loss, self._sums = rows, loss, sums
         self._kept_features = activity.features
         self._versions = network.write_counts()
@@ -137,19 +136,6 @@ class StepState:
         else:
             for name, value in columns.items():
                 self.log(name, value)
-
-    def for_each_run(
-        self, key: Any, measure: Callable[[], Mapping[str, Tensor | float]]
-    ) -> list[dict[str, Tensor | float]]:
-        """The columns of each run of this stack, measured for all runs at once when the first run asks for them.
-
-        Args:
-            key: identifies the measurement.
-            measure: the columns of the stack, each (N,).
-        """
-        if key not in self._measured:
-            self._measured[key] = columns_of_runs(measure(), len(self.outputs))
-        return self._measured[key]
 
     @property
     def readout(self) -> Tensor:

@@ -38,6 +38,7 @@ class MetricsFile(Logger):
         self.path = path
         self._keep_through = keep_through
         self._columns: list[str] = []
+        self._known: set[str] = set()
         self._stream: TextIO | None = None
         self._unflushed = 0
         self.rows_written = 0
@@ -60,9 +61,8 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._stream is None:
             self._open()
-        new = [name for name in metrics if name not in self._columns]
-        if new:
-            self._widen(new)
+        if not self._known.issuperset(metrics):
+            self._widen([name for name in metrics if name not in self._known])
         assert self._stream is not None
         row = ["" if (value := metrics.get(name)) is None else _cell(name, value) for name in self._columns]
         csv.writer(self._stream, lineterminator="\n").writerow(row)
@@ -124,6 +124,7 @@ class MetricsFile(Logger):
             self._stream.close()
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream, lineterminator="\n")
+            self._known = set(self._columns)
             if self._columns:
                 writer.writerow(self._columns)
             writer.writerows(rows)
