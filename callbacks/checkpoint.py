@@ -19,6 +19,7 @@ from li2_lightning.files import link_or_copy, replacing, row_files
 from li2_lightning.measurement.rows import Row
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
+from li2_lightning.networks.libraries import library, use_library
 from li2_lightning.runs.checkpoints import WINDOW, check_plain, remove_windows
 from li2_lightning.runs.metrics_csv import rows_written
 from li2_lightning.runs.wandb import wandb_position
@@ -38,8 +39,9 @@ class Checkpoint(lightning.Callback):
 
     A checkpoint of row t holds the weights after t updates, the config and the row. row-….ckpt also hold the states
     after row t of the optimizer, the schedules, every callback and every source of random numbers; the number of rows
-    in metrics.csv; and the id of the W&B run. So a run can continue from them, and from best.ckpt and stage-….ckpt only
-    with ``resumable``. A file is written once row t is known to be finite, and replaces an older file atomically.
+    in metrics.csv; the library of matrix products; and the id of the W&B run. So a run can continue from them, and from
+    best.ckpt and stage-….ckpt only with ``resumable``. A file is written once row t is known to be finite, and replaces
+    an older file atomically.
 
     The best row stays in memory until the next row-… file is written. A run that is killed before then continues from
     an earlier row, and reaches the best row again. On an accelerator ``best`` and ``transitions`` need each row before
@@ -77,6 +79,10 @@ class Checkpoint(lightning.Callback):
         # The random state before this step's forward pass, which a resumed run repeats; and the states to restore.
         self._random_before: dict[str, Any] = {}
         self._resumed_random: dict[str, Any] | None = None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        # An earlier run of this process may have continued from a checkpoint with another library.
+        use_library(None)
 
     # -- which rows -------------------------------------------------------------------------------------------------
 
@@ -123,6 +129,7 @@ class Checkpoint(lightning.Callback):
         return {
             "last_row": self.cadence.last_row,
             "best_accuracy": self._best_accuracy,
+            "library": library(),
             "random": {"before": plain_random_state(self._random_before), "after": plain_random_state(random_state())},
         }
 
@@ -130,6 +137,7 @@ class Checkpoint(lightning.Callback):
         self.cadence.last_row = state_dict["last_row"]
         self._best_accuracy = state_dict["best_accuracy"]
         self._resumed_random = state_dict["random"]
+        use_library(state_dict.get("library"))
 
     # -- files ------------------------------------------------------------------------------------------------------
 
