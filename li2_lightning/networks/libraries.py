@@ -113,7 +113,7 @@ def _measure() -> float:
     """
     multiply = onednn()
     assert multiply is not None
-    times: dict[tuple[str, int, int, int], list[float]] = {}
+    times: dict[tuple[str, int, int], list[float]] = {}
     with torch.no_grad(), _one_thread():
         for m, k, n in SIZES:
             left, right = torch.ones(m, k), torch.ones(n, k).mT
