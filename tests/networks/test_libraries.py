@@ -98,7 +98,7 @@ def test_measuring_leaves_the_threads_and_the_random_numbers_alone(monkeypatch: 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("first", "then"), [(0.5, 1.5), (1.5, 0.5)])
+@pytest.mark.parametrize(("first", "then"), [(0.5, 1.5), pytest.param(1.5, 0.5, marks=pytest.mark.slow)])
 def test_a_run_continues_with_the_library_that_it_began_with(
     tiny_run: Any, make_record: Any, measured: list[float], first: float, then: float, tmp_path: Path
 ) -> None:
