@@ -20,6 +20,7 @@ from li2_lightning.files import link_or_copy, replacing, row_files
 from li2_lightning.measurement.rows import Row
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module, Position
+from li2_lightning.networks.libraries import library, use_library
 from li2_lightning.runs.checkpoints import WINDOW, check_plain, remove_windows
 from li2_lightning.runs.metrics_csv import rows_written
 from li2_lightning.runs.wandb import wandb_position
@@ -39,8 +40,9 @@ class Checkpoint(lightning.Callback):
 
     A checkpoint of row t holds the weights after t updates, the config and the row. row-….ckpt also hold the states
     after row t of the optimizer, the schedules, every callback and every source of random numbers; the number of rows
-    in metrics.csv; and the id of the W&B run. So a run can continue from them, and from best.ckpt and stage-….ckpt only
-    with ``resumable``. A file is written once row t is known to be finite, and replaces an older file atomically.
+    in metrics.csv; the library of matrix products; and the id of the W&B run. So a run can continue from them, and from
+    best.ckpt and stage-….ckpt only with ``resumable``. A file is written once row t is known to be finite, and replaces
+    an older file atomically.
 
     The best row stays in memory until the next row-… file is written. A run that is killed before then continues from
     an earlier row, and reaches the best row again. On an accelerator ``best`` and ``transitions`` need each row before
@@ -81,6 +83,8 @@ class Checkpoint(lightning.Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         self._position = pl_module.position
+        # An earlier run of this process may have continued from a checkpoint with another library.
+        use_library(None)
 
     # -- which rows -------------------------------------------------------------------------------------------------
 
@@ -126,6 +130,7 @@ class Checkpoint(lightning.Callback):
         return {
             "last_row": self.cadence.last_row,
             "best_accuracy": self._best_accuracy,
+            "library": library(),
             "random": {
                 "before": plain_random_state(self._position.random_state),
                 "after": plain_random_state(random_state()),
@@ -136,6 +141,7 @@ class Checkpoint(lightning.Callback):
         self.cadence.last_row = state_dict["last_row"]
         self._best_accuracy = state_dict["best_accuracy"]
         self._resumed_random = state_dict["random"]
+        use_library(state_dict.get("library"))
 
     # -- files ------------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,16 @@ class Clock:
             self._blocks[name] = _Block(self, name)
         return self._blocks[name]
 
+    def enter(self, name: str) -> None:
+        """Let part ``name`` run until `leave`."""
+        self._switch()
+        self._running.append(name)
+
+    def leave(self) -> None:
+        """Let the part run again that ran before the last `enter`."""
+        self._switch()
+        self._running.pop()
+
     def summary(self) -> dict[str, Any]:
         """``seconds`` of each part so far, and their sum ``wall_time_s``."""
         self._switch()
@@ -77,12 +87,10 @@ class _Block(contextlib.ContextDecorator):
         self._clock, self._part = clock, part
 
     def __enter__(self) -> None:
-        self._clock._switch()
-        self._clock._running.append(self._part)
+        self._clock.enter(self._part)
 
     def __exit__(self, *error: object) -> None:
-        self._clock._switch()
-        self._clock._running.pop()
+        self._clock.leave()
 
 
 clock = Clock()

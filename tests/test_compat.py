@@ -72,9 +72,12 @@ def test_lightning_gives_a_checkpoint_without_a_file(tmp_path: Path) -> None:
                                "default_root_dir": tmp_path, "enable_progress_bar": False}  # fmt: skip
     trainer = lightning.Trainer(**options)
     trainer.strategy.connect(lightning.LightningModule())
-    held = _compat.dump_checkpoint(trainer)
+    held = _compat.dump_checkpoint(trainer, weights_only=False)
     entries = {"state_dict", "global_step", "callbacks", "optimizer_states", "lr_schedulers", "loops"}
     assert entries <= set(held), changed("Lightning", f"a checkpoint lacks {entries - set(held)}")
+    small = set(_compat.dump_checkpoint(trainer, weights_only=True))
+    gone = {"callbacks", "optimizer_states", "lr_schedulers"}
+    assert small == set(held) - gone, changed("Lightning", f"weights alone come with {small}")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -101,10 +101,9 @@ def _version(package: str, requirement: str) -> str:
 def _processor() -> str:
     import torch
 
-    names = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
-    model = models[0] if models else platform.processor() or platform.machine()
-    return f"{model}; torch sees {torch.backends.cpu.get_cpu_capability()}"
+    from li2_lightning.networks.libraries import processor
+
+    return f"{processor()}; torch sees {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _cores() -> str:
@@ -129,9 +128,9 @@ def _threads() -> str:
 
 
 def _product() -> str:
-    from li2_lightning.networks.matmul import explain_product
+    from li2_lightning.networks.libraries import explain_library
 
-    return explain_product()
+    return explain_library()
 
 
 def _credentials() -> str:

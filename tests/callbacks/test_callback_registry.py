@@ -65,7 +65,7 @@ def test_equal_settings_look_equal_with_their_defaults() -> None:
     complete = with_defaults({})
     assert list(complete) == OURS
     assert complete["checkpoint"] == {
-        "enabled": True, "every_n_steps": 100, "keep": 2, "best": True, "transitions": True
+        "enabled": True, "every_n_steps": 100, "keep": 2, "best": True, "transitions": True, "resumable": False
     }  # fmt: skip
     assert complete["stages"]["independence"] == 0.5
     assert with_defaults(complete) == complete

@@ -157,6 +157,7 @@ def test_a_run_that_continues_from_an_older_checkpoint_lacks_the_eigengap_for_20
     assert before[row + 20 :] == pytest.approx(after[row + 20 :], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_row_file_that_last_names_continues_with_every_column(
     tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +171,7 @@ def test_the_row_file_that_last_names_continues_with_every_column(
     assert longer.rows[26:] == whole.rows[26:]
 
 
+@pytest.mark.slow
 def test_the_window_of_another_run_is_not_taken(tiny_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     windows = [tiny_run("max_steps=25", f"seed={seed}").directory / "checkpoints" for seed in (0, 1)]
     (windows[1] / "row-000025.window").replace(windows[0] / "row-000025.window")

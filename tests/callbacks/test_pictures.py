@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import train
+from li2_lightning.errors import Interrupted
 from li2_lightning.groups.finite_group import symmetric
 from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks
 from li2_lightning.theory.features import feature_shares
+from tests.callbacks.test_checkpoint import InterruptAt
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -51,6 +54,21 @@ def test_a_picture_in_the_first_row_after_a_transition(tmp_path: Path) -> None:
         "row-000001.png",
         "row-000005.png",
     ]
+
+
+def test_after_an_interrupt_every_picture_so_far_is_there_and_whole(tiny_run: Any, make_record: Any) -> None:
+    record = make_record()
+    with pytest.raises(Interrupted):
+        tiny_run("callbacks.pictures={enabled: true, every_n_steps: 2}", into=record, callbacks=[InterruptAt(4)])
+    folder = record.directory / "features"
+    drawn = sorted(folder.glob("*.png"))
+    assert [path.name for path in drawn] == [f"row-{step:06d}.png" for step in (0, 2, 4)]
+    for path in drawn:
+        with Image.open(path) as picture:
+            picture.load()
+    with np.load(folder / "last.npz") as arrays:
+        assert arrays["step"] == 4
+        assert np.array_equal(arrays["W"], record.seen[4].weights["W"].numpy())
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_what_was_good_is_kept(command_line: CommandLine, workplace: Path) -> No
     assert not math.isfinite(metrics["train/loss"].iloc[-1])
 
     assert str(Path("outputs", *folder.parts[-2:], "checkpoints", "last.ckpt")) in outcome.err
-    kept = sorted((folder / "checkpoints").iterdir())
+    kept = sorted((folder / "checkpoints").glob("*.ckpt"))
     assert len(kept) == 4
     for path in kept:
         checkpoint = torch.load(path, weights_only=True)

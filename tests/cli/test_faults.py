@@ -109,13 +109,13 @@ def file_limit() -> Iterator[None]:
 def test_a_checkpoint_that_does_not_fit_leaves_no_half(
     file_limit: None, command_line: CommandLine, workplace: Path
 ) -> None:
-    outcome = command_line(*LONG, "network.width=64")
+    outcome = command_line(*LONG, "network.width=256")
     assert_sentence(outcome, "File too large", "resume=auto starts over")
     folder = directory(workplace)
     assert list((folder / "checkpoints").iterdir()) == []
     assert_whole(folder)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert_goes_on(command_line, workplace, *LONG, "network.width=64")
+    assert_goes_on(command_line, workplace, *LONG, "network.width=256")
 
 
 @pytest.mark.slow

@@ -1,14 +1,15 @@
-"""Products by oneDNN where torch has it, and by whatever torch takes itself elsewhere: the same to rounding."""
+"""Products by oneDNN and by torch's own library: the same to rounding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from li2_lightning.networks import matmul
+from li2_lightning.networks import libraries
+from li2_lightning.networks.libraries import ONEDNN, TORCH, use_library
 from li2_lightning.networks.matmul import SMALL, product, squared_magnitudes
 
 m, k, n = 100, 150, 160
@@ -17,6 +18,13 @@ assert m * k * n > SMALL
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True, params=[ONEDNN, TORCH])
+def _library(request: pytest.FixtureRequest) -> Iterator[None]:
+    use_library(request.param)
+    yield
+    use_library(None)
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -52,8 +60,9 @@ def test_few_rows(rows: int) -> None:
 def test_a_torch_without_onednn_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = draw(m, k).float(), draw(k, n, seed=1).float()
     with_it = product(left, right)
-    monkeypatch.setattr(matmul, "_ONEDNN", None)
+    monkeypatch.setattr(libraries, "onednn", lambda: None)
     torch.testing.assert_close(product(left, right), with_it, rtol=0, atol=5e-5)
+    assert torch.equal(product(left, right), left @ right)
 
 
 def test_where_a_gradient_is_wanted_there_is_one() -> None:
@@ -74,19 +83,3 @@ def test_squared_magnitudes() -> None:
     x = draw(5, 6, dtype=torch.complex128)
     torch.testing.assert_close(squared_magnitudes(x), x.abs() ** 2)
     assert torch.equal(squared_magnitudes(x.real), x.real * x.real)
-
-
-@pytest.mark.parametrize(
-    ("operator", "capability", "said"),
-    [
-        (torch.mm, "AVX512", "oneDNN, because torch sees AVX512"),
-        (None, "AVX2", "torch's own, because torch sees AVX2 and oneDNN gains only where it sees AVX512"),
-        (None, "AVX512", "torch's own, because this torch has no operator for oneDNN's product"),
-    ],
-)
-def test_why_it_is_or_is_not_onednn(
-    operator: object, capability: str, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(matmul, "_ONEDNN", operator)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert matmul.explain_product() == said
