@@ -18,7 +18,7 @@ def draw_overview(directory: Path) -> Path:
     them are the learned features, if the run stored any.
     """
     run = load_run(directory)
-    learned = learned_nodes(run) if (directory / "features").is_dir() else None
+    learned = learned_nodes(run) if (directory / "features" / "last.npz").exists() else None
     heights = [8.0, 4.2] if learned else [8.0]
     figure = new_figure(12, sum(heights))
     # In one figure the colour bar would narrow the panels above it.

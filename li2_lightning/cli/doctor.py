@@ -28,7 +28,7 @@ REQUIRED = ("torch", "lightning", "torchmetrics", "wandb", "omegaconf", "hydra-c
             "matplotlib", "pillow", "rich")  # fmt: skip
 EXTRAS = {
     "optimizers": ("pytorch-optimizer",),
-    "report": ("Jinja2", "plotly", "pyarrow"),
+    "report": ("Jinja2", "imageio-ffmpeg", "plotly", "pyarrow"),
     "sweep": ("hydra-joblib-launcher", "hydra-submitit-launcher", "joblib", "submitit"),
 }
 """The packages of each optional extra of setup.cfg."""

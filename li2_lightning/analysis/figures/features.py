@@ -17,7 +17,7 @@ from li2_lightning.analysis.figures.style import BLUE, ORANGE, new_figure, save
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.groups.representations import block_basis, block_legend, block_slices, isotypic_blocks
 from li2_lightning.runs.load import Run
 from li2_lightning.theory.features import feature_shares
 
@@ -73,6 +73,7 @@ def draw_panels(left: Axes, right: Axes, weights: npt.NDArray[np.inexact], group
     wide = torch.promote_types(torch.from_numpy(weights).dtype, torch.float64)
     shares = feature_shares(torch.from_numpy(weights).to(wide), basis.to(wide), block_slices(group)).numpy()
     _draw_shares(left, np.nan_to_num(shares), labels, step)
+    left.set_ylabel(block_legend(group), fontsize=8)
     _draw_nodes(right, weights, np.nan_to_num(shares), labels, group.order)
 
 
