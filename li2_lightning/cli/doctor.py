@@ -28,6 +28,7 @@ REQUIRED = ("torch", "lightning", "torchmetrics", "wandb", "omegaconf", "hydra-c
             "matplotlib", "pillow", "rich")  # fmt: skip
 EXTRAS = {
     "optimizers": ("pytorch-optimizer",),
+    "docs": ("mkdocs", "mkdocs-material", "mkdocstrings-python"),
     "report": ("Jinja2", "imageio-ffmpeg", "plotly", "pyarrow"),
     "sweep": ("hydra-joblib-launcher", "hydra-submitit-launcher", "joblib", "submitit"),
 }
