@@ -183,6 +183,8 @@ def test_the_site_builds_without_a_warning(hooks: ModuleType, tmp_path: Path, mo
     pages = {str(page.relative_to(DOCS).with_suffix(".html")) for page in PAGES}
     assert pages | {f"api/{package}.html" for package in hooks.packages()} <= found
     assert "predicted_maxima" in (tmp_path / "api" / "li2_lightning.theory.html").read_text(encoding="utf-8")
+    assert 'href="play/index.html"' in (tmp_path / "play.html").read_text(encoding="utf-8")
+    assert {path.name for path in (tmp_path / "play").iterdir()} == {"index.html", "page.js", "trainer.js"}
     for page in tmp_path.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"<(script|img|iframe)[^>]*src=\"?https?:|<link[^>]*stylesheet[^>]*href=\"?https?:", text)

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs (mkdocs.yml): the API reference, links that leave docs/, and anchors of headings as on GitHub."""
+"""Hooks of mkdocs (mkdocs.yml): the API reference, the demo, links that leave docs/, and anchors as on GitHub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("li2_lightning", "optimizers", "callbacks")
+DEMO = "li2_lightning/resources/play"
 # [text](target) and ![text](target), up to the anchor.
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(?:#[^)]*)?\)")
 
@@ -25,7 +26,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for each package."""
+    """Add a page for each package, and the demo as `play/`."""
+    for path in (ROOT / DEMO).iterdir():
+        files.append(File.generated(config, f"play/{path.name}", content=path.read_text(encoding="utf-8")))
     for name, modules in packages().items():
         text = f"# {name}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
         files.append(File.generated(config, f"api/{name}.md", content=text))
@@ -33,10 +36,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Name a file of the repository that is outside docs/ instead of linking it."""
+    """Link the demo in the site, and name any other file outside docs/ instead of linking it."""
 
     def name(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.file.src_uri), match[2]))
+        if target.startswith(DEMO):
+            return f"[{match[1]}](play/{posixpath.basename(target)})"
         return match[0] if target.startswith("docs/") else f"{match[1]} (`{target}` in the repository)"
 
     return LINK.sub(name, markdown)

@@ -80,6 +80,11 @@ COMMANDS = {
         "check whether an optimizer keeps the contract of the plug-ins",
         "li2 check my_module:SignDescent --hyperparameter lr=0.01",
     ),
+    "play": Command(
+        "li2_lightning.cli.play:main",
+        "train a small network in the browser, with sliders",
+        "li2 play",
+    ),
     "doctor": Command(
         "li2_lightning.cli.doctor:main",
         "show what is installed and in use, for a bug report",

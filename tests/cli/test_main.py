@@ -33,7 +33,8 @@ def test_help_fits_one_screen_and_says_what_each_command_is_for(capsys: pytest.C
 
 def test_the_commands_are_those_that_the_project_promises() -> None:
     assert list(COMMANDS) == [
-        "train", "report", "animate", "compare", "collect", "figures", "race", "verify", "groups", "check", "doctor"
+        "train", "report", "animate", "compare", "collect", "figures", "race", "verify", "groups", "check",
+        "play", "doctor"
     ]  # fmt: skip
     assert all(f"`{name}`" in README or f"`li2 {name}`" in README for name in COMMANDS)
 
