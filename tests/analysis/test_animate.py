@@ -68,7 +68,11 @@ def test_a_long_film_is_thinned_evenly(directory: Path) -> None:
     ("values", "label"),
     [
         ({"task": {"name": "symmetric", "degree": 3}}, "R2"),
-        ({"task": {"name": "product", "factors": "2x2"}, "network": {"width": 8, "complex_weights": True}}, "R1.3"),
+        pytest.param(
+            {"task": {"name": "product", "factors": "2x2"}, "network": {"width": 8, "complex_weights": True}},
+            "R1.3",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["S3", "Z2xZ2 with complex weights"],
 )
@@ -80,6 +84,7 @@ def test_every_group_has_a_film(tmp_path: Path, values: dict[str, Any], label: s
     assert len(list(film.frames())) == 3
 
 
+@pytest.mark.slow
 def test_nodes_without_weights_have_no_share(directory: Path) -> None:
     for step, path in snapshots(directory).items():
         W = read_snapshot(path)

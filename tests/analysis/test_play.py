@@ -39,10 +39,10 @@ console.log(JSON.stringify(rows));
     ("optimizer", "M", "K", "multiple", "decay"),
     [
         ("adam", 7, 10, 3.0, 2e-2),
-        ("sgd", 8, 6, 0.2, 2e-4),
+        pytest.param("sgd", 8, 6, 0.2, 2e-4, marks=pytest.mark.slow),
         # A wide W and a tall one.
         ("muon", 5, 24, 2.0, 1e-3),
-        ("muon", 11, 8, 1.0, 0.0),
+        pytest.param("muon", 11, 8, 1.0, 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_the_page_trains_as_the_library_does(
