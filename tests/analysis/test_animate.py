@@ -13,8 +13,11 @@ import pytest
 from PIL import Image, ImageSequence
 
 import train
+from li2_lightning import groups
+from li2_lightning.analysis.figures.features import features_figure
 from li2_lightning.analysis.figures.motion import Film
 from li2_lightning.cli.main import main
+from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.runs.load import find_runs, load_run
 from li2_lightning.runs.snapshots import read_snapshot, snapshots, write_snapshot
 
@@ -127,3 +130,20 @@ def test_an_mp4_without_the_extra(
         "An MP4 needs imageio_ffmpeg; install it with pip install 'li2-lightning[report]'." in capsys.readouterr().err
     )
     assert not list(tmp_path.glob("*a.mp4*"))
+
+
+@pytest.mark.parametrize(
+    ("group", "labels", "legend"),
+    [
+        # Real irreps come first, as in every list of blocks.
+        (groups.cyclic(6), ["k = 3", "k = 1", "k = 2"], "k: frequency"),
+        (groups.symmetric(4), ["R1", "R2", "R3.1", "R3.2"], "irreps by kind (R real) and dimension"),
+    ],
+    ids=["Z6", "S4"],
+)
+def test_every_picture_names_the_blocks_alike(group: FiniteGroup, labels: list[str], legend: str) -> None:
+    """The frames of a film take the same labels and legend; see `test_every_group_has_a_film`."""
+    weights = np.random.default_rng(0).standard_normal((2 * group.order, 5))
+    shown = features_figure(weights, group, 0).axes[0]
+    assert [tick.get_text() for tick in shown.get_yticklabels()] == labels
+    assert shown.get_ylabel().startswith(legend)
