@@ -10,7 +10,7 @@ PYTEST := $(RUN) -m pytest -n 2
 # What `make train` and `make figures` pass on to li2 train, for example: make train ARGS="seed=3 max_steps=200"
 ARGS ?=
 
-.PHONY: venv versions train test test-slow lint bench verify figures clean
+.PHONY: venv versions train test test-slow lint bench verify figures docs clean
 
 venv: $(VENV)/installed
 
@@ -51,6 +51,10 @@ figure-%: venv
 	-$(LI2) train -m experiment=$*_quick $(ARGS)  # a sweep may hold settings that diverge; it lists them
 	mkdir -p outputs/figures
 	$(LI2) figures $*_quick outputs/$*_quick -o outputs/figures/$*.png
+
+# The site, into build/docs; a warning is an error. Search needs a server: python -m http.server -d build/docs
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --site-dir build/docs
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

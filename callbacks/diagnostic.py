@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,9 +29,32 @@ class Cadence:
 
     def due(self, step: int, is_last: bool = False) -> bool:
         """Whether row ``step`` is due. Call it exactly once a row, with ``is_last`` of the row's `StepState`."""
-        due = is_last or self.last_row < 0 or step // self.every_n_steps > self.last_row // self.every_n_steps
+        due = is_last or self.last_row < 0 or self._mark(step) > self._mark(self.last_row)
         self.last_row = step
         return due
+
+    def _mark(self, step: int) -> int:
+        """The number of multiples of the cadence up to a step."""
+        return step // self.every_n_steps
+
+
+class LogCadence(Cadence):
+    """Says which rows are due: row 0, ``per_decade`` rows in every decade of the step, and the last row.
+
+    Due is the first row at or after 10^(i/per_decade) for i = 0, 1, 2…, whatever the length of the run is.
+
+    Args:
+        option: the config key below ``callbacks``, for the error message.
+        per_decade: a positive integer.
+    """
+
+    def __init__(self, option: str, per_decade: int) -> None:
+        super().__init__(option, 1)
+        self.per_decade = positive_integer(option, per_decade)
+
+    def _mark(self, step: int) -> int:
+        # The logarithm of 1000 is a little less than 3.
+        return 0 if step == 0 else 1 + math.floor(self.per_decade * math.log10(step) + 1e-9)
 
 
 class Diagnostic(lightning.Callback):

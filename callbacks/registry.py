@@ -18,7 +18,7 @@ CALLBACKS: Registry[Callable[..., lightning.Callback]] = Registry(
 # plug-ins (between the two lists) read the stage. The terminal shows columns and stage, a checkpoint holds the state of
 # every callback, and the report reads the finished files.
 MEASURING = ("gradient", "gram", "energy", "features", "interaction", "updates", "stages")
-KEEPING = ("progress", "pictures", "checkpoint", "report")
+KEEPING = ("progress", "pictures", "snapshots", "checkpoint", "report")
 
 
 def build_callbacks(sections: Mapping[str, Mapping[str, Any]]) -> list[lightning.Callback]:

@@ -114,6 +114,7 @@ def test_every_other_command(li2: Path, folder: Path) -> None:
         call(li2, "train", *RUN, f"seed={seed}", "name=read", cwd=folder)
     for command in (
         "report outputs/read --each -o report.html",
+        "animate outputs/latest -o film.mp4 -o film.gif",
         "compare outputs/read -o compare.html",
         "collect outputs/read -o all.csv -o all.parquet",
         "figures fig03_weight_decay outputs/read -o fig03.pdf",

@@ -29,12 +29,14 @@ import pandas as pd
 
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.features import features_figure, learned_nodes
+from li2_lightning.analysis.figures.motion import Film
 from li2_lightning.analysis.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
 from li2_lightning.analysis.figures.style import COLORS, DPI, GREY, headline, thin
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, optional_module
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing
 from li2_lightning.runs.load import Run, describe, differing_settings, find_runs, groups_of_seeds
+from li2_lightning.runs.snapshots import snapshots
 from li2_lightning.runs.terminal import STAGE_NAMES, verdict
 
 SUFFIXES = (".html",)
@@ -43,6 +45,9 @@ MOST_ROWS = 2000
 
 MOST_ROWS_OF_MANY = 300
 """As `MOST_ROWS`, for plots of several runs."""
+
+MOST_FRAMES = 30
+"""A longer film is thinned to this many of its frames, the last included."""
 
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 
@@ -93,6 +98,7 @@ def write_run_report(run: Run, path: Path | None = None) -> Path:
         "charts_note": "Drag to zoom, which zooms all of them; double-click to go back. Dashed: where a stage was "
         f"declared.{thinned}",
         "picture": _features_picture(run),
+        "film": _film(run),
         "settings": _settings(run),
     }
     return _write(path or run.directory / "report.html", page, figures)
@@ -160,9 +166,10 @@ def _write(path: Path, page: Mapping[str, Any], figures: Mapping[str, Any]) -> P
     data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()}).replace("<", "\\u003c")
     sources = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (plotly_js, script)]
     text = environment.from_string((resources / "report.html.jinja").read_text(encoding="utf-8")).render(
-        **{"charts_title": "Curves", "picture": None, "settings": [], **page},
+        **{"charts_title": "Curves", "picture": None, "film": [], "settings": [], **page},
         charts=[{"id": name, "wide": name == "curves"} for name in figures],
         figures=jinja2.utils.markupsafe.Markup(data),
+        frames=jinja2.utils.markupsafe.Markup(json.dumps(page.get("film", []))),
         plotly=jinja2.utils.markupsafe.Markup(plotly_js),
         script=jinja2.utils.markupsafe.Markup(script),
         script_hashes=sources,
@@ -332,6 +339,23 @@ def _features_picture(run: Run) -> str | None:
     buffer = io.BytesIO()
     features_figure(*learned).savefig(buffer, format="png", dpi=DPI)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _film(run: Run) -> list[dict[str, Any]]:
+    """The frames of the run's film with their steps, as data URLs; none for a run without snapshots."""
+    try:
+        known = run.task.group is not None
+    except InputError:
+        # The file of its Cayley table is gone.
+        known = False
+    if not known or not snapshots(run.directory):
+        return []
+    film, frames = Film(run, MOST_FRAMES), []
+    for step, frame in zip(film.steps, film.frames(), strict=True):
+        buffer = io.BytesIO()
+        frame.save(buffer, "WEBP", quality=75, method=2)
+        frames.append({"step": step, "src": f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"})
+    return frames
 
 
 def _settings(run: Run) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def draw_overview(directory: Path) -> Path:
     them are the learned features, if the run stored any.
     """
     run = load_run(directory)
-    learned = learned_nodes(run) if (directory / "features").is_dir() else None
+    learned = learned_nodes(run) if (directory / "features" / "last.npz").exists() else None
     bottom = HEIGHT + 0.1 if learned else 0.0
     height = bottom + PANELS_HEIGHT
     figure = fixed_figure(WIDTH, height)

@@ -28,7 +28,8 @@ REQUIRED = ("torch", "lightning", "torchmetrics", "wandb", "omegaconf", "hydra-c
             "matplotlib", "pillow", "rich")  # fmt: skip
 EXTRAS = {
     "optimizers": ("pytorch-optimizer",),
-    "report": ("Jinja2", "plotly", "pyarrow"),
+    "docs": ("mkdocs", "mkdocs-material", "mkdocstrings-python"),
+    "report": ("Jinja2", "imageio-ffmpeg", "plotly", "pyarrow"),
     "sweep": ("hydra-joblib-launcher", "hydra-submitit-launcher", "joblib", "submitit"),
 }
 """The packages of each optional extra of setup.cfg."""

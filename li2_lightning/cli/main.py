@@ -40,6 +40,11 @@ COMMANDS = {
         "show a run or a sweep as one HTML page",
         "li2 report outputs/latest",
     ),
+    "animate": Command(
+        "li2_lightning.analysis.animate:main",
+        "show the features of a run as a film (.mp4, .gif)",
+        "li2 animate outputs/latest -o features.mp4",
+    ),
     "compare": Command(
         "li2_lightning.analysis.compare:main",
         "show what differs between runs, in settings and in outcome",
@@ -74,6 +79,11 @@ COMMANDS = {
         "optimizers.check:main",
         "check whether an optimizer keeps the contract of the plug-ins",
         "li2 check my_module:SignDescent --hyperparameter lr=0.01",
+    ),
+    "play": Command(
+        "li2_lightning.cli.play:main",
+        "train a small network in the browser, with sliders",
+        "li2 play",
     ),
     "doctor": Command(
         "li2_lightning.cli.doctor:main",

@@ -20,7 +20,8 @@ from li2_lightning.plugins import IDENTITIES
 
 NOT_HASHED = (
     "seed", "output_dir", "name", "logger", "resume", "force", "debug", "stack", "trainer.threads",
-    "trainer.oversubscribe", "callbacks.progress", "callbacks.pictures", "callbacks.checkpoint", "callbacks.report",
+    "trainer.oversubscribe", "callbacks.progress", "callbacks.pictures", "callbacks.snapshots", "callbacks.checkpoint",
+    "callbacks.report",
 )  # fmt: skip
 """Keys and sections that change where a run is stored or how it is shown, and none of its numbers."""
 

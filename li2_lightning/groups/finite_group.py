@@ -100,6 +100,20 @@ class FiniteGroup:
         return np.array_equal(self.table, self.table.T)
 
     @cached_property
+    def generator(self) -> int | None:
+        """The first element whose powers are the whole group: 1 in Z_M; None if the group is not cyclic."""
+        if not self.is_abelian:
+            return None
+        everything = np.arange(self.order)
+        powers, orders = everything, np.ones(self.order, dtype=np.int64)
+        while (unfinished := powers != self.identity).any():
+            orders += unfinished
+            # An element whose power is the identity stays there.
+            powers = np.where(unfinished, self.table[powers, everything], powers)
+        generators = np.flatnonzero(orders == self.order)
+        return int(generators[0]) if len(generators) else None
+
+    @cached_property
     def class_of(self) -> IntArray:
         """(M,) number of the conjugacy class of each element, in the order of `conjugacy_classes`."""
         conjugates = self.table[self.table, self.inverses[:, None]]  # row g, column x: g x g⁻¹

@@ -7,6 +7,7 @@ of dimension d; the real irreducible has dimension d_R = d, 2d, 2d, and the bloc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -54,7 +55,8 @@ class Block:
     """One real isotypic block of the functions on a group.
 
     Attributes:
-        label: kind and dimension, with a number if several blocks share them: ``R1``, ``H2``, ``C1.3``; or ``trivial``.
+        label: its name in pictures and reports; `block_legend` explains it. In a cyclic group the frequency, ``k = 5``;
+            in other groups `type`, with a number if several blocks share it, ``R1``, ``H2``, ``C1.3``; or ``trivial``.
         irreps: its complex irreps: a conjugate pair for kind C, else one.
         kernel: (M,) k with Π[x, y] = k(xy⁻¹); read-only.
     """
@@ -73,6 +75,11 @@ class Block:
     def dimension(self) -> int:
         """d, the dimension of each of its complex irreps."""
         return self.irreps[0].dimension
+
+    @property
+    def type(self) -> str:
+        """Kind and dimension: ``R1``, ``H2``."""
+        return f"{self.kind}{self.dimension}"
 
     @property
     def real_dimension(self) -> int:
@@ -140,13 +147,37 @@ def isotypic_blocks(group: FiniteGroup) -> tuple[Block, ...]:
     """The real isotypic blocks in the order of `character_table`: trivial first, a pair as one block."""
     irreps = character_table(group)
     members = [tuple(irreps[i] for i in sorted({e.index, e.conjugate})) for e in irreps if e.index <= e.conjugate]
-    types = ["trivial"] + [f"{pair[0].kind}{pair[0].dimension}" for pair in members[1:]]
     blocks = []
-    for position, (pair, kind) in enumerate(zip(members, types, strict=True)):
-        label = f"{kind}.{types[: position + 1].count(kind)}" if types.count(kind) > 1 else kind
+    for label, pair in zip(_labels(group, members), members, strict=True):
         kernel = sum(irrep.dimension / group.order * irrep.character.real for irrep in pair)
         blocks.append(Block(label, group, pair, _frozen(np.asarray(kernel))))
     return tuple(blocks)
+
+
+def block_legend(group: FiniteGroup) -> str:
+    """One line that explains the labels of ``isotypic_blocks(group)``."""
+    generator = group.generator
+    if generator is not None:
+        counted = "" if group.label(generator) == "1" else f", counted from the generator {group.label(generator)}"
+        return f"k: frequency{counted}"
+    words = {"R": "real", "C": "complex", "H": "quaternionic"}
+    blocks = isotypic_blocks(group)[1:]
+    kinds = ", ".join(f"{kind} {words[kind]}" for kind in words if any(block.kind == kind for block in blocks))
+    several = "; .1, .2 … number irreps that share both" if any("." in block.label for block in blocks) else ""
+    return f"irreps by kind ({kinds}) and dimension{several}"
+
+
+def _labels(group: FiniteGroup, members: Sequence[tuple[Irrep, ...]]) -> list[str]:
+    """The labels of the blocks; the trivial block comes first."""
+    if group.generator is not None:
+        # χ(g) = exp(2πik/M) at the generator g; the conjugate character has the frequency M−k.
+        angles = [abs(np.angle(pair[0].character[group.generator])) for pair in members[1:]]
+        return ["trivial"] + [f"k = {round(angle * group.order / (2 * np.pi))}" for angle in angles]
+    types = ["trivial"] + [f"{pair[0].kind}{pair[0].dimension}" for pair in members[1:]]
+    return [
+        f"{name}.{types[: position + 1].count(name)}" if types.count(name) > 1 else name
+        for position, name in enumerate(types)
+    ]
 
 
 def max_irrep_dimension(group: FiniteGroup) -> int:

@@ -26,3 +26,13 @@ for (const [id, figure] of Object.entries(figures)) {
       .finally(() => { following = false; });
   });
 }
+
+const frames = JSON.parse(document.getElementById("film").textContent);
+if (frames.length) {
+  const slider = document.getElementById("film-slider");
+  slider.addEventListener("input", () => {
+    const frame = frames[slider.valueAsNumber];
+    document.getElementById("film-frame").src = frame.src;
+    document.getElementById("film-step").textContent = frame.step;
+  });
+}

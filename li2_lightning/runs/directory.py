@@ -32,6 +32,8 @@ from li2_lightning.runs.metrics_csv import first_step, read_metrics
 
 SCHEMA_VERSION = 1
 THRESHOLDS = (0.5, 0.9, 0.99)
+# What `features/` holds of a row: its picture and its snapshot.
+FEATURE_FILES = (".png", ".npz")
 # Errors of the disk, not of the file that was being written.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -224,13 +226,18 @@ class RunDirectory:
         self._remove_later(start)
         if start is not None and not (self.path / "metrics.csv").exists():
             # A longer run begins with the rows of the run that it continues.
-            earlier = start.checkpoint.parent.parent / "metrics.csv"
-            if earlier.exists():
+            earlier = start.checkpoint.parent.parent
+            for suffix in FEATURE_FILES:
+                for step, path in row_files(earlier / "features", suffix).items():
+                    if step <= start.step:
+                        (self.path / "features").mkdir(exist_ok=True)
+                        link_or_copy(path, self.path / "features" / path.name)
+            if (earlier / "metrics.csv").exists():
                 with replacing(self.path / "metrics.csv") as temporary:
-                    shutil.copyfile(earlier, temporary)
+                    shutil.copyfile(earlier / "metrics.csv", temporary)
 
     def _remove_later(self, start: Start | None) -> None:
-        """Remove the checkpoints and pictures of the steps after ``start``, which this run makes again.
+        """Remove the checkpoints, pictures and snapshots of the steps after ``start``, which this run makes again.
 
         The directory can be resumed whenever the process dies: first the step from which the run continues gets a file
         of its own; then later files are removed, the latest first.
@@ -254,6 +261,7 @@ class RunDirectory:
         drawn = [path for at, path in reversed(row_files(pictures, ".png").items()) if at > step]
         # last.npz holds the weights of the newest picture.
         later += [pictures / "last.npz", *drawn] if drawn else []
+        later += [path for at, path in reversed(row_files(pictures, ".npz").items()) if at > step]
         for path in later:
             path.unlink(missing_ok=True)
 

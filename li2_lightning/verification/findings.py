@@ -63,11 +63,11 @@ def all_pairs(group: FiniteGroup) -> tuple[Tensor, Tensor]:
     return X, center(pair_targets(group))
 
 
-def shares_of_blocks(labels: Sequence[str], shares: Sequence[float]) -> str:
+def shares_of_blocks(types: Sequence[str], shares: Sequence[float]) -> str:
     """Shares of blocks as text, grouped by kind and dimension: ``R1 .235; 2×R2 .412–.416``."""
     by_type: dict[str, list[float]] = {}
-    for label, share in zip(labels, shares, strict=True):
-        by_type.setdefault(label.partition(".")[0], []).append(share)
+    for name, share in zip(types, shares, strict=True):
+        by_type.setdefault(name, []).append(share)
     parts = []
     for name, values in by_type.items():
         ends = "–".join(f"{value:.3f}".removeprefix("0") for value in sorted({min(values), max(values)}))

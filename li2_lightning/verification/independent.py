@@ -63,7 +63,7 @@ def theorem_2(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
         counts = torch.bincount(limits.block, minlength=len(blocks))
         yield Finding(
             f"every irrep is reached, {what}", "share of the limits in each block, by type", "all > 0",
-            shares_of_blocks([block.label for block in blocks], (counts / starts).tolist()), bool((counts > 0).all()),
+            shares_of_blocks([block.type for block in blocks], (counts / starts).tolist()), bool((counts > 0).all()),
         )  # fmt: skip
         if not complex_weights:
             for kind, printed in (("R", 8), ("C", 16)):

@@ -128,7 +128,7 @@ def _top_down(name: str, group: FiniteGroup) -> Finding:
     purity, block = block_shares(ascent.weights, group).max(dim=0)
     missing = set(range(len(blocks))) - set(spanned)
     error = (ascent.energies / predicted_maxima(group)[block] - 1).abs().max()
-    wanted, found = (" ".join(blocks[i].label for i in sorted(which)) for which in (missing, set(block.tolist())))
+    wanted, found = (", ".join(blocks[i].label for i in sorted(which)) for which in (missing, set(block.tolist())))
     passed = wanted == found and float(error) < 1e-8 and bool((purity > 1 - 1e-8).all())
     statement = f"{name}: E_S has maxima in the missing irreps alone"
     return Finding(statement, "40 ascents: blocks, E*", wanted, found, passed)

@@ -16,6 +16,7 @@ import pytest
 from li2_lightning.analysis.html_report import MOST_ROWS
 from li2_lightning.cli import main as li2
 from li2_lightning.runs.load import find_runs, load_run
+from li2_lightning.runs.snapshots import snapshots
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,6 +88,57 @@ def test_a_run_has_everything_on_its_page(own_sweep: Path, capsys: pytest.Captur
     assert run.summary is not None
     assert all(version in page for version in run.summary["versions"].values())
     assert 'src="data:image/png;base64,' in page, "the features"
+
+
+def film(html: str) -> list[dict[str, Any]]:
+    """The frames that the page hands to its slider."""
+    (data,) = re.findall(r'<script type="application/json" id="film">(.*?)</script>', html, re.DOTALL)
+    return list(json.loads(data))
+
+
+def test_the_slider_has_a_frame_for_each_snapshot(own_sweep: Path) -> None:
+    directory = next(run.directory for run in find_runs([own_sweep]))
+    assert main([str(directory)]) == 0
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    frames = film(page)
+    assert [frame["step"] for frame in frames] == list(snapshots(directory))
+    assert len({frame["src"] for frame in frames}) == len(frames), "the pictures move"
+    assert f'type="range" min="0" max="{len(frames) - 1}"' in page
+
+
+@pytest.mark.parametrize("what", ["the snapshots", "the Cayley table"])
+def test_without_what_a_film_needs_a_page_has_no_slider(own_sweep: Path, what: str) -> None:
+    directory = next(run.directory for run in find_runs([own_sweep]))
+    if what == "the snapshots":
+        for path in snapshots(directory).values():
+            path.unlink()
+    else:
+        config = (directory / "config.yaml").read_text()
+        (directory / "config.yaml").write_text(
+            config.replace("name: cyclic", "name: cayley_table").replace("path: null", "path: gone.csv")
+        )
+    assert main([str(directory)]) == 0
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert film(page) == []
+    assert "film-slider" not in without_scripts(page)
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_slider_shows_the_frame_of_its_step(own_sweep: Path, tmp_path: Path) -> None:
+    directory = next(run.directory for run in find_runs([own_sweep]))
+    assert main([str(directory)]) == 0
+    text = (directory / "report.html").read_text(encoding="utf-8")
+    moved = """<script>const s = document.getElementById("film-slider"); s.value = 2;
+               s.dispatchEvent(new Event("input"));</script></body>"""
+    # The policy of the page would refuse a third script.
+    text = re.sub(r"<meta http-equiv=.*?>", "", text).replace("</body>", moved)
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    dom, _ = browse(tmp_path / "page.html", tmp_path / "profile")
+    frame = film(text)[2]
+    assert f'<output id="film-step">{frame["step"]}</output>' in dom
+    (shown,) = re.findall(r'<img id="film-frame"[^>]*src="([^"]*)"', dom)
+    assert shown == frame["src"] != film(text)[-1]["src"]
 
 
 def test_nothing_is_fetched(own_sweep: Path) -> None:
@@ -164,7 +216,7 @@ def test_hostile_names_stay_text(hostile_run: Path) -> None:
     html = (hostile_run / "report.html").read_text(encoding="utf-8")
     assert "<img src=x" not in html
     assert "<b>bold" not in html
-    assert html.count("</script>") == 3
+    assert html.count("</script>") == 4
     assert "&lt;img src=x onerror" in html
 
 

@@ -26,6 +26,7 @@ OURS = [
     "stages",
     "progress",
     "pictures",
+    "snapshots",
     "checkpoint",
     "report",
 ]

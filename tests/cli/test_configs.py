@@ -92,7 +92,7 @@ def test_callbacks_default_lists_exactly_the_options_with_their_defaults() -> No
 
 def test_callbacks_minimal_switches_off_every_measurement() -> None:
     listed = yaml.safe_load((CONFIGS / "callbacks" / "minimal.yaml").read_text())
-    assert set(listed) == {*MEASURING, "pictures", "report"}
+    assert set(listed) == {*MEASURING, "pictures", "snapshots", "report"}
     assert all(options == {"enabled": False} for options in listed.values())
 
 

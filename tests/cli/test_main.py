@@ -33,7 +33,8 @@ def test_help_fits_one_screen_and_says_what_each_command_is_for(capsys: pytest.C
 
 def test_the_commands_are_those_that_the_project_promises() -> None:
     assert list(COMMANDS) == [
-        "train", "report", "compare", "collect", "figures", "race", "verify", "groups", "check", "doctor"
+        "train", "report", "animate", "compare", "collect", "figures", "race", "verify", "groups", "check",
+        "play", "doctor"
     ]  # fmt: skip
     assert all(f"`{name}`" in README or f"`li2 {name}`" in README for name in COMMANDS)
 
@@ -73,7 +74,7 @@ def test_an_unknown_command_is_one_sentence_with_the_nearest(
     assert main([word]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"error: Unknown command {word!r}; known are check, collect, compare, ")
+    assert captured.err.startswith(f"error: Unknown command {word!r}; known are animate, check, collect, compare, ")
     assert captured.err.endswith(f" Did you mean {nearest!r}?\n")
     assert captured.err.count("\n") == 1
 

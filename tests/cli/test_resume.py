@@ -21,7 +21,7 @@ from tests.cli.test_run_directory import stamps
 
 
 def config(folder: Path, **values: Any) -> dict[str, Any]:
-    off = ("report", "pictures", "interaction", "energy", "gram", "features")
+    off = ("report", "pictures", "snapshots", "interaction", "energy", "gram", "features")
     return {
         "task": {"order": 7},
         "network": {"width": 8},
@@ -167,6 +167,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any]
     (folder / "features").mkdir()
     for row in (0, 2, 4, 6):
         (folder / "features" / f"row-{row:06d}.png").write_text("a picture")
+        (folder / "features" / f"row-{row:06d}.npz").write_text("a snapshot")
     (folder / "features" / "last.npz").write_text("weights of row 6")
     for name in USERS:
         (folder / name).write_text("a user's")
@@ -225,7 +226,7 @@ def test_what_later_rows_left_goes_and_a_users_files_stay(own: Any, monkeypatch:
     train.run(values | {"resume": str(checkpoints / name)})
     ours = {"config.yaml", "metrics.csv", "stages.json", ".lock", "checkpoints/row-000002.ckpt",
             "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/stage-2.ckpt", "features/row-000000.png",
-            "features/row-000002.png"}  # fmt: skip
+            "features/row-000000.npz", "features/row-000002.png", "features/row-000002.npz"}  # fmt: skip
     assert watch.names == ours | {*USERS, f"checkpoints/{name}"}
     assert results(folder) == whole
     assert all((folder / name).read_text() == "a user's" for name in USERS)
@@ -262,7 +263,7 @@ def test_without_a_checkpoint_everything_of_ours_comes_anew(own: Any) -> None:
         path.unlink()
     assert not train.run(values | {"resume": "auto"}).stored
     assert results(folder) == whole
-    assert not list((folder / "features").glob("row-0*.png"))
+    assert not list((folder / "features").glob("row-0*"))
     assert all((folder / name).read_text() == "a user's" for name in USERS)
 
 

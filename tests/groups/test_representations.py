@@ -13,6 +13,7 @@ from li2_lightning import groups
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import (
     block_basis,
+    block_legend,
     block_slices,
     character_table,
     isotypic_blocks,
@@ -196,7 +197,48 @@ def test_the_golden_ratio_in_a5() -> None:
 
 def test_labels() -> None:
     assert [b.label for b in isotypic_blocks(groups.symmetric(4))] == ["trivial", "R1", "R2", "R3.1", "R3.2"]
-    assert [b.label for b in isotypic_blocks(groups.cyclic(5))] == ["trivial", "C1.1", "C1.2"]
+    assert [b.label for b in isotypic_blocks(groups.product("2x4"))] == [
+        "trivial",
+        "R1.1",
+        "R1.2",
+        "R1.3",
+        "C1.1",
+        "C1.2",
+    ]
+
+
+@pytest.mark.parametrize("group", [groups.cyclic(5), groups.cyclic(8), groups.product("2x3"), groups.alternating(3)],
+                         ids=lambda group: group.name)  # fmt: skip
+def test_a_block_of_a_cyclic_group_is_named_by_its_frequency(group: FiniteGroup) -> None:
+    """The wave of frequency k over the powers of the generator lies in the block named k."""
+    powers = [group.identity]
+    while len(powers) < group.order:
+        powers.append(int(group.table[powers[-1], group.generator]))
+    named = {block.label: block for block in isotypic_blocks(group)[1:]}
+    assert set(named) == {f"k = {k}" for k in range(1, group.order // 2 + 1)}
+    for k in range(1, group.order // 2 + 1):
+        wave = np.empty(group.order)
+        wave[powers] = np.cos(2 * np.pi * k * np.arange(group.order) / group.order + 0.3)
+        assert np.abs(named[f"k = {k}"].projector @ wave - wave).max() < TOLERANCE
+
+
+def test_one_element_generates_a_cyclic_group_and_no_other() -> None:
+    assert [groups.cyclic(order).generator for order in (1, 2, 9)] == [0, 1, 1]
+    product = groups.product("2x3")
+    assert product.generator is not None
+    assert product.label(product.generator) == "(1,1)"
+    others = (groups.product("2x4"), groups.symmetric(3), groups.quaternion())
+    assert [group.generator for group in others] == [None, None, None]
+
+
+def test_the_legend_explains_the_labels_that_there_are() -> None:
+    assert block_legend(groups.cyclic(7)) == "k: frequency"
+    assert "(1,1)" in block_legend(groups.product("2x3"))
+    assert block_legend(groups.symmetric(4)) == (
+        "irreps by kind (R real) and dimension; .1, .2 … number irreps that share both"
+    )
+    assert block_legend(groups.quaternion()).startswith("irreps by kind (R real, H quaternionic)")
+    assert "number" not in block_legend(F21)
 
 
 def test_the_largest_dimension() -> None:

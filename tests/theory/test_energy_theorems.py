@@ -74,18 +74,14 @@ def climb(group: FiniteGroup, starts: int, dtype: torch.dtype = torch.float64) -
     return Ascent(weights, *others)
 
 
-def kind(label: str) -> str:
-    return label.partition(".")[0]
-
-
 def check(name: str, starts: int, margin: float) -> None:
     group, expected = TABLE[name]
     limits = classify_limits(climb(group, starts).weights, group)
     assert limits.maximizers(1e-12).all()
     blocks = isotypic_blocks(group)[1:]
-    assert {kind(block.label) for block in blocks} == set(expected)
+    assert {block.type for block in blocks} == set(expected)
     for number, (block, predicted) in enumerate(zip(blocks, predicted_maxima(group).tolist(), strict=True)):
-        value, low, high = expected[kind(block.label)]
+        value, low, high = expected[block.type]
         assert predicted == pytest.approx(value, rel=1e-12)
         share = (limits.block == number).double().mean().item()
         assert low - margin <= share <= high + margin, (block.label, share)

@@ -19,14 +19,16 @@ from li2_lightning.analysis.figures.style import BLUE, DPI, ORANGE, add_panel, f
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.groups.representations import block_basis, block_legend, block_slices, isotypic_blocks
 from li2_lightning.runs.load import Run
 from li2_lightning.theory.features import feature_shares
 
 MOST_NODES = 8
-# Inches: the size of the picture, the lower edge and the height of its frames, and their left edges and widths.
+# Inches: the size of the picture, the lower edge and the height of its frames, the middle of the legend, and the left
+# edges and widths of the frames.
 WIDTH, HEIGHT = 12.0, 4.6
 BOTTOM, TALL = 0.55, HEIGHT - 0.85
+LEGEND = 0.12
 SHARES, SCALE, NODES = (0.75, 4.6), (5.5, 0.2), (6.6, 4.6)
 
 
@@ -91,6 +93,7 @@ def draw_panels(figure: Figure, weights: npt.NDArray[np.inexact], group: FiniteG
     # Drawing an image changes the limits.
     axes.set_xlim(0, WIDTH)
     axes.set_ylim(0, HEIGHT)
+    axes.text(LEGEND, BOTTOM + TALL / 2, block_legend(group), rotation=90, ha="center", va="center", fontsize=8)
 
 
 def _draw_shares(axes: Axes, shares: npt.NDArray[np.floating], labels: list[str], step: int) -> None:
