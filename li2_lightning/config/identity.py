@@ -67,6 +67,8 @@ def _identity(config: Config) -> dict[str, Any]:
         plain[section] = IDENTITIES[section](plain[section])
     if plain["data"]["train_fraction"] == TRAIN_FRACTION:
         plain["data"]["train_fraction"] = None
+    if plain["data"]["seed"] == config.seed:
+        plain["data"]["seed"] = None
     # A shared weight decay counts as the value that each role gets, but η of a ridge readout belongs to no role.
     if config.network.readout == "ridge" and config.network.ridge is None:
         plain["optimizer"] = {**plain["optimizer"], "weight_decay": config.optimizer.weight_decay}

@@ -374,6 +374,8 @@ CHOICES: dict[str, Any] = {
     "task.num_operands": st.integers(1, 3),
     "data.train_size": st.integers(0, 60),
     "data.batch_size": st.integers(1, 20),
+    "data.seed": st.integers(0, 3),
+    "data.keep_pairs_together": st.booleans(),
     "data.evaluate_every_n_steps": st.integers(1, 5),
     "network.activation": st.sampled_from(["square", "relu", "silu", "identity", "linear+quadratic"]),
     "network.hidden_layers": st.integers(0, 2),

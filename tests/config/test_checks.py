@@ -78,6 +78,7 @@ def test_setting_one_hyperparameter_keeps_the_name_of_its_role() -> None:
         ({"max_steps": True}, "max_steps"),
         ({"seed": None}, "seed"),
         ({"seed": 2**32}, "seed"),
+        ({"data": {"seed": -1}}, "data.seed"),
         ({"network": {"width": 0}}, "network.width=0"),
         ({"network": {"batch_norm": "perhaps"}}, "network.batch_norm"),
         ({"network": {"readout_init_scale": float("inf")}}, "network.readout_init_scale"),

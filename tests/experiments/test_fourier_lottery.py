@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from li2_lightning.runs.load import Run
-from li2_lightning.tasks.splits import split_rows
 from tests.experiments.conftest import Sweep
 
 pytestmark = pytest.mark.slow
@@ -32,7 +31,7 @@ def test_memorization_and_clean_up(run: Run) -> None:
 
 def test_in_between_exactly_the_mirrored_pairs_are_known(run: Run) -> None:
     """Summed one-hots make (a,b) and (b,a) one input: test rows whose mirror image is a training row are no test."""
-    split = split_rows(run.task, seed=int(run["seed"]), train_fraction=run["data.train_fraction"])
+    split = run.split
     M = run.task.num_tokens
     training = set(split.train.tolist())
     mirrored = sum((row % M) * M + row // M in training for row in split.test.tolist()) / len(split.test)
