@@ -24,7 +24,7 @@ NOT_HASHED = (
 )  # fmt: skip
 """Keys and sections that change where a run is stored or how it is shown, and none of its numbers."""
 
-NUMERICS = 1
+NUMERICS = 2
 """Counts the releases whose numbers differ.
 
 Raise it when a release trains or measures differently under an unchanged config by more than rounding: another default

@@ -131,6 +131,8 @@ class NetworkConfig:
         "gradient", "V is trained, or solved for each row by ridge regression", choices=("gradient", "ridge")
     )
     ridge: float | None = setting(None, "η of the ridge readout; null: nλ/2", range=NOT_NEGATIVE)
+    init_scale: float = setting(1.0, "multiplies every initial weight matrix", range=POSITIVE)
+    hidden_init_scale: float = setting(1.0, "multiplies the initial W", range=POSITIVE)
     readout_init_scale: float = setting(1.0, "multiplies the initial V", range=NOT_NEGATIVE)
     output_scale: float = setting(1.0, "β in the outputs βFV", range=POSITIVE)
     normalize_weights: bool = setting(

@@ -385,6 +385,8 @@ CHOICES: dict[str, Any] = {
     "network.batch_norm": st.booleans(),
     "network.inner_product": st.booleans(),
     "network.readout": st.sampled_from(["gradient", "ridge"]),
+    "network.init_scale": st.sampled_from([1e-30, 0.1, 1e30]),
+    "network.hidden_init_scale": st.sampled_from([0.1, 10.0]),
     "network.readout_init_scale": st.sampled_from([0.0, 1.0, 1e30]),
     "network.normalize_weights": st.booleans(),
     "optimizer.lr": st.sampled_from([0.0, 1e-3, 1.0, 1e20, 1e38]),
