@@ -60,7 +60,7 @@ from li2_lightning.runs.wandb import logging_to, reporting_to_agent, wandb_mode
 from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.sweeps.together import Outcome, Together
 from li2_lightning.sweeps.worker import run_in_sweep
-from li2_lightning.tasks.splits import split_rows
+from li2_lightning.tasks.splits import build_split, data_seed
 from li2_lightning.tasks.tasks import TASKS, build_task
 from li2_lightning.trainer import (
     build_trainer,
@@ -197,16 +197,9 @@ def assemble(config: Config, directory: Path, ranks: RankGroup, shows_progress: 
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
 
     task = build_task(asdict(config.task))
-    split = split_rows(
-        task,
-        seed=config.seed,
-        train_fraction=config.data.train_fraction,
-        train_size=config.data.train_size,
-        critical_ratio=config.data.critical_ratio,
-        split_file=config.data.split_file,
-    )
+    split = build_split(task, asdict(config.data), config.seed)
     ranks.check_rows(len(split.train))
-    data = TableDataModule(task, split, config.data.batch_size, config.seed)
+    data = TableDataModule(task, split, config.data.batch_size, data_seed(asdict(config.data), config.seed))
     weights = read_weights(config.network.initial_weights, "network.initial_weights")
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"), weights)
     check_cover(list(network.named_parameters()), network.roles())

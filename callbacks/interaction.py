@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning
@@ -10,6 +11,7 @@ from torch import Tensor
 from callbacks.diagnostic import Diagnostic, positive_integer
 from callbacks.registry import CALLBACKS
 from callbacks.stages import no_equilibrium
+from li2_lightning.errors import InputError
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.theory.lazy import center
@@ -36,14 +38,19 @@ class Interaction(Diagnostic):
     Args:
         every_n_steps: cadence.
         pairs: number of pairs.
+        ridge: another η, for comparison with others' numbers; None for the one above.
     """
 
     needs_float64 = True
     part = "interaction"
 
-    def __init__(self, every_n_steps: int = 100, pairs: int = 200) -> None:
+    def __init__(self, every_n_steps: int = 100, pairs: int = 200, ridge: float | None = None) -> None:
         super().__init__(every_n_steps)
         self.num_pairs = positive_integer("interaction.pairs", pairs)
+        real = isinstance(ridge, int | float) and not isinstance(ridge, bool)
+        if ridge is not None and not (real and 0 < ridge < math.inf):
+            raise InputError(f"callbacks.interaction.ridge={ridge!r} does not fit; it is a positive number, or null.")
+        self.ridge = ridge
         self._transition = False
 
     def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
@@ -57,7 +64,8 @@ class Interaction(Diagnostic):
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         F = state.features
         F = center(F.to(state.accumulation_dtype.to_complex() if F.is_complex() else state.accumulation_dtype))
-        share, strength = repulsion(F, ridge(module, state), most_similar_pairs(F, self.num_pairs))
+        eta = equilibrium_ridge(module, state) if self.ridge is None else self.ridge
+        share, strength = repulsion(F, eta, most_similar_pairs(F, self.num_pairs))
         return {"interaction/repelled_share": share, "interaction/repulsion": strength}
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,7 +76,7 @@ class Interaction(Diagnostic):
         self._transition = state_dict["transition"]
 
 
-def ridge(module: Li2Module, state: StepState) -> Tensor | float:
+def equilibrium_ridge(module: Li2Module, state: StepState) -> Tensor | float:
     """η of the ridge equilibrium of the readout βV on F̃, which is the η of V divided by β²."""
     beta = module.network_config.output_scale
     if module.ridge is not None:

@@ -362,6 +362,20 @@ def test_every_pass_of_mini_batches_trains_on_every_row_once(tiny_run: Any, tmp_
     assert orders[0] != orders[1]
 
 
+def test_the_seed_of_the_data_varies_split_and_batches_and_the_seed_of_the_run_the_weights(tiny_run: Any) -> None:
+    def run(*overrides: str) -> tuple[Path, Tensor, list[list[int]], list[list[int]]]:
+        found = tiny_run("data.batch_size=8", "max_steps=4", *overrides)
+        batches = [batch.tokens.tolist() for batch in found.batches]
+        return found.directory, found.seen[0].weights["W"], found.data.train.tokens.tolist(), batches
+
+    own, other_data, other_weights = run("seed=3"), run("seed=3", "data.seed=4"), run("seed=5", "data.seed=3")
+    assert len({own[0], other_data[0], other_weights[0]}) == 3
+    assert torch.equal(own[1], other_data[1])
+    assert not torch.equal(own[1], other_weights[1])
+    assert own[2:] == other_weights[2:]
+    assert own[2] != other_data[2]
+
+
 def test_a_mini_batch_step_is_one_update_on_that_batch(tiny_run: Any, tmp_path: Path) -> None:
     """SGD: the difference of the weights is −lr times the gradient of the batch's own loss."""
     plain = Plain(tmp_path)

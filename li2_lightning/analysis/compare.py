@@ -154,7 +154,7 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     groups = groups_of_seeds(runs)
     if len(groups) == 1:
         # Only the seeds differ, so each run has a column.
-        groups = {f"seed {run['seed']}": [run] for run in runs}
+        groups = {f"seed {run.seeds}": [run] for run in runs}
     if len(groups) > MOST_GROUPS:
         raise InputError(
             f"The runs fall into {len(groups)} groups, of which {MOST_GROUPS} fit beside each other; "

@@ -214,7 +214,7 @@ def _runs_chart(runs: Sequence[Run], column: str, title: str, **layout: Any) -> 
             values = thin(run.metrics[column].dropna(), MOST_ROWS_OF_MANY)
             curves.append({"x": values.index.to_numpy(), "y": values.to_numpy(), "mode": "lines", "line": _line(index),
                            "name": escape(label) or escape(column), "legendgroup": str(index),
-                           "showlegend": count == 0, "hovertext": escape(f"{label} seed {run['seed']}")})  # fmt: skip
+                           "showlegend": count == 0, "hovertext": escape(f"{label} seed {run.seeds}")})  # fmt: skip
     log = column in {name for _, names, log in CHARTS if log for name in names}
     return _figure(title, curves, log=log, zoom="steps", showlegend=len(groups) <= 20, **layout)
 
@@ -232,7 +232,7 @@ def _phase_chart(name: str, runs: Sequence[Run], path: Path) -> Any:
             {"x": [run.train_fraction for run in group], "y": [final_accuracy(run) for run in group],
              "mode": "markers", "marker": {"color": line["color"], "size": 8, "opacity": 0.7}, "name": "a run",
              "showlegend": index == 0, "customdata": [_link(run, path) for run in group],
-             "hovertext": [f"seed {run['seed']}" for run in group]},
+             "hovertext": [f"seed {run.seeds}" for run in group]},
         ]  # fmt: skip
     predicted = runs[0].task.predicted_fraction
     lines = {} if predicted is None else {predicted: "predicted"}
@@ -378,7 +378,7 @@ def _runs_table(runs: Sequence[Run], keys: Sequence[str], path: Path) -> dict[st
         stalled = " (stalled)" if run.stages and run.stages["stalled"] else ""
         rows.append([
             {"href": _link(run, path), "text": describe(run, keys) or str(run["name"] or run.directory.name)},
-            run["seed"],
+            run.seeds,
             run.status,
             *("never" if step is None else step for step in test),
             _number(final),

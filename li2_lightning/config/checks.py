@@ -96,6 +96,13 @@ def _check_combinations(config: Config) -> None:
         raise InputError("network.readout=ridge has no solution for loss=cross_entropy; use mse or projected_mse.")
     if network.readout == "gradient" and network.ridge is not None:
         raise InputError(f"network.ridge={network.ridge} is read only with network.readout=ridge; add that or drop it.")
+    if network.initial_weights is not None:
+        for key in ("init_scale", "hidden_init_scale", "readout_init_scale"):
+            if getattr(network, key) != 1:
+                raise InputError(
+                    f"network.{key}={getattr(network, key)} scales drawn weights, and network.initial_weights replaces "
+                    "them; set one of the two."
+                )
     if network.inner_product and network.hidden_layers == 0 and network.activation not in ("square", "identity"):
         raise InputError(
             f"network.inner_product=true applies no activation, so network.activation={network.activation!r} would "
@@ -109,7 +116,7 @@ def _check_combinations(config: Config) -> None:
 def _check_transformer(network: NetworkConfig) -> None:
     default = NetworkConfig()
     for key in ("hidden_layers", "complex_weights", "trainable_embedding", "shared_embedding", "batch_norm",
-                "inner_product", "normalize_weights", "initial_weights"):  # fmt: skip
+                "inner_product", "normalize_weights", "initial_weights", "hidden_init_scale"):  # fmt: skip
         if getattr(network, key) != getattr(default, key):
             raise InputError(f"network.{key} belongs to network=two_layer; the transformer does not take it.")
     if network.activation not in ("relu", "gelu"):

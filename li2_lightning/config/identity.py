@@ -25,7 +25,7 @@ NOT_HASHED = (
 )  # fmt: skip
 """Keys and sections that change where a run is stored or how it is shown, and none of its numbers."""
 
-NUMERICS = 1
+NUMERICS = 2
 """Counts the releases whose numbers differ.
 
 Raise it when a release trains or measures differently under an unchanged config by more than rounding: another default
@@ -68,6 +68,8 @@ def _identity(config: Config) -> dict[str, Any]:
         plain[section] = IDENTITIES[section](plain[section])
     if plain["data"]["train_fraction"] == TRAIN_FRACTION:
         plain["data"]["train_fraction"] = None
+    if plain["data"]["seed"] == config.seed:
+        plain["data"]["seed"] = None
     # A shared weight decay counts as the value that each role gets, but η of a ridge readout belongs to no role.
     if config.network.readout == "ridge" and config.network.ridge is None:
         plain["optimizer"] = {**plain["optimizer"], "weight_decay": config.optimizer.weight_decay}

@@ -78,10 +78,14 @@ class TaskConfig:
     num_operands: int = setting(2, "number of operands in a row")
 
 
+SEED = between(0, 2**32 - 1)
+
+
 @dataclass
 class DataConfig:
     """The ``data`` section: the split of the rows, and the mini-batches."""
 
+    seed: int | None = setting(None, "determines the split and the mini-batches; null: the seed of the run", range=SEED)
     train_fraction: float | None = setting(
         None, f"share of all rows to train on; {TRAIN_FRACTION} where this and the next two keys are null"
     )
@@ -90,6 +94,7 @@ class DataConfig:
         None, "training fraction as a multiple of the one at which test accuracy is predicted to jump"
     )
     split_file: str | None = setting(None, ".npz with the integer arrays train and test, which hold row numbers")
+    keep_pairs_together: bool = setting(False, "two operands: the rows (a, b) and (b, a) are on the same side")
     batch_size: int | None = setting(None, "rows in one update; null: all training rows", range=STEPS)
     evaluate_every_n_steps: int | None = setting(
         None,
@@ -124,6 +129,8 @@ class NetworkConfig:
         "gradient", "V is trained, or solved for each row by ridge regression", choices=("gradient", "ridge")
     )
     ridge: float | None = setting(None, "η of the ridge readout; null: nλ/2", range=NOT_NEGATIVE)
+    init_scale: float = setting(1.0, "multiplies every initial weight matrix", range=POSITIVE)
+    hidden_init_scale: float = setting(1.0, "multiplies the initial W", range=POSITIVE)
     readout_init_scale: float = setting(1.0, "multiplies the initial V", range=NOT_NEGATIVE)
     output_scale: float = setting(1.0, "β in the outputs βFV", range=POSITIVE)
     normalize_weights: bool = setting(
@@ -191,7 +198,7 @@ class Config:
     """The settings of one run."""
 
     seed: int = setting(
-        0, "determines the split, the initial weights and the mini-batches", range=between(0, 2**32 - 1)
+        0, "determines the initial weights and, where data.seed is null, the split and the mini-batches", range=SEED
     )
     max_steps: int = setting(400, "length of the run; one step = one optimizer update", range=STEPS)
     output_dir: str = setting("outputs", "the folder in which every run has a directory")

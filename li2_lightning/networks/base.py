@@ -183,14 +183,17 @@ class Network(nn.Module):
         """Apply ``network.normalize_weights`` after an update; nothing where it is off."""
 
     def _uniform(self, fan_in: int, fan_out: int, dtype: torch.dtype, rows: int | None = None) -> Tensor:
-        """The default of ``torch.nn.Linear``: uniform in ±1/√fan_in; each part of a complex number is drawn so."""
-        bound = 1 / math.sqrt(fan_in)
+        """The default of ``torch.nn.Linear``, uniform in ±1/√fan_in, times ``init_scale``.
+
+        Both parts of a complex number are uniform in ±1/√(2·fan_in), so that it has the variance of a real weight.
+        """
+        bound = 1 / math.sqrt(2 * fan_in if dtype.is_complex else fan_in)
         shape = (rows or fan_in, fan_out)
 
         def draw() -> Tensor:
             # Always drawn in float32, so that runs of every precision start at the same weights.
             values = torch.empty(shape).uniform_(-bound, bound, generator=self._generator)
-            return values.to(dtype.to_real())
+            return self.config.init_scale * values.to(dtype.to_real())
 
         return torch.complex(draw(), draw()) if dtype.is_complex else draw()
 

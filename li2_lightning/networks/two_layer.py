@@ -37,7 +37,7 @@ class TwoLayerNetwork(Network):
         super().__init__(config, sizes, dtype, generator)
         self.activation = find_activation(config.activation)
         inputs = self.num_tokens * (1 if config.shared_embedding else self.num_operands)
-        self.W = nn.Parameter(self._uniform(inputs, config.width, dtype))
+        self.W = nn.Parameter(config.hidden_init_scale * self._uniform(inputs, config.width, dtype))
         for layer in range(1, config.hidden_layers + 1):
             self.register_parameter(f"H{layer}", nn.Parameter(self._uniform(config.width, config.width, dtype)))
         if config.trainable_embedding:

@@ -24,11 +24,12 @@ from li2_lightning.errors import InputError, unknown
 from li2_lightning.runs.checkpoints import network_weights, read_checkpoint
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import first_step, read_metrics
-from li2_lightning.tasks.splits import split_rows
+from li2_lightning.tasks.splits import Split, build_split
 from li2_lightning.tasks.tasks import Task, build_task
 
-# Settings of the place of a run, of its measurements and of its display, which do not distinguish experiments.
-_HOUSEKEEPING = tuple(key for key in NOT_HASHED if key != "name")
+# Settings of the place of a run, of its measurements and of its display, and a second seed: they do not distinguish
+# experiments.
+_HOUSEKEEPING = (*(key for key in NOT_HASHED if key != "name"), "data.seed")
 # Settings that a label needs only where no other setting distinguishes the runs.
 _SECONDARY = ("name", "max_steps", "stop_at_test_accuracy", "trainer", "callbacks")
 
@@ -59,6 +60,12 @@ class Run:
         """Whether the run reached its end; a diverged run did not."""
         return self.status == "finished"
 
+    @property
+    def seeds(self) -> str:
+        """The seed as text: "3", or "3 (data 5)" where the split and the mini-batches have a seed of their own."""
+        seed, own = int(self.config["seed"]), self.config["data"].get("seed")
+        return str(seed) if own in (None, seed) else f"{seed} (data {own})"
+
     @functools.cached_property
     def metrics(self) -> pd.DataFrame:
         """metrics.csv, one row a step: the index is the step, an empty cell is NaN. Empty before the first row."""
@@ -85,16 +92,18 @@ class Run:
         return _task(json.dumps(self.config["task"], sort_keys=True))
 
     @functools.cached_property
-    def train_fraction(self) -> float:
-        """n/N, the fraction of the rows that the run was trained on.
+    def split(self) -> Split:
+        """The rows of the task that the run was trained and tested on.
 
         Raises:
             InputError: as for `task`, or the split file is missing.
         """
-        keys = ("train_fraction", "train_size", "critical_ratio", "split_file")
-        data = {key: self.config["data"].get(key) for key in keys}
-        split = split_rows(self.task, seed=int(self.config["seed"]), **data)
-        return len(split.train) / len(self.task.labels)
+        return build_split(self.task, self.config["data"], int(self.config["seed"]))
+
+    @property
+    def train_fraction(self) -> float:
+        """n/N, the fraction of the rows that the run was trained on; errors as for `split`."""
+        return len(self.split.train) / len(self.task.labels)
 
     def first_step(self, column: str, level: float) -> int | None:
         """The first step at which ``column`` was at least ``level``; None if it never was."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from li2_lightning.config.schema import TRAIN_FRACTION
 from li2_lightning.errors import InputError, message
@@ -25,6 +27,23 @@ class Split:
     test: IntArray
 
 
+def data_seed(data: Mapping[str, Any], seed: int) -> int:
+    """The seed of the split and of the mini-batches: ``data.seed``, else the seed of the run."""
+    own = data.get("seed")
+    return seed if own is None else int(own)
+
+
+def build_split(task: Task, data: Mapping[str, Any], seed: int) -> Split:
+    """The split of a ``data`` section in a run with that seed; arguments and errors as for `split_rows`."""
+    sizes = ("train_fraction", "train_size", "critical_ratio", "split_file")
+    return split_rows(
+        task,
+        seed=data_seed(data, seed),
+        keep_pairs_together=bool(data.get("keep_pairs_together")),
+        **{key: data.get(key) for key in sizes},
+    )
+
+
 def split_rows(
     task: Task,
     *,
@@ -33,22 +52,26 @@ def split_rows(
     train_size: int | None = None,
     critical_ratio: float | None = None,
     split_file: str | Path | None = None,
+    keep_pairs_together: bool = False,
 ) -> Split:
     """Divide a task's rows into training and test rows.
 
-    At most one of the four options may be given; without any the fraction is .4. A random split depends on ``seed`` and
-    N alone, so it is the same on every machine and rank. With the same seed a larger training set contains a smaller
-    one.
+    At most one of the first four options may be given; without any the fraction is .4. A random split depends on
+    ``seed``, N and, with ``keep_pairs_together``, the operands, so it is the same on every machine and rank. With the
+    same seed a larger training set contains a smaller one; with ``keep_pairs_together``, all but one row of it.
 
     Args:
         train_fraction: floor(fraction·N + 1e-9) training rows.
         train_size: number of training rows.
         critical_ratio: the fraction as a multiple of ``task.predicted_fraction``.
         split_file: an ``.npz`` with integer arrays ``train`` and ``test`` of row numbers; some rows may be in neither.
+        keep_pairs_together: the rows (a, b) and (b, a) are on the same side. A row (a, a), and a row whose mirror image
+            is not in the task, makes every size possible. In a task without such rows a fraction gives the largest even
+            number of rows, and an odd ``train_size`` is an error.
 
     Raises:
-        InputError: more than one of the four options, a value out of range, a side without rows, or a broken split
-            file.
+        InputError: more than one of the four sizes, a value out of range, a side without rows, a broken split file, or
+            pairs that cannot be kept together.
     """
     given = {
         "data.train_fraction": train_fraction,
@@ -59,6 +82,15 @@ def split_rows(
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise InputError(f"{' and '.join(names)} are set; set at most one of them.")
+    if keep_pairs_together and split_file is not None:
+        raise InputError(
+            "data.keep_pairs_together=true draws a split, and data.split_file brings its own; set one of the two."
+        )
+    if keep_pairs_together and task.num_operands != 2:
+        raise InputError(
+            f"data.keep_pairs_together=true keeps (a, b) and (b, a) together, which needs task.num_operands=2, and the "
+            f"task {task.name} has {task.num_operands}."
+        )
     if split_file is not None:
         return _read_split(task, Path(split_file))
     rows = len(task.labels)
@@ -80,8 +112,45 @@ def split_rows(
             raise InputError(f"{origin} leaves no {side} row of the {rows} of the task {task.name}.")
     # NumPy guarantees the raw stream of PCG64 for all versions, but not the result of permutation().
     bits = np.random.PCG64(check_integer(seed, "seed", 0, 2**64 - 1)).random_raw(rows)
-    order = np.argsort(bits, kind="stable")
+    if keep_pairs_together:
+        order, size = _order_pairs(task, bits, size, exactly=train_size is not None)
+    else:
+        order = np.argsort(bits, kind="stable")
     return Split(np.sort(order[:size]), np.sort(order[size:]))
+
+
+def _order_pairs(task: Task, bits: npt.NDArray[np.uint64], size: int, exactly: bool) -> tuple[IntArray, int]:
+    """An order of the rows whose first ``size`` rows divide no pair of (a, b) and (b, a), and that size.
+
+    The pairs, and the rows without a partner, are ordered by the bits of their first row. If the end of the training
+    rows falls inside a pair, the next row without a partner comes in; if there is none, the last one of the training
+    rows makes room for the whole pair.
+
+    Args:
+        exactly: an impossible size is an error; otherwise the size is one less.
+    """
+    codes = task.operands @ np.array([task.num_tokens, 1])
+    mirrored = task.operands @ np.array([1, task.num_tokens])
+    _, first, pair, counts = np.unique(
+        np.minimum(codes, mirrored), return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(np.unique(codes)) < len(codes):
+        raise InputError(f"data.keep_pairs_together=true needs each row once, and the task {task.name} repeats one.")
+    order: IntArray = np.lexsort((pair, bits[first[pair]]))
+    alone = np.flatnonzero(counts[pair[order]] == 1)
+    if pair[order[size - 1]] != pair[order[size]]:
+        return order, size
+    if len(alone):
+        later = alone[alone > size]
+        place = later[0] if len(later) else alone[-1]
+        row = order[place]
+        return np.insert(np.delete(order, place), size - 1 if len(later) else len(order) - 1, row), size
+    if exactly or size == 1:
+        raise InputError(
+            f"In the task {task.name} every row has a mirror image, so data.keep_pairs_together=true needs an even "
+            f"number of training rows, at least 2 and not {size}; change data.train_size or data.train_fraction."
+        )
+    return order, size - 1
 
 
 def _critical(task: Task, ratio: float) -> tuple[float, str]:

@@ -101,7 +101,8 @@ class Ascent:
     Attributes:
         weights: d×K, every column of norm 1.
         energies: E, (K,).
-        residuals: ‖∇E − ⟨w,∇E⟩w‖/⟨w,∇E⟩ (K,), 0 at a stationary point of the sphere.
+        residuals: ‖∇E − ⟨w,∇E⟩w‖/⟨w,∇E⟩ (K,), 0 at a stationary point of the sphere. With held vectors the numerator
+            has the gradient that they leave.
         steps: number of steps of each column, (K,).
     """
 
@@ -117,8 +118,11 @@ def ascend(
     rate: float = 0.25,
     tolerance: float = 1e-10,
     max_steps: int = 1000,
+    held: Tensor | None = None,
 ) -> Ascent:
     """Gradient ascent of an energy on the unit sphere, w ← normalize(w + t∇E/⟨w,∇E⟩), for each column by itself.
+
+    With ``held`` the gradient of a column loses its components along the vectors that the column holds.
 
     For σ = x² the energy has degree 4, so ⟨w,∇E⟩ = 4E. With t = .25 every Gaussian start on all pairs of the groups
     tried converged within 140 steps (tolerance 1e-10 needs float64; float32 reaches 4e-7).
@@ -130,6 +134,8 @@ def ascend(
         rate: t.
         tolerance: a column stops once its residual is below this.
         max_steps: largest number of steps of a column.
+        held: vectors h of each column, K×d×m; the gradient g becomes g − Σ h⟨h,g⟩, which is orthogonal to h if they are
+            orthonormal, and has a share κ of its component along each if they have the norm √(1−κ).
     """
     weights = start / torch.linalg.vector_norm(start, dim=0)
     count = weights.shape[1]
@@ -143,7 +149,11 @@ def ascend(
         radial = (w.conj() * gradient).sum(dim=0)
         radial = (radial.real if radial.is_complex() else radial).clamp_min(torch.finfo(energies.dtype).tiny)
         direction = gradient / radial
-        residual = torch.linalg.vector_norm(direction - w, dim=0)
+        tangent = direction - w
+        if held is not None:
+            direction = direction - _along(direction, held[moving])
+            tangent = direction - (w.conj() * direction).sum(dim=0) * w
+        residual = torch.linalg.vector_norm(tangent, dim=0)
         energies[moving], residuals[moving], steps[moving] = energy_now, residual, step
         far = residual >= tolerance
         moving = moving[far]
@@ -152,6 +162,11 @@ def ascend(
         w = w[:, far] + rate * direction[:, far]
         weights[:, moving] = w / torch.linalg.vector_norm(w, dim=0)
     return Ascent(weights, energies, residuals, steps)
+
+
+def _along(columns: Tensor, vectors: Tensor) -> Tensor:
+    """Σ h⟨h,x⟩ over the vectors h (K×d×m) of each column x (d×K)."""
+    return torch.einsum("kdm,km->dk", vectors, torch.einsum("kdm,dk->km", vectors.conj(), columns))
 
 
 def predicted_maxima(group: FiniteGroup, complex_weights: bool = False) -> Tensor:
@@ -165,6 +180,39 @@ def predicted_maxima(group: FiniteGroup, complex_weights: bool = False) -> Tenso
     """
     dimensions = [b.dimension if complex_weights else b.real_dimension for b in isotypic_blocks(group)[1:]]
     return group.order / (2 * torch.tensor(dimensions, dtype=torch.float64))
+
+
+def flat_directions(group: FiniteGroup) -> Tensor:
+    """The number of directions on the unit sphere in which a maximum of E is flat, per block; integers, (blocks,).
+
+    A maximum is w = [x⊗c; P(y⊗c)]: x and y on the unit sphere of ℝ^d_R, and c, which chooses the irreducible
+    subspace, in the projective space of Fⁿ over F = ℝ, ℂ, ℍ for kinds R, C, H. n is the number of copies of the
+    irreducible in the block, n·d_R = rank. So the maxima form a manifold of dimension 2(d_R − 1) + dim F·(n − 1). In
+    all other directions the Hessian is negative (`sphere_curvatures`; measured, −4E* and −8E*). Real weights, σ = x²;
+    order of the blocks as in `predicted_maxima`.
+
+    Source: arXiv:2509.21519, Corollary 1 (maxima are flat). For a real irrep of dimension 1 the number is 0.
+    """
+    blocks, over = isotypic_blocks(group)[1:], {"R": 1, "C": 2, "H": 4}
+    copies = [block.rank // block.real_dimension for block in blocks]
+    return torch.tensor(
+        [2 * (b.real_dimension - 1) + over[b.kind] * (n - 1) for b, n in zip(blocks, copies, strict=True)]
+    )
+
+
+def sphere_curvatures(weights: Tensor, group: FiniteGroup) -> Tensor:
+    """Eigenvalues of the Hessian of E on the unit sphere at a stationary point w (2M,); ascending, (2M − 1,).
+
+    The Hessian on the sphere is that of E minus ⟨w,∇E⟩ = 4E, restricted to the tangent space; σ = x², all pairs.
+    """
+
+    def value(w: Tensor) -> Tensor:
+        return group_energy(w[:, None], group)[0]
+
+    hessian: Tensor = torch.autograd.functional.hessian(value, weights)  # type: ignore[no-untyped-call]
+    tangent = torch.linalg.qr(weights[:, None], mode="complete").Q[:, 1:]
+    curvatures: Tensor = torch.linalg.eigvalsh(tangent.mT @ hessian @ tangent) - 4 * value(weights)
+    return curvatures
 
 
 def maximizer(basis: Tensor, x: Tensor, y: Tensor, group: FiniteGroup) -> Tensor:

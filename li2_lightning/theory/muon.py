@@ -9,9 +9,15 @@ features that other nodes already have shrinks by κ, so the probability of thos
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import isotypic_blocks
+from li2_lightning.theory.energy import ascend, block_shares, group_energy_gradient
 
 
 def polar_factor(gradient: Tensor) -> Tensor:
@@ -115,15 +121,95 @@ def simulate_collection(probabilities: Tensor, factor: float, trials: int, gener
         trials: number of independent simulations.
         generator: draws the nodes.
     """
-    found = torch.zeros(trials, len(probabilities), dtype=torch.bool)
+
+    def pull(counts: Tensor) -> Tensor:
+        return torch.where(counts > 0, factor * probabilities, probabilities)
+
+    return _simulate(len(probabilities), pull, trials, generator)
+
+
+def simulate_blocking(probabilities: Tensor, maxima: Tensor, trials: int, generator: torch.Generator) -> Tensor:
+    """Simulated numbers of nodes until all L blocks are found, each node blocking one maximum; (trials,) integers.
+
+    Block l is a family of m_l orthogonal maxima, and a node that has found it blocks one of them. So the probability of
+    the block is p_l times the share of its maxima that are left, as in an urn without replacement. That is the simplest
+    model of nodes whose gradients are orthogonal to those of earlier nodes (`collect_in_turn`).
+
+    Args:
+        probabilities: p > 0 of the blocks, (L,).
+        maxima: m of each block, (L,).
+        trials: number of independent simulations.
+        generator: draws the nodes.
+    """
+
+    def pull(counts: Tensor) -> Tensor:
+        return probabilities * (1 - counts / maxima)
+
+    return _simulate(len(probabilities), pull, trials, generator)
+
+
+def orthogonal_maxima(group: FiniteGroup) -> Tensor:
+    """The size of a family of orthogonal maxima of E that fills a block, in the order of `predicted_maxima`; (blocks,).
+
+    Both halves of w lie in the block, whose rank is d² or 2d², so the size is 2·rank: 2 for a sign, 4 for a frequency
+    of a cyclic group.
+    """
+    return torch.tensor([2 * block.rank for block in isotypic_blocks(group)[1:]], dtype=torch.float64)
+
+
+def collect_in_turn(group: FiniteGroup, shrink: float, trials: int, generator: torch.Generator) -> Tensor:
+    """Numbers of nodes that find every irrep of a group, each node by ascent of the group energy; (trials,) integers.
+
+    Nodes arrive one after the other from Gaussian starts and ascend on the unit sphere (`ascend`, σ = x², all pairs).
+    The nodes before stay at their limits, where their gradients are along w, and a new gradient keeps the share κ of
+    its component along them. κ = 0 makes it orthogonal to them, as the columns of a polar factor are; this is Muon for
+    a node that arrives when the others have converged. κ = 1 means independent nodes. A node has found the block that
+    has more than half of ‖w‖².
+
+    An ascent ends at a residual of 1e-3, long after the block is decided; float64.
+
+    Args:
+        group: the group.
+        shrink: κ in [0, 1].
+        trials: number of collections, which run side by side.
+        generator: draws the starts.
+    """
+    found = torch.zeros(trials, len(isotypic_blocks(group)) - 1, dtype=torch.bool)
+    times = torch.zeros(trials, dtype=torch.int64)
+    running = torch.arange(trials)
+    before = torch.zeros(trials, 2 * group.order, 0, dtype=torch.float64)
+    while len(running):
+        start = torch.randn(2 * group.order, len(running), dtype=torch.float64, generator=generator)
+        held = None if shrink == 1 else (1 - shrink) ** 0.5 * _basis(before)
+        climb = partial(group_energy_gradient, group=group)
+        limits = ascend(start, climb, tolerance=1e-3, max_steps=300, held=held).weights
+        share, block = block_shares(limits, group).max(dim=0)
+        found[running[share > 0.5], block[share > 0.5]] = True
+        times[running] += 1
+        left = ~found[running].all(dim=1)
+        running = running[left]
+        before = torch.cat([before, limits.mT[:, :, None]], dim=2)[left]
+    return times
+
+
+def _basis(vectors: Tensor) -> Tensor:
+    """An orthonormal basis of unit vectors (…×d×m); 0 in place of a vector that the ones before it span."""
+    Q, R = torch.linalg.qr(vectors)
+    new = R.diagonal(dim1=-2, dim2=-1).abs() > 0.1
+    basis: Tensor = Q * new[..., None, :]
+    return basis
+
+
+def _simulate(count: int, pull: Callable[[Tensor], Tensor], trials: int, generator: torch.Generator) -> Tensor:
+    """Numbers of draws until each of ``count`` maxima is drawn; ``pull`` gives the weights from the counts so far."""
+    counts = torch.zeros(trials, count, dtype=torch.int64)
     times = torch.zeros(trials, dtype=torch.int64)
     running = torch.arange(trials)
     while len(running):
-        weights = torch.where(found[running], factor * probabilities, probabilities)
-        drawn = torch.multinomial(weights, 1, generator=generator)[:, 0]
-        found[running, drawn] = True
+        drawn = torch.multinomial(pull(counts[running]), 1, generator=generator)[:, 0]
+        counts[running, drawn] += 1
         times[running] += 1
-        running = running[~found[running].all(dim=1)]
+        running = running[(counts[running] == 0).any(dim=1)]
     return times
 
 

@@ -75,6 +75,12 @@ def shares_of_blocks(types: Sequence[str], shares: Sequence[float]) -> str:
     return "; ".join(parts)
 
 
+def counts_of_blocks(labels: Sequence[str], counts: Sequence[int]) -> str:
+    """A number for each block as text, blocks of one kind and dimension with equal numbers once: ``R1 0; C1 2``."""
+    types = (f"{label.partition('.')[0]} {count}" for label, count in zip(labels, counts, strict=True))
+    return "; ".join(dict.fromkeys(types))
+
+
 def listed(values: Sequence[float]) -> str:
     """The first six values as text, and how many more there are."""
     return " ".join(f"{value:.6g}" for value in values[:6]) + (

@@ -13,9 +13,11 @@ from li2_lightning.groups.representations import isotypic_blocks, matrix_irreps
 from li2_lightning.theory.energy import (
     ascend,
     classify_limits,
+    flat_directions,
     group_energy_gradient,
     maximizer,
     predicted_maxima,
+    sphere_curvatures,
 )
 from li2_lightning.theory.reconstruction import (
     cyclic_construction,
@@ -27,6 +29,7 @@ from li2_lightning.theory.reconstruction import (
 from li2_lightning.theory.sampling import retention
 from li2_lightning.verification.findings import (
     Finding,
+    counts_of_blocks,
     draw,
     listed,
     shares_of_blocks,
@@ -81,6 +84,7 @@ def theorem_2(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
                         max(abs(ratio - 4) for ratio in ratios) < 1e-9,
                     )
             yield from _tied_limits(group, ascent.weights, limits.block)
+            yield _flatness(group, ascent.weights, limits.block)
     yield from _saddle(group)
 
 
@@ -97,6 +101,24 @@ def _tied_limits(group: FiniteGroup, weights: Tensor, block: Tensor) -> Iterator
             "correction: [u; ±Pu] is not the general maximum", "limits of that form where d_R ≥ 2",
             f"0 of {int(larger.sum())}", observed, not bool((tied & larger).any()),
         )  # fmt: skip
+
+
+def _flatness(group: FiniteGroup, weights: Tensor, block: Tensor) -> Finding:
+    """Corollary 1: at the first limit in each block the Hessian is zero along the maxima and negative elsewhere."""
+    energies, flat, steepest = predicted_maxima(group), [], -torch.inf
+    for number in sorted(set(block.tolist())):
+        curvatures = sphere_curvatures(weights[:, block == number][:, 0], group) / energies[number]
+        zero = curvatures.abs() < 1e-6
+        flat.append(int(zero.sum()))
+        steepest = max(steepest, float(curvatures[~zero].max()))
+    labels, predicted = [b.label for b in isotypic_blocks(group)[1:]], flat_directions(group).tolist()
+    return Finding(
+        "Corollary 1: maxima are flat in 2(d_R−1) + dim F(n−1) directions; none where d_R = 1",
+        "zeros of the Hessian on the sphere by block; the largest other curvature over E*",
+        f"{counts_of_blocks(labels, predicted)}; < -1",
+        f"{counts_of_blocks(labels, flat)}; {steepest:.3g}",
+        flat == predicted and steepest < -1,
+    )
 
 
 def _saddle(group: FiniteGroup) -> Iterator[Finding]:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from li2_lightning import groups
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.groups.representations import isotypic_blocks
+from li2_lightning.groups.representations import character_table, isotypic_blocks
 from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.theory.energy import (
     ascend,
     block_shares,
+    classify_limits,
     energy_gradient,
+    group_energy_gradient,
     predicted_maxima,
 )
 from li2_lightning.theory.interaction import new_node_gradient, node_interaction, repulsion_entry, top_down_energy
@@ -27,11 +29,14 @@ from li2_lightning.theory.memorization import (
     spreading_maximizer,
 )
 from li2_lightning.theory.muon import (
+    collect_in_turn,
     collection_probabilities,
     independent_collection_time,
     muon_collection_time,
+    orthogonal_maxima,
     polar_factor,
     shrink_factor,
+    simulate_blocking,
     simulate_collection,
 )
 from li2_lightning.theory.reconstruction import (
@@ -104,11 +109,30 @@ def theorem_7(quick: bool) -> Iterator[Finding]:
         yield Finding("correction: it is that of E_S only for ‖f‖² ≪ η", f"distance at ‖f‖ = {small.norm():.1g}",
                       f"{low:g} to {high:g}", f"{error:.1e}", low <= error <= high)  # fmt: skip
     for name in ("Z7", "S3") if quick else ("Z7", "S3", "S4"):
-        yield _top_down(name, GROUPS[name]())
+        yield from _top_down(name, GROUPS[name]())
+    yield from _characters_of_products(GROUPS["S3"]())
 
 
-def _top_down(name: str, group: FiniteGroup) -> Finding:
-    """Check that with half of the blocks spanned the ascent of E_S ends in the other blocks."""
+def _characters_of_products(group: FiniteGroup) -> Iterator[Finding]:
+    """Check the identity of characters in the source's proof of Theorem 7, and the one that every dimension has."""
+    table, inverses = group.table, group.inverses
+    conjugates = table[table, inverses[:, None]]  # gbg⁻¹, by g and b
+    printed: dict[int, float] = {}
+    averaged = 0.0
+    for irrep in character_table(group):
+        d, chi = irrep.dimension, irrep.character
+        product = chi.conj()[:, None] * chi
+        printed[d] = max(printed.get(d, 0.0), float(abs(chi[table[inverses]] - product).max()))
+        mean = chi[table[inverses[:, None, None], conjugates]].mean(axis=1)
+        averaged = max(averaged, float(abs(d * mean - product).max()))
+    yield Finding("correction: χ(a⁻¹b) = χ̄(a)χ(b) holds for d = 1 only", "S3, largest difference by dimension",
+                  "d=1 0; d=2 2", "; ".join(f"d={d} {round(printed[d], 9):g}" for d in sorted(printed)),
+                  printed[1] < 1e-9 and abs(printed[2] - 2) < 1e-9)  # fmt: skip
+    yield within("the mean of χ(a⁻¹gbg⁻¹) over g is χ̄(a)χ(b)/d", "S3, every a and b", averaged, 1e-9)
+
+
+def _top_down(name: str, group: FiniteGroup) -> Iterator[Finding]:
+    """Check that with half of the blocks spanned a new node's gradient, and its ascent of E_S, lie in the others."""
     blocks = isotypic_blocks(group)[1:]
     spanned = range((len(blocks) + 1) // 2)
     units = []
@@ -120,6 +144,19 @@ def _top_down(name: str, group: FiniteGroup) -> Finding:
     F = center(pair_features(torch.cat(units, dim=1), group))
     R = Y - F @ torch.linalg.lstsq(F, Y, driver="gelsd").solution
     square = find_activation("square")
+    w, ridge = 1e-4 * draw(2 * group.order, 20, seed=4), 1e-7
+    shares = []
+    for features in (F, F[:, :0]):
+        driven = new_node_gradient(square(X @ w), features, Y, ridge)
+        gradient = X.mT @ (square.derivative(X @ w) * driven)
+        shares.append(block_shares(gradient, group)[: len(spanned)].sum(dim=0))
+    yield Finding(
+        f"{name}: a new node's gradient lies in the missing irreps",
+        f"share in the {len(spanned)} spanned, 20 nodes: most; mean if they were not",
+        "< 1e-06; > 0.05",
+        f"{float(shares[0].max()):.0e}; {float(shares[1].mean()):.2f}",
+        float(shares[0].max()) < 1e-6 and float(shares[1].mean()) > 0.05,
+    )
 
     def climb(w: Tensor) -> tuple[Tensor, Tensor]:
         return top_down_energy(w, X, R, square), energy_gradient(w, X, R, square)
@@ -131,17 +168,21 @@ def _top_down(name: str, group: FiniteGroup) -> Finding:
     wanted, found = (", ".join(blocks[i].label for i in sorted(which)) for which in (missing, set(block.tolist())))
     passed = wanted == found and float(error) < 1e-8 and bool((purity > 1 - 1e-8).all())
     statement = f"{name}: E_S has maxima in the missing irreps alone"
-    return Finding(statement, "40 ascents: blocks, E*", wanted, found, passed)
+    yield Finding(statement, "40 ascents: blocks, E*", wanted, found, passed)
 
 
 def theorem_8(quick: bool) -> Iterator[Finding]:
-    """Theorem 8: collection times with and without Muon, the factor κ, and Lemma 2."""
+    """Theorem 8: collection times with and without Muon, drawn and by ascent in turn, the factor κ, and Lemma 2."""
     p, trials = collection_probabilities(torch.linspace(1, 2, 8, dtype=torch.float64), 1), 4000 if quick else 40000
     sums = [(-1) ** (size + 1) / float(p[list(subset)].sum()) for size in range(1, 9)
             for subset in combinations(range(8), size)]  # fmt: skip
     T = float(independent_collection_time(p))
     yield Finding("T₀ by quadrature", "inclusion and exclusion, L = 8", f"{sum(sums):.8f}", f"{T:.8f}",
                   abs(T - sum(sums)) < 1e-7)  # fmt: skip
+    equal = float(independent_collection_time(torch.full((11,), 1 / 11, dtype=torch.float64)))
+    harmonic = sum(1 / k for k in range(1, 12))
+    yield Finding("correction: T₀ ≥ LΣ1/l, with equality for equal p", f"quadrature, L = 11; printed {harmonic:.4f}",
+                  f"{11 * harmonic:.8f}", f"{equal:.8f}", abs(equal - 11 * harmonic) < 1e-7)  # fmt: skip
     for shrink in (1.0, 0.5, 0.1):
         times = simulate_collection(p, shrink, trials, torch.Generator().manual_seed(0)).double()
         T, error = float(muon_collection_time(p, shrink)), float(times.std()) / trials**0.5
@@ -161,3 +202,52 @@ def theorem_8(quick: bool) -> Iterator[Finding]:
     G = draw(50, 9, 5)
     error = ((polar_factor(G) * G).sum(dim=(-2, -1)) / torch.linalg.matrix_norm(G, "nuc") - 1).abs().max()
     yield within("Lemma 2: ⟨UVᵀ, G⟩ = tr D ≥ 0", "50 matrices against the nuclear norm", error, 1e-12)
+    if quick:
+        yield from _in_turn("Z2xZ2", groups.product("2x2"), collections=96)
+        return
+    for name in ("Z2xZ4", "Z23", "S4"):
+        yield from _in_turn(name, GROUPS[name](), collections=256)
+    yield from _in_turn("Z2^4", groups.product("2x2x2x2"), collections=256)
+
+
+def _in_turn(name: str, group: FiniteGroup, collections: int) -> Iterator[Finding]:
+    """Check the nodes that find every irrep of a group: ascents in turn against draws by the shares of other ascents.
+
+    The tolerance is 4 standard errors and 10 %: the shares have an error of some percent, and after a few nodes the
+    starts of an irrep no longer lead to it in proportion to the maxima that are left.
+    """
+    starts = draw(2 * group.order, 12 * collections, seed=7)
+    limits = ascend(starts, lambda w: group_energy_gradient(w, group), tolerance=1e-3).weights
+    maxima = orthogonal_maxima(group)
+    p = torch.bincount(classify_limits(limits, group).block, minlength=len(maxima)).double() / len(limits.mT)
+    independent = float(independent_collection_time(p))
+    blocking = simulate_blocking(p, maxima, 20000, torch.Generator().manual_seed(0)).double()
+    of_a_half = float(muon_collection_time(p, 0.5))
+
+    def measured(shrink: float) -> tuple[float, float]:
+        times = collect_in_turn(group, shrink, collections, torch.Generator().manual_seed(0)).double()
+        return float(times.mean()), 4 * float(times.std()) / collections**0.5
+
+    for what, shrink, expected in (
+        ("independent nodes: T₀", 1.0, independent),
+        ("orthogonal gradients: a node blocks one of its irrep's orthogonal maxima", 0.0, float(blocking.mean())),
+    ):
+        mean, error = measured(shrink)
+        yield Finding(
+            f"{name}, {what}",
+            f"nodes that find {len(maxima)} irreps, {collections} collections by ascent in turn, ± 4 standard errors",
+            f"{expected:.2f} ± 10 %" + ("" if shrink else f", below T₀ = {independent:.2f}"),
+            f"{mean:.2f} ± {error:.2f}",
+            abs(mean - expected) < error + 0.1 * expected and (shrink == 1 or mean + error < independent),
+        )
+    mean, error = measured(0.5)
+    if group.is_abelian:
+        yield Finding(
+            f"{name}, half of the pull along earlier gradients: T = (T₀+L)/2", "the same with κ = ½",
+            f"{of_a_half:.2f} ± 10 %", f"{mean:.2f} ± {error:.2f}", abs(mean - of_a_half) < error + 0.1 * of_a_half,
+        )  # fmt: skip
+    else:
+        yield Finding(
+            f"correction: {name}, T = (T₀+L)/2 takes an irrep for a single maximum", "the same with κ = ½",
+            f"> {of_a_half:.2f}", f"{mean:.2f} ± {error:.2f}", mean - error > of_a_half,
+        )  # fmt: skip

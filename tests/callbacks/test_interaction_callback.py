@@ -70,6 +70,15 @@ def test_the_columns_are_those_of_the_whole_inverse(tiny_run: Any, overrides: li
     assert run.rows[0][SHARE] is not None
 
 
+@pytest.mark.parametrize("overrides", [[], ["network.output_scale=3"], ["network.readout=ridge"]], ids=str)
+def test_another_eta_takes_the_place_of_every_other(tiny_run: Any, overrides: list[str]) -> None:
+    run = tiny_run(OFF, "max_steps=1", *overrides, callbacks=[Interaction(1, PAIRS, ridge=0.03)])
+    for row in run.rows:
+        share, strength = dense(run.seen[int(row["step"])].features, 0.03)
+        assert row[SHARE] == pytest.approx(share, abs=1e-12)
+        assert row[STRENGTH] == pytest.approx(strength, abs=1e-8)
+
+
 class Declares(Interaction):
     """As if the stages had declared a transition at row 3."""
 
@@ -103,8 +112,11 @@ def test_a_row_without_features_has_empty_cells(tiny_run: Any) -> None:
     assert all(row.get(name) is None for row in run.rows for name in (SHARE, STRENGTH))
 
 
-def test_options_are_positive_integers() -> None:
+def test_options_are_positive() -> None:
     with pytest.raises(InputError, match=r"callbacks\.interaction\.pairs=0 does not fit"):
         Interaction(pairs=0)
     with pytest.raises(InputError, match=r"callbacks\.interaction\.every_n_steps=0 does not fit"):
         Interaction(every_n_steps=0)
+    for ridge in (0.0, -1.0, math.inf, math.nan, True, "x", [1.0]):
+        with pytest.raises(InputError, match=r"callbacks\.interaction\.ridge=.* a positive number, or null"):
+            Interaction(ridge=ridge)  # type: ignore[arg-type]

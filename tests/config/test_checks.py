@@ -78,9 +78,17 @@ def test_setting_one_hyperparameter_keeps_the_name_of_its_role() -> None:
         ({"max_steps": True}, "max_steps"),
         ({"seed": None}, "seed"),
         ({"seed": 2**32}, "seed"),
+        ({"data": {"seed": -1}}, "data.seed"),
         ({"network": {"width": 0}}, "network.width=0"),
         ({"network": {"batch_norm": "perhaps"}}, "network.batch_norm"),
         ({"network": {"readout_init_scale": float("inf")}}, "network.readout_init_scale"),
+        ({"network": {"init_scale": 0.0}}, "network.init_scale=0.0"),
+        ({"network": {"hidden_init_scale": 0.0}}, "network.hidden_init_scale=0.0"),
+        *(
+            ({"network": {key: 0.5, "initial_weights": "w.npz"}}, f"network.{key}=0.5 scales drawn weights")
+            for key in ("init_scale", "hidden_init_scale", "readout_init_scale")
+        ),
+        ({"network": {"name": "transformer", "activation": "relu", "hidden_init_scale": 2.0}}, "hidden_init_scale"),
         ({"network": {"ridge": 0.1}}, "network.readout=ridge"),
         ({"network": {"readout": "ridg"}}, "Did you mean 'ridge'"),
         ({"network": {"readout": "ridge"}, "loss": "cross_entropy"}, "cross_entropy"),

@@ -49,7 +49,10 @@ def test_hash_is_ten_digits_that_depend_on_the_result_alone(tmp_path: Path) -> N
         {"max_steps": 400, "loss": "mse", "stop_at_test_accuracy": None},
         {"task": {"name": "cyclic", "order": 71, "num_operands": 2}},
         {"data": {"train_fraction": 0.4}},
+        {"data": {"seed": None, "keep_pairs_together": False}},
+        {"data": {"seed": 0}},
         {"network": {"width": 2048, "transformer": {"heads": 4}}},
+        {"network": {"init_scale": 1.0, "hidden_init_scale": 1.0}},
         {"optimizer": {"hidden": {"lr": 1e-3}, "output": {"lr": "1e-3", "weight_decay": None}}},
         {"optimizer": {"hidden": {"betas": [0.9, 0.999], "eps": 1e-8, "amsgrad": False}}},
         {"scheduler": {"name": "none"}},
@@ -106,6 +109,9 @@ def test_what_changes_the_numbers_moves_the_run() -> None:
         {"trainer": {"devices": 2}},
         {"data": {"train_fraction": 0.5}},
         {"data": {"train_size": 9}},
+        {"data": {"seed": 1}},
+        {"data": {"seed": 2}},
+        {"data": {"keep_pairs_together": True}},
         {"task": {"num_operands": 3}},
         {"scheduler": {"name": "cosine"}},
         {"optimizer": {"lr": 0.1}},
@@ -115,6 +121,8 @@ def test_what_changes_the_numbers_moves_the_run() -> None:
         {"optimizer": {"weight_decay": None, "hidden": {"weight_decay": 2e-4}}},
         {"optimizer": {"hidden": {"betas": [0.9, 0.99]}}},
         {"optimizer": {"hidden": {"name": "adamw"}}},
+        {"network": {"init_scale": 0.5}},
+        {"network": {"hidden_init_scale": 0.5}},
         {"network": {"readout": "ridge"}},
         {"network": {"readout": "ridge"}, "optimizer": {"weight_decay": 0.3, "output": {"name": "lbfgs"}}},
         {"network": {"readout": "ridge"}, "optimizer": {"weight_decay": 0.4, "output": {"name": "lbfgs"}}},
@@ -125,6 +133,12 @@ def test_what_changes_the_numbers_moves_the_run() -> None:
         {"callbacks": {"mine": {"name": "callbacks.cost:Cost"}}},
     ]
     assert len({config_hash(merged(**value)) for value in values}) == len(values)
+
+
+def test_a_seed_of_the_data_that_is_the_seed_of_the_run_moves_no_run() -> None:
+    for seed in (0, 3, 2**32 - 1):
+        assert config_hash(merged(seed=seed, data={"seed": seed})) == config_hash(merged(seed=seed))
+        assert config_hash(merged(seed=seed, data={"seed": 7})) == config_hash(merged(data={"seed": 7}))
 
 
 def test_a_new_key_with_a_default_moves_no_run() -> None:
@@ -182,9 +196,9 @@ def test_a_new_callback_that_is_on_by_default_moves_no_run(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("values", "hashed"),
     [
-        ({}, "e7c7278e15"),
-        ({"optimizer": {"weight_decay": 0.0}}, "17353dd1f4"),
-        ({"task": {"order": 7}, "network": {"width": 8, "activation": "relu"}, "max_steps": 9}, "123c37e6fe"),
+        ({}, "86c315b1c4"),
+        ({"optimizer": {"weight_decay": 0.0}}, "76b8f1e112"),
+        ({"task": {"order": 7}, "network": {"width": 8, "activation": "relu"}, "max_steps": 9}, "818aa1d657"),
     ],
     ids=str,
 )

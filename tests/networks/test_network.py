@@ -160,12 +160,16 @@ def parts(values: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("complex_weights", [False, True])
 def test_initial_weights_have_the_distribution_of_torch_nn_linear(complex_weights: bool) -> None:
-    """Same support and same quantiles as nn.Linear of that fan-in; real and imaginary parts each, and independent."""
+    """Same support and same quantiles as nn.Linear of that fan-in.
+
+    Real and imaginary parts are independent, each 1/√2 times as large, so that |w|² has the mean of a real weight.
+    """
     network = build(
         tokens=60, classes=70, width=150, hidden_layers=1, trainable_embedding=True, complex_weights=complex_weights
     )
     grid = torch.linspace(0, 1, 21, dtype=torch.float64)
-    for name, fan_in in (("W", 120), ("V", 150), ("H1", 150), ("E", 60)):
+    for name, inputs in (("W", 120), ("V", 150), ("H1", 150), ("E", 60)):
+        fan_in = 2 * inputs if complex_weights else inputs
         with torch.random.fork_rng():
             torch.manual_seed(0)
             reference = nn.Linear(fan_in, 400, bias=False).weight.detach().flatten().double()
@@ -177,9 +181,38 @@ def test_initial_weights_have_the_distribution_of_torch_nn_linear(complex_weight
                 values.quantile(grid), reference.quantile(grid), rtol=0, atol=0.07 / math.sqrt(fan_in)
             )
             assert values.var().item() == pytest.approx(reference.var().item(), rel=0.05)
+        mean_square = network.get_parameter(name).detach().abs().square().mean().item()
+        assert mean_square == pytest.approx(1 / (3 * inputs), rel=0.05)
         if complex_weights:
             both = torch.stack([part.flatten() for part in parts(network.get_parameter(name).detach())])
             assert torch.corrcoef(both)[0, 1].abs() < 0.06
+
+
+@pytest.mark.parametrize(
+    ("option", "scaled"),
+    [("init_scale", {"W", "V", "H1", "E"}), ("hidden_init_scale", {"W"}), ("readout_init_scale", {"V"})],
+)
+@pytest.mark.parametrize("complex_weights", [False, True])
+def test_an_init_scale_scales_its_weights_alone(option: str, scaled: set[str], complex_weights: bool) -> None:
+    options = {"hidden_layers": 1, "trainable_embedding": True, "complex_weights": complex_weights}
+    one = weights(build(**options))
+    for scale in (0.1, 2.0, *([0.0] if option == "readout_init_scale" else [])):
+        for name, values in weights(build(**options, **{option: scale})).items():
+            expected = scale * one[name] if name in scaled else one[name]
+            torch.testing.assert_close(values, expected, rtol=1e-12, atol=0)
+
+
+def test_init_scales_multiply_each_other() -> None:
+    one, both = weights(build()), weights(build(init_scale=0.5, hidden_init_scale=3.0, readout_init_scale=0.2))
+    torch.testing.assert_close(both["W"], 1.5 * one["W"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(both["V"], 0.1 * one["V"], rtol=1e-12, atol=0)
+
+
+def test_the_init_scale_of_a_transformer_scales_every_matrix_and_no_other_vector() -> None:
+    options = {"name": "transformer", "width": 8, "activation": "relu", "transformer": TransformerConfig(2, 1, 8)}
+    one, scaled = weights(build(**options)), weights(build(**options, init_scale=0.3))
+    for name, values in one.items():
+        torch.testing.assert_close(scaled[name], (0.3 if values.ndim > 1 else 1) * values, rtol=1e-12, atol=0)
 
 
 def test_initial_weights_depend_on_the_seed_and_not_on_precision_or_global_state() -> None:
@@ -191,13 +224,6 @@ def test_initial_weights_depend_on_the_seed_and_not_on_precision_or_global_state
         assert values.dtype == torch.float32
         assert torch.equal(values.double(), again[name])
         assert not torch.equal(again[name], other[name])
-
-
-@pytest.mark.parametrize("scale", [0.0, 0.1, 2.0])
-def test_the_init_scale_scales_v_alone(scale: float) -> None:
-    one, scaled = weights(build()), weights(build(readout_init_scale=scale))
-    assert torch.equal(one["W"], scaled["W"])
-    torch.testing.assert_close(scaled["V"], scale * one["V"], rtol=1e-12, atol=0)
 
 
 # -- roles ------------------------------------------------------------------------------------------------------------

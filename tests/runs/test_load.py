@@ -128,6 +128,18 @@ def test_what_the_hash_leaves_out_does_not_split_a_group_of_seeds() -> None:
     assert differing_settings(measured) == ["callbacks.gram.every_n_steps"]
 
 
+def test_runs_that_differ_in_the_seed_of_their_data_are_a_group_of_seeds() -> None:
+    """Whether it is written out, the seed of the run, or alone varied."""
+    sections: list[tuple[int, dict[str, object]]] = [(0, {}), (0, {"seed": 0}), (0, {"seed": 5}), (1, {"seed": 5})]
+    runs = [
+        Run(Path("runs") / f"{number:010x}-s{seed}", with_settings(seed=seed, data=data).config, None, None)
+        for number, (seed, data) in enumerate(sections)
+    ]
+    assert differing_settings(runs) == []
+    assert list(groups_of_seeds(runs)) == [""]
+    assert [run.seeds for run in runs] == ["0", "0", "0 (data 5)", "1 (data 5)"]
+
+
 def with_settings(**values: object) -> Run:
     config: dict[str, object] = {"seed": 0, "name": "a", "max_steps": 5, "task": {"name": "cyclic", "order": 7},
                                  "data": {}, "optimizer": {"hidden": {"name": "adam"}}}  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from li2_lightning import groups
 from li2_lightning.errors import InputError
-from li2_lightning.tasks.splits import Split, split_rows
+from li2_lightning.tasks.splits import Split, build_split, split_rows
 from li2_lightning.tasks.tasks import TASKS, Task, build_task, group_task
 from li2_lightning.theory.sampling import critical_fraction
 
@@ -296,6 +296,102 @@ def test_a_bad_split_is_one_sentence(options: dict[str, Any], words: str) -> Non
         split(**options)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def pairs(operands: list[tuple[int, int]], tokens: int) -> Task:
+    return Task("pairs", np.array(operands), np.zeros(len(operands), np.int64), tokens, 1)
+
+
+GRID = [(a, b) for a in range(5) for b in range(5)]
+PAIRED = {
+    "a commutative group": Z7,
+    "S3": group_task(groups.symmetric(3)),
+    "rows without a mirror image": pairs([(a, b) for a, b in GRID if b], 5),
+    "no row (a, a)": pairs([(a, b) for a, b in GRID if a != b], 5),
+    "only rows (a, a) and one pair": pairs([(0, 0), (1, 2), (2, 1), (3, 3)], 4),
+    "no pair": pairs([(a, b) for a, b in GRID if a <= b], 5),
+}
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(sorted(PAIRED)), seed=st.integers(0, 2**63), data=st.data())
+def test_a_pair_and_its_mirror_image_are_on_one_side(name: str, seed: int, data: st.DataObject) -> None:
+    task = PAIRED[name]
+    rows = len(task.labels)
+    size = data.draw(st.integers(1, rows - 1))
+    if name == "no row (a, a)" and size % 2:
+        with pytest.raises(InputError, match=f"every row has a mirror image.* an even number .* not {size};"):
+            split(task, seed, train_size=size, keep_pairs_together=True)
+        return
+    parts = split(task, seed, train_size=size, keep_pairs_together=True)
+    assert len(parts.train) == size
+    assert sorted([*parts.train, *parts.test]) == list(range(rows))
+    for side in (parts.train, parts.test):
+        assert side.dtype == np.int64
+        assert np.all(np.diff(side) > 0)
+    train, test = ({tuple(row) for row in task.operands[side].tolist()} for side in (parts.train, parts.test))
+    assert not {(b, a) for a, b in train} & test
+
+
+def test_pairs_together_keep_the_size_of_a_fraction_up_to_parity() -> None:
+    for fraction in (0.3, 0.31, 0.5):
+        assert len(split(train_fraction=fraction, keep_pairs_together=True).train) == math.floor(49 * fraction)
+    odd = PAIRED["no row (a, a)"]
+    assert [len(split(odd, train_fraction=f, keep_pairs_together=True).train) for f in (0.5, 0.55, 0.95)] == [
+        10,
+        10,
+        18,
+    ]
+    with pytest.raises(InputError, match="at least 2 and not 1"):
+        split(odd, train_fraction=0.05, keep_pairs_together=True)
+    assert len(split(critical_ratio=0.5, keep_pairs_together=True).train) == len(split(critical_ratio=0.5).train)
+
+
+def test_pairs_together_are_fixed_by_the_seed_and_a_larger_set_contains_all_but_a_row_of_a_smaller_one() -> None:
+    together = [split(train_size=size, keep_pairs_together=True) for size in range(1, 49)]
+    assert together[19].train.tolist() == split(train_size=20, keep_pairs_together=True).train.tolist()
+    assert together[19].train.tolist() != split(seed=1, train_size=20, keep_pairs_together=True).train.tolist()
+    for smaller, larger in pairwise(together):
+        assert len(set(smaller.train) - set(larger.train)) <= 1
+
+
+def test_every_pair_is_drawn_equally_often() -> None:
+    counts = np.zeros((7, 7))
+    for seed in range(2000):
+        counts.flat[split(seed=seed, train_size=10, keep_pairs_together=True).train] += 1
+    assert np.array_equal(counts, counts.T)
+    upper = counts[np.triu_indices(7, 1)]
+    # Binomial with n = 2000, p = .2 up to the choice at the end: deviation 18.
+    assert np.abs(upper - upper.mean()).max() < 4.5 * 18
+    assert upper.mean() == pytest.approx(400, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "words"),
+    [
+        (build("cyclic", order=5, num_operands=3), {}, "needs task.num_operands=2, and the task Z5 has 3."),
+        (build("expression", expression="x^2", modulus=5, num_operands=1), {}, "has 1."),
+        (Z7, {"split_file": "s.npz"}, "data.split_file brings its own; set one of the two."),
+        (pairs([(0, 1), (1, 0), (0, 1)], 2), {}, "the task pairs repeats one."),
+        (pairs([(0, 1), (0, 1), (1, 1)], 2), {}, "the task pairs repeats one."),
+        (pairs([(1, 1), (1, 1), (0, 1)], 2), {}, "the task pairs repeats one."),
+    ],
+)
+def test_pairs_that_cannot_be_kept_together_are_one_sentence(task: Task, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        split(task, keep_pairs_together=True, **options)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_split_of_a_data_section_has_the_seed_of_the_section_or_of_the_run() -> None:
+    """A config.yaml from before these keys has neither."""
+    section = {"train_size": 6, "train_fraction": None}
+    for data, seed in (({}, 0), ({"seed": None}, 0), ({"seed": 0}, 5)):
+        assert build_split(Z7, section | data, seed).train.tolist() == GOLDEN
+    assert build_split(Z7, section | {"seed": 1}, 0).train.tolist() == split(seed=1, train_size=6).train.tolist()
+    together = build_split(Z7, section | {"keep_pairs_together": True}, 0)
+    assert together.train.tolist() == split(train_size=6, keep_pairs_together=True).train.tolist() != GOLDEN
 
 
 def test_why_there_is_no_prediction() -> None:

@@ -7,14 +7,19 @@ from itertools import combinations
 import pytest
 import torch
 
+from li2_lightning import groups
+from li2_lightning.theory.energy import ascend, group_energy_gradient
 from li2_lightning.theory.muon import (
+    collect_in_turn,
     collection_probabilities,
     collection_times,
     expected_coverage,
     independent_collection_time,
     muon_collection_time,
+    orthogonal_maxima,
     polar_factor,
     shrink_factor,
+    simulate_blocking,
     simulate_collection,
 )
 
@@ -133,3 +138,56 @@ def test_expected_coverage_in_closed_form_and_its_waits() -> None:
     p = torch.full((2,), 0.5, dtype=torch.float64)
     missing = 2 - expected_coverage(2, 400, 0.5)[1:]
     assert 1 + missing.sum().item() == pytest.approx(muon_collection_time(p, 0.5).item(), rel=1e-12)
+
+
+def test_blocks_of_one_maximum_take_a_node_each_and_those_of_many_are_independent() -> None:
+    once = simulate_blocking(P, torch.ones(8), 50, torch.Generator().manual_seed(0))
+    assert (once == 8).all()
+    many = simulate_blocking(P, torch.full((8,), 1e12), 20000, torch.Generator().manual_seed(0)).double()
+    assert (many.mean() - independent_collection_time(P)).abs() < 4 * many.std() / 20000**0.5
+
+
+def test_two_blocks_of_two_maxima_take_seven_thirds_of_a_node() -> None:
+    """The second draw finds the other block with probability 2/3, the third for certain."""
+    times = simulate_blocking(torch.full((2,), 0.5), torch.full((2,), 2.0), 30000, torch.Generator().manual_seed(0))
+    assert times.min() == 2
+    assert times.max() == 3
+    assert times.double().mean().item() == pytest.approx(7 / 3, abs=0.015)
+
+
+def test_an_irrep_has_as_many_orthogonal_maxima_as_dimensions_in_both_halves() -> None:
+    assert orthogonal_maxima(groups.product("2x2")).tolist() == [2, 2, 2]
+    assert orthogonal_maxima(groups.cyclic(7)).tolist() == [4, 4, 4]
+    assert orthogonal_maxima(groups.quaternion()).tolist() == [2, 2, 2, 8]
+    for group in (groups.cyclic(8), groups.symmetric(4)):
+        assert orthogonal_maxima(group).sum() == 2 * (group.order - 1)
+
+
+@pytest.mark.parametrize("name", ["2x2", "7"])
+def test_held_vectors_leave_a_limit_that_is_orthogonal_to_them_and_a_maximum(name: str) -> None:
+    """A maximum of the energy among the vectors that are orthogonal to three held maxima."""
+    group = groups.product(name)
+    size = 2 * group.order
+    held = ascend(torch.eye(size, 3, dtype=torch.float64) + 0.1, lambda w: group_energy_gradient(w, group)).weights
+    held = torch.linalg.qr(held).Q
+    start = torch.randn(size, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    limits = ascend(start, lambda w: group_energy_gradient(w, group), held=held.expand(20, -1, -1), max_steps=3000)
+    assert (held.mT @ limits.weights).abs().max() < 1e-7
+    E, gradient = group_energy_gradient(limits.weights, group)
+    left = gradient - held @ (held.mT @ gradient)
+    # Some limits converge more slowly than others, since their curvature is almost zero.
+    assert ((left / (4 * E) - limits.weights).norm(dim=0) < 1e-4).all()
+    free = ascend(start, lambda w: group_energy_gradient(w, group), held=held.expand(20, -1, -1)[:, :, :0])
+    assert torch.equal(free.weights, ascend(start, lambda w: group_energy_gradient(w, group)).weights)
+
+
+def test_orthogonal_gradients_collect_the_signs_of_z2_x_z2_within_five_nodes() -> None:
+    """Three signs of two maxima each: after four nodes at least two are found, after five all."""
+    times = collect_in_turn(groups.product("2x2"), 0.0, 60, torch.Generator().manual_seed(0))
+    assert times.min() == 3
+    assert times.max() <= 5
+    drawn = simulate_blocking(torch.ones(3), torch.full((3,), 2.0), 20000, torch.Generator().manual_seed(0)).double()
+    assert times.double().mean().item() == pytest.approx(drawn.mean().item(), rel=0.1)
+    independent = collect_in_turn(groups.product("2x2"), 1.0, 60, torch.Generator().manual_seed(0)).double()
+    assert independent.max() > 5
+    assert independent.mean().item() == pytest.approx(5.5, abs=4 * independent.std().item() / 60**0.5)

@@ -19,11 +19,13 @@ from li2_lightning.theory.energy import (
     classify_limits,
     energy_gradient,
     energy_of_weights,
+    flat_directions,
     group_energy,
     group_energy_gradient,
     maximizer,
     orbit_rank,
     predicted_maxima,
+    sphere_curvatures,
 )
 from li2_lightning.verification.groups import affine_group, special_linear_group
 
@@ -130,6 +132,39 @@ def test_constructed_maximizers_have_the_predicted_value_and_no_slope(name: str)
             assert group_energy(without, group).max() < 1e-12
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_maxima_are_flat_along_their_family_and_curve_downwards_elsewhere(name: str) -> None:
+    """Corollary 1, with the number of flat directions of every kind of irrep; a sign has none."""
+    group = TABLE[name][0]
+    numbers = flat_directions(group)
+    for subspaces, value, number in zip(
+        irreducible_subspaces(group)[1:], predicted_maxima(group), numbers, strict=True
+    ):
+        B = torch.tensor(subspaces[0])
+        w = maximizer(B, draw(B.shape[1], 1), draw(B.shape[1], 1, seed=1), group)[:, 0]
+        curvatures = sphere_curvatures(w, group) / value
+        assert len(curvatures) == 2 * group.order - 1
+        flat = curvatures.abs() < 1e-9
+        assert flat.sum() == number
+        # Along the norm of one half against the other −8, out of the block and out of the family −4.
+        assert set(curvatures[~flat].round(decimals=9).tolist()) == {-8.0, -4.0}
+        assert (int(number) == 0) == (B.shape[1] == 1)
+
+
+def test_the_curvatures_are_those_of_the_energy_along_great_circles() -> None:
+    group = groups.symmetric(3)
+    w = climb(group, 1).weights
+    other = draw(12, 1)
+    other = (other - w * (w * other).sum()) / (other - w * (w * other).sum()).norm()
+
+    def at(angle: float) -> Tensor:
+        return group_energy(w * torch.cos(torch.tensor(angle)) + other * torch.sin(torch.tensor(angle)), group)[0]
+
+    second = (at(1e-3) + at(-1e-3) - 2 * at(0.0)) / 1e-6
+    curvatures = sphere_curvatures(w[:, 0], group)
+    assert curvatures[0] - 1e-3 < second < curvatures[-1] + 1e-3
+
+
 @pytest.mark.parametrize("name", ["S3", "A4", "S4"])
 def test_rank_r_points_of_a_block_are_saddles_with_the_rth_part_of_the_energy(name: str) -> None:
     """Two orthogonal irreducible subspaces of one block: pure, stationary, and yet ascent leaves for E*."""
@@ -146,6 +181,8 @@ def test_rank_r_points_of_a_block_are_saddles_with_the_rth_part_of_the_energy(na
     best = predicted_maxima(group)[-1]
     assert (E / best).item() == pytest.approx(0.5, rel=1e-12)
     assert (gradient - 4 * E * w).norm() < 1e-10 * E.norm()
+    curvatures = sphere_curvatures(w[:, 0], group) / E
+    assert curvatures.max() > 1, "a saddle curves upwards"
     nudged = ascend(w + 1e-4 * draw(2 * group.order, 1), lambda v: group_energy_gradient(v, group))
     assert classify_limits(nudged.weights, group).maximizers(1e-12).all()
 

@@ -70,6 +70,17 @@ def test_a_wrong_prediction_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "FAILED" in out
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_wrong_number_of_flat_directions_fails(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S3 has the numbers 0 and 3."""
+    monkeypatch.setattr(independent, "flat_directions", lambda group: torch.full((2,), number))
+    code, out, _ = run(capsys, "--quick", "--theorem", "2", "--group", "S3")
+    assert code == 1
+    assert out.count("FAILED") == 1
+
+
 @pytest.mark.parametrize(
     ("theorem", "checks", "name", "wrong"),
     [
@@ -80,7 +91,10 @@ def test_a_wrong_prediction_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytes
             "spreading_maximizer",
             lambda p, partners, activation: torch.ones(12, dtype=torch.float64) / 12**0.5,
         ),
+        ("7", interactive, "new_node_gradient", lambda f, F, Y, ridge: (Y - Y.mean(dim=0)) @ (Y.mT @ f) / ridge),
         ("8", interactive, "shrink_factor", lambda new, found, nodes: 0.5),
+        ("8", interactive, "orthogonal_maxima", lambda group: torch.full((3,), 1e9)),
+        ("8", interactive, "orthogonal_maxima", lambda group: torch.ones(3)),
         (
             "8",
             interactive,

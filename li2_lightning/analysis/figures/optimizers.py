@@ -83,7 +83,7 @@ def draw_muon(runs: list[Run]) -> Figure:
         axes.grid(alpha=0.25)
     panels[0].legend(fontsize=8)
     panels[2].legend(fontsize=8, loc="lower right")
-    seeds = len({run["seed"] for run in runs})
+    seeds = len({run.seeds for run in runs})
     figure.suptitle(
         f"{task_name(runs[0])}, row {runs[0]['max_steps']}, each at its best learning rate for that K   "
         f"(line: median over {seeds} seeds, bar: lowest to highest seed)", fontsize=10,
@@ -145,7 +145,7 @@ def draw_race(runs: list[Run]) -> Figure:
     # Curves fill the panel, so the legend is below the axis.
     right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False, handlelength=3)
     right.set_title(f"Each at its best setting\n{BAND}", fontsize=9)
-    seeds = len({run["seed"] for run in runs})
+    seeds = len({run.seeds for run in runs})
     figure.suptitle(f"{task_name(runs[0])}, K={runs[0]['network.width']}, {seeds} seeds", fontsize=11)
     return figure
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +17,6 @@ from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_basis, block_slices
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.runs.load import Run, groups_of_seeds
-from li2_lightning.tasks.splits import split_rows
 from li2_lightning.theory.features import feature_shares
 from li2_lightning.theory.sampling import sampled_energy_gradient
 
@@ -71,7 +69,7 @@ def small_data(runs: list[Run]) -> Figure:
         _draw_nodes(scatter, nodes[0], marker, color)
     averages.set_title("means over nodes by ‖w‖², a point a seed", loc="left", fontsize=10)
     scatter.set_title("nodes of one seed, area by ‖w‖²", loc="left", fontsize=10)
-    n, order = len(_train_rows(runs[0])), runs[0].task.num_tokens
+    n, order = len(runs[0].split.train), runs[0].task.num_tokens
     for axes in (averages, scatter):
         fourier = order / 4 * (n / order**2) ** 2
         axes.axhline(fourier, color=GREY, linestyle="--", linewidth=1)
@@ -90,7 +88,7 @@ def weighed_nodes(run: Run) -> Nodes:
     """Norm, purity and energy of every node at the end of a run of a group with two operands and σ = x²."""
     task, W = run.task, run.weights()["W"].double()
     assert task.group is not None
-    rows = _train_rows(run)
+    rows = run.split.train
     left, right = torch.from_numpy(task.operands[rows]).unbind(dim=1)
     norms = torch.linalg.vector_norm(W, dim=0)
     unit = W / torch.where(norms > 0, norms, 1)
@@ -99,12 +97,6 @@ def weighed_nodes(run: Run) -> Nodes:
     )
     shares = feature_shares(unit, torch.tensor(block_basis(task.group).T), list(block_slices(task.group)))
     return Nodes(norms.square(), shares.max(dim=0).values.nan_to_num(), energies)
-
-
-def _train_rows(run: Run) -> np.ndarray:
-    data = run.config["data"]
-    keys = ("train_fraction", "train_size", "critical_ratio", "split_file")
-    return split_rows(run.task, seed=int(run["seed"]), **{key: data.get(key) for key in keys}).train
 
 
 def _draw_nodes(axes: Axes, nodes: Nodes, marker: str, color: object) -> None:

@@ -209,7 +209,7 @@ def headline(runs: Sequence[Run]) -> str:
     roles = ", ".join(
         f"{run[f'optimizer.{role}.name']} on {letter}" for role, letter in (("hidden", "W"), ("output", "V"))
     )
-    seeds = f"seed {run['seed']}" if len(runs) == 1 else f"{len(runs)} seeds"
+    seeds = f"seed {run.seeds}" if len(runs) == 1 else f"{len(runs)} seeds"
     lr, decay = (
         " / ".join(dict.fromkeys(str(role_value(run["optimizer"], role, key)) for role in ("hidden", "output")))
         for key in ("lr", "weight_decay")
