@@ -116,12 +116,13 @@ class Missing(BlockDiagnostic):
         self, network: TwoLayerNetwork, module: Li2Module, state: StepState, covered: Tensor
     ) -> dict[str, Tensor | float]:
         weights = network.input_weights()
-        shape = len(weights), self.new_nodes
         draw = generator(0, "fresh nodes")
-        start = torch.randn(shape, generator=draw, dtype=torch.float64).to(weights.device, weights.dtype.to_real())
-        if weights.is_complex():
-            imaginary = torch.randn(shape, generator=draw, dtype=torch.float64)
-            start = torch.complex(start, imaginary.to(start))
+
+        def gaussian() -> Tensor:
+            drawn = torch.randn(len(weights), self.new_nodes, generator=draw, dtype=torch.float64)
+            return drawn.to(weights.dtype.to_real()).to(weights.device)
+
+        start = torch.complex(gaussian(), gaussian()) if weights.is_complex() else gaussian()
         tokens, residual = module.data.train.tokens, _class_centered(state.residual)
 
         def energy_and_gradient(w: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -56,41 +58,80 @@ def gini(values: Tensor) -> Tensor:
     return ((2 * ranks - count - 1) * values.sort(dim=-1).values).sum(dim=-1) / (count * values.sum(dim=-1))
 
 
-def tangent_kernel(features: Tensor, derivatives: Tensor, readout: Tensor, overlaps: Tensor) -> Tensor:
-    """Empirical tangent kernel of Ŷ = σ(XW)V summed over the outputs, Θ(x,x') = Σ_c ∇_θŷ_c(x)·∇_θŷ_c(x'), …×m×m.
+@dataclass(frozen=True)
+class KernelColumns:
+    """Some columns of a symmetric kernel on n rows, and the sums that center it.
 
-    Θ = C·FFᵀ + XXᵀ ∘ (σ'(XW) diag(‖v_j‖²) σ'(XW)ᵀ): the first term belongs to V, the second to W.
+    Attributes:
+        drawn: which of the rows the columns belong to, (m,).
+        columns: Θ[:, drawn], …×n×m.
+        sums: Θ1, …×n.
+    """
+
+    drawn: Tensor
+    columns: Tensor
+    sums: Tensor
+
+    def centered(self) -> Tensor:
+        """(PΘP)[:, drawn] with P = I − 11ᵀ/n, …×n×m."""
+        means = self.sums / self.sums.shape[-1]
+        total = means.mean(dim=-1)[..., None, None]
+        return self.columns - means[..., :, None] - means[..., self.drawn][..., None, :] + total
+
+
+def tangent_kernel(
+    features: Tensor, derivatives: Tensor, readout: Tensor, inputs: Tensor, drawn: Tensor
+) -> KernelColumns:
+    """Empirical tangent kernel of Ŷ = σ(XW)V summed over the outputs, Θ(x,x') = Σ_c ∇_θŷ_c(x)·∇_θŷ_c(x').
+
+    Θ = C·FFᵀ + XXᵀ ∘ (D diag(‖v_j‖²) Dᵀ) with D = σ'(XW): the first term belongs to V, the second to W.
 
     Source: Jacot, Gabriel & Hongler, "Neural tangent kernel", arXiv:1806.07572.
 
     Args:
-        features: F of the m rows, …×m×K, real.
-        derivatives: σ'(XW), …×m×K.
+        features: F, …×n×K, real.
+        derivatives: D, …×n×K.
         readout: V, …×K×C.
-        overlaps: XXᵀ, …×m×m.
+        inputs: X, n×d.
+        drawn: which columns, (m,).
     """
-    of_readout = readout.shape[-1] * features @ features.mT
+    F, X, C = features, inputs, readout.shape[-1]
     weighted = derivatives * readout.square().sum(dim=-1)[..., None, :]
-    return of_readout + overlaps * (weighted @ derivatives.mT)
+    here = F[..., drawn, :], derivatives[..., drawn, :]
+    columns = C * F @ here[0].mT + (X @ X[drawn].mT) * (weighted @ here[1].mT)
+    sums = C * (F @ F.sum(dim=-2)[..., None])[..., 0] + (X @ (X.mT @ derivatives) * weighted).sum(dim=-1)
+    return KernelColumns(drawn, columns, sums)
 
 
-def kernel_alignment(kernel: Tensor, labels: Tensor) -> Tensor:
-    """⟨PΘP, PTP⟩/(‖PΘP‖‖PTP‖) of a kernel (…×m×m) with the task kernel T = YYᵀ, P = I − 11ᵀ/m; (…).
+def task_kernel(labels: Tensor, counts: Tensor, drawn: Tensor) -> KernelColumns:
+    """The kernel T = YYᵀ, 1 where two rows have the same label, else 0; PTP is the ỸỸᵀ of the theory.
 
-    T is 1 where two rows have the same label, and 0 elsewhere. The task kernel of the theory is ỸỸᵀ = PTP.
+    Args:
+        labels: (n,).
+        counts: n_c, the number of rows of each class (C,).
+        drawn: which columns, (m,).
+    """
+    return KernelColumns(drawn, (labels[:, None] == labels[drawn]).to(counts.dtype), counts[labels])
+
+
+def kernel_alignment(kernel: KernelColumns, labels: Tensor, counts: Tensor) -> Tensor:
+    """⟨PΘP, PTP⟩/(‖PΘP‖‖PTP‖) with the task kernel T, (…), **estimated** from the columns of m drawn rows.
+
+    The inner product and ‖PΘP‖² are sums over columns, so the sums over the drawn columns times n/m are unbiased
+    estimates of them. ‖PTP‖ is exact. With all columns the result is exact. (The alignment of the m×m kernel of the
+    drawn rows is not an estimate: the diagonal has a larger share there.)
 
     Source: Cortes, Mohri & Rostamizadeh, "Algorithms for learning kernels based on centered alignment",
     arXiv:1203.0550.
 
     Args:
-        labels: of the m rows, (m,).
+        kernel: columns of Θ.
+        labels, counts: as for `task_kernel`.
     """
-    target = (labels[:, None] == labels).to(kernel.dtype)
-
-    def centered(matrix: Tensor) -> Tensor:
-        rows = matrix - matrix.mean(dim=-2, keepdim=True)
-        return rows - rows.mean(dim=-1, keepdim=True)
-
-    left, right = centered(kernel), centered(target)
-    norms: Tensor = torch.linalg.matrix_norm(left) * torch.linalg.matrix_norm(right)
-    return (left * right).sum(dim=(-2, -1)) / norms
+    n = counts.sum()
+    gram = torch.diag(counts) - torch.outer(counts, counts) / n
+    left, right = kernel.centered(), task_kernel(labels, counts, kernel.drawn).centered()
+    scale = (n / len(kernel.drawn)).sqrt()
+    inner = scale * (left * right).sum(dim=(-2, -1))
+    norms: Tensor = torch.linalg.matrix_norm(left) * torch.linalg.matrix_norm(gram)
+    return inner / norms
