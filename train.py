@@ -186,7 +186,7 @@ def assemble(config: Config, directory: Path, ranks: RankGroup) -> Assembled:
         split_file=config.data.split_file,
     )
     ranks.check_rows(len(split.train))
-    data = TableDataModule(task, split, config.data.batch_size, config.seed)
+    data = TableDataModule(task, split, config.data.batch_size, config.seed, config.data.label_noise)
     weights = read_weights(config.network.initial_weights, "network.initial_weights")
     network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"), weights)
     check_cover(list(network.named_parameters()), network.roles())

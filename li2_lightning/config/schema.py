@@ -43,6 +43,7 @@ def between(least: int, most: int | None = None) -> tuple[Bound, ...]:
 
 POSITIVE = (Bound("positive and finite", lambda value: 0 < value < math.inf),)
 NOT_NEGATIVE = (Bound("finite and not negative", lambda value: 0 <= value < math.inf),)
+FRACTION = (Bound("in [0, 1]", lambda value: 0 <= value <= 1),)
 ACCURACY = (Bound("in (0, 1]", lambda value: 0 < value <= 1),)
 # Floats count exactly up to 2⁵³, and no machine has the memory for a larger width.
 STEPS, WIDTH = between(1, 2**53), between(1, 2**20)
@@ -92,6 +93,9 @@ class DataConfig:
         None, "training fraction as a multiple of the one at which test accuracy is predicted to jump"
     )
     split_file: str | None = setting(None, ".npz with the integer arrays train and test, which hold row numbers")
+    label_noise: float = setting(
+        0.0, "share of the training rows with a wrong label, drawn for each seed by itself", range=FRACTION
+    )
     batch_size: int | None = setting(None, "rows in one update; null: all training rows", range=STEPS)
     evaluate_every_n_steps: int | None = setting(
         None,
@@ -202,7 +206,7 @@ class Config:
     resume: str | None = setting(None, "continue an unfinished run: auto, or the path of a checkpoint")
     debug: bool = setting(False, "show the traceback of an error")
     stop_at_test_accuracy: float | None = setting(None, "end the run once test accuracy reaches this", range=ACCURACY)
-    loss: str = setting("mse", "a registered loss: mse, projected_mse, cross_entropy, or the import path of one")
+    loss: str = setting("mse", "a registered loss: mse, projected_mse, cross_entropy, stablemax, or an import path")
     task: TaskConfig = setting(TaskConfig, "the task to learn; each task takes some of these keys")
     data: DataConfig = setting(DataConfig, "the rows to train on and to test on")
     network: NetworkConfig = setting(NetworkConfig, "the network")
