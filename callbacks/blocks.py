@@ -37,7 +37,8 @@ class BlockDiagnostic(Diagnostic):
         assert isinstance(pl_module, Li2Module)
         group = pl_module.data.task.group
         if group is None:
-            say(f"{type(self).__name__.lower()}: this task is no group, so {self.group_columns} are left out.")
+            why = pl_module.data.task.why_no_group()
+            say(f"{type(self).__name__.lower()}: {why}, so {self.group_columns} are left out.")
         elif group.order > 1:
             self.labels = [block.label for block in isotypic_blocks(group)[1:]]
             self.blocks = list(block_slices(group))

@@ -77,6 +77,9 @@ class TaskConfig:
     index: int | None = setting(None, "small_group: the number of the group in GAP's library")
     modulus: int | None = setting(None, "expression: operands and labels are the integers modulo this number")
     expression: str | None = setting(None, 'expression: for example "x^2+y"')
+    word: str | None = setting(
+        None, 'groups: a word in the operands a, b, … and their inverses A, B, …, as in "abA"; null: their product'
+    )
     path: str | None = setting(None, "cayley_table: a .csv, .txt, .json, .npy or .npz file")
     num_operands: int = setting(2, "number of operands in a row")
 
