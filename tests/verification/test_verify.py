@@ -15,6 +15,7 @@ import torch
 from li2_lightning.cli import main as li2
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
+from li2_lightning.theory.features import block_norms
 from li2_lightning.verification import independent, interactive, lazy, verify
 
 
@@ -80,6 +81,7 @@ def test_a_wrong_prediction_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytes
             "spreading_maximizer",
             lambda p, partners, activation: torch.ones(12, dtype=torch.float64) / 12**0.5,
         ),
+        ("7", interactive, "block_norms", lambda *sides: block_norms(*sides[:3], sides[3].roll(1, 0), sides[4])),
         ("8", interactive, "shrink_factor", lambda new, found, nodes: 0.5),
         (
             "8",
