@@ -41,7 +41,7 @@ class Missing(BlockDiagnostic):
     interaction/missing_gradient   the same for ‖G_F‖², whose part in block k is RΠ_kVᴴ
     energy/residual_mean           mean over nodes, at unit norm, of E_S(w) = ½‖Rᵀσ(Xw)‖², R centred over classes
     energy/residual_new            mean E_S of fresh nodes: Gaussian, then a few steps of ascent of E_S at unit norm
-    energy/residual_missing        share of the fresh nodes whose largest block is covered by no node of the network
+    energy/residual_missing        share of the fresh nodes with more than half of themselves in a missing block
     =============================  ==================================================================================
 
     The first two ratios are empty where every block is covered. A network without nodes on the one-hots has only
@@ -132,7 +132,7 @@ class Missing(BlockDiagnostic):
         shares = self.node_shares(end.weights, state)
         return {
             "energy/residual_new": end.energies.mean(),
-            "energy/residual_missing": (~covered[shares.argmax(dim=0)]).to(shares.real.dtype).mean(),
+            "energy/residual_missing": ((shares > 0.5) & ~covered[:, None]).any(dim=0).to(shares.dtype).mean(),
         }
 
     # -- the table --------------------------------------------------------------------------------------------------

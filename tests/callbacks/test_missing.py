@@ -16,6 +16,9 @@ from callbacks.missing import Missing
 from li2_lightning import groups
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks
+from li2_lightning.seeds import generator
+from li2_lightning.theory.energy import ascend, block_shares, energy_gradient
+from li2_lightning.theory.interaction import top_down_energy
 from tests.theory.test_features import SQUARE, all_rows, nodes_in
 
 ON = "callbacks.missing.every_n_steps=1"
@@ -91,6 +94,29 @@ def test_columns_and_table_are_those_of_dense_matrices(
         assert row["energy/residual_mean"] == pytest.approx(energies.mean().item(), rel=1e-9)
         homogeneous = network.node_degree is not None
         assert (row.get("energy/residual_missing") is not None) == (homogeneous and step in (0, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "overrides", [["network.activation=relu"], ["loss=projected_mse", "network.shared_embedding=true"]]
+)
+def test_fresh_nodes_ascend_the_energy_of_the_residual(tiny_run: Any, overrides: list[str]) -> None:
+    """By the gradient of the theory on a dense X; Gaussian nodes of the same seed."""
+    run = tiny_run(*overrides, *OFTEN, "callbacks.missing.ascent_steps=5", "network.width=4", "max_steps=2")
+    group, sigma, tokens = groups.cyclic(7), run.module.network.activation, run.data.train.tokens
+    X = torch.cat([functional.one_hot(part, 7) for part in tokens.unbind(dim=1)], dim=1).double()
+    for step in (0, 2):
+        found = dense(run, group, step)
+        R = found["R"]
+
+        def climb(w: Tensor, R: Tensor = R) -> tuple[Tensor, Tensor]:
+            return top_down_energy(w, X, R, sigma), energy_gradient(w, X, R, sigma)
+
+        start = torch.randn(14, 64, generator=generator(0, "fresh nodes"), dtype=torch.float64)
+        end = ascend(start, climb, tolerance=0, max_steps=5)
+        assert run.rows[step]["energy/residual_new"] == pytest.approx(end.energies.mean().item(), rel=1e-9)
+        shares = block_shares(end.weights, group)
+        inside = (shares / shares.sum(dim=0) > 0.5)[~found["covered"]].any(dim=0)
+        assert run.rows[step]["energy/residual_missing"] == inside.double().mean().item()
 
 
 def built(path: Path, group: groups.FiniteGroup, spanned: tuple[int, ...], at_random: int = 0) -> int:
