@@ -29,7 +29,11 @@ def inequality(values: Tensor) -> float:
         ([], groups.cyclic(7)),
         ([*S3, "loss=cross_entropy"], groups.symmetric(3)),
         ([*S3, "loss=projected_mse", "network.complex_weights=true"], groups.symmetric(3)),
-        (["loss=cross_entropy", "network.hidden_layers=1", "network.activation=relu"], groups.cyclic(7)),
+        pytest.param(
+            ["loss=cross_entropy", "network.hidden_layers=1", "network.activation=relu"],
+            groups.cyclic(7),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else value.name,
 )

@@ -64,7 +64,9 @@ def dense(run: Any, group: groups.FiniteGroup, step: int) -> dict[str, Any]:
         ([], groups.cyclic(7)),
         ([*S3, "loss=projected_mse", "network.output_scale=2"], groups.symmetric(3)),
         ([*S3, "network.activation=silu", "network.hidden_layers=1", "loss=cross_entropy"], groups.symmetric(3)),
-        (["network.complex_weights=true", "network.activation=relu"], groups.cyclic(7)),
+        pytest.param(
+            ["network.complex_weights=true", "network.activation=relu"], groups.cyclic(7), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else value.name,
 )

@@ -25,9 +25,12 @@ def ranks(matrix: Tensor) -> tuple[float, float]:
     [
         ["network.width=4"],
         ["network.width=30", "network.shared_embedding=true", "network.output_scale=2"],
-        ["network.width=4", "network.activation=silu", "task.order=4", "task.num_operands=3"],
         ["network.width=4", "network.complex_weights=true"],
-        ["network.width=4", "network.hidden_layers=1", "network.activation=relu"],
+        pytest.param(
+            ["network.width=4", "network.activation=silu", "task.order=4", "task.num_operands=3"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["network.width=4", "network.hidden_layers=1", "network.activation=relu"], marks=pytest.mark.slow),
     ],
     ids=",".join,
 )
