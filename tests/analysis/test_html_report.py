@@ -78,6 +78,9 @@ def test_a_run_has_everything_on_its_page(own_sweep: Path, capsys: pytest.Captur
     for figure in drawn.values():
         assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [7], "the transition is a line in each"
     page = without_scripts(html)
+    assert "<h2>Curves</h2>" in page
+    assert "<h2>Missing features</h2>" not in page
+    assert "<h2>Progress measures</h2>" not in page
     for text in ("gradient/independence 0.873", "why not", "II independent", "It has not memorized the training rows."):
         assert text in page
     for key, value in run.settings.items():
@@ -236,9 +239,7 @@ def test_without_the_extra(
     assert not list(tmp_path.glob("*.html"))
 
 
-def test_missing_features_and_progress_measures_are_sections_of_runs_that_have_them(
-    tiny_run: Any, own_sweep: Path
-) -> None:
+def test_missing_features_and_progress_measures_are_sections_of_runs_that_have_them(tiny_run: Any) -> None:
     options = [f"callbacks.{name}.enabled=true" for name in ("missing", "circuits", "spectra")]
     run = load_run(tiny_run(*options, "callbacks.missing.table_every_n_steps=1", "max_steps=3").directory)
     assert main([str(run.directory)]) == 0
@@ -257,10 +258,6 @@ def test_missing_features_and_progress_measures_are_sections_of_runs_that_have_t
     shares = {name for name in run.metrics if name.startswith("circuits/logit_share/")}
     assert len(shares) == 3
     assert curves | shares == {name for name in run.metrics if run.metrics[name].notna().any()}
-    assert main([str(next(run.directory for run in find_runs([own_sweep])))]) == 0
-    page = without_scripts((next(run.directory for run in find_runs([own_sweep])) / "report.html").read_text())
-    assert "<h2>Missing features</h2>" not in page
-    assert "<h2>Progress measures</h2>" not in page
 
 
 def test_a_damaged_table_of_blocks_is_one_sentence(own_sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
