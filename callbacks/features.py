@@ -44,7 +44,8 @@ class Features(Diagnostic):
         assert isinstance(pl_module, Li2Module)
         group = pl_module.data.task.group
         if group is None:
-            say("features: this task is no group, so features/purity and features/coverage are left out.")
+            why = pl_module.data.task.why_no_group()
+            say(f"features: {why}, so features/purity and features/coverage are left out.")
         elif not isinstance(pl_module.network, TwoLayerNetwork):
             say("features: this network has no nodes on the one-hots, so purity and coverage are left out.")
         elif group.order > 1:

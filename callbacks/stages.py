@@ -12,7 +12,7 @@ import lightning
 from callbacks.registry import CALLBACKS
 from li2_lightning.errors import InputError
 from li2_lightning.files import write_json
-from li2_lightning.losses import CrossEntropy
+from li2_lightning.losses import Loss
 from li2_lightning.measurement.rows import Row, call_hook
 from li2_lightning.module import Li2Module
 from li2_lightning.runs.wandb import run_loggers
@@ -104,8 +104,8 @@ def no_equilibrium(module: Li2Module) -> str | None:
     The equilibrium F̃ᵀR = ηV belongs to a squared loss with coupled weight decay of V. A ridge readout satisfies it by
     definition.
     """
-    if isinstance(module.loss, CrossEntropy):
-        return "cross-entropy has no ridge equilibrium"
+    if type(module.loss).error is Loss.error:  # no squared loss
+        return f"the loss {type(module.loss).__name__} has no ridge equilibrium"
     readout_optimizer = getattr(module.optimizer, "children", {}).get("output")
     while hasattr(readout_optimizer, "inner"):  # a gradient filter around the optimizer
         readout_optimizer = readout_optimizer.inner

@@ -5,6 +5,7 @@ Every rank keeps all rows (a few integers each) and trains and evaluates on its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from li2_lightning.distributed.collectives import share, world_size
+from li2_lightning.errors import InputError
 from li2_lightning.seeds import generator
 from li2_lightning.tasks.splits import Split
 from li2_lightning.tasks.tasks import Task
@@ -83,14 +85,16 @@ class TableDataModule(lightning.LightningDataModule):
         task: the table.
         split: which of its rows train and which test.
         batch_size: rows a step; None, or a number of at least n, takes all rows.
-        seed: seed of the order of the mini-batches. Each pass over the rows has its own order, and the last batch of a
-            pass has the rows that are left.
+        label_noise: share ρ of the training rows whose label is wrong: floor(ρn + 1e-9) rows, each with a label drawn
+            from the other classes. With the same seed, the wrong labels of a smaller share are among those of a larger.
+        seed: seed of the wrong labels and of the order of the mini-batches. Each pass over the rows has its own order,
+            and the last batch of a pass has the rows that are left.
     """
 
-    def __init__(self, task: Task, split: Split, batch_size: int | None, seed: int) -> None:
+    def __init__(self, task: Task, split: Split, batch_size: int | None, seed: int, label_noise: float = 0.0) -> None:
         super().__init__()
         self.task = task
-        self.train = self.train_share = _rows(task, split.train)
+        self.train = self.train_share = _with_wrong_labels(_rows(task, split.train), task, label_noise, seed)
         self.test = self.test_share = _rows(task, split.test)
         self.seed = seed
         self.batch_size = None if batch_size is None or batch_size >= len(self.train) else batch_size
@@ -130,6 +134,22 @@ class TableDataModule(lightning.LightningDataModule):
             for batch in torch.split(order, self.batch_size)[position:]:
                 yield self.train.take(batch).share()
                 step += 1
+
+
+def _with_wrong_labels(rows: Rows, task: Task, share: float, seed: int) -> Rows:
+    """The same rows, some with a wrong label; an `InputError` where no other class exists."""
+    count = math.floor(share * len(rows) + 1e-9)
+    if count == 0:
+        return rows
+    if task.num_classes < 2:
+        raise InputError(f"data.label_noise={share} needs a second class, and {task.name} has one; set it to 0.")
+    draw = generator(seed, "label noise")
+    chosen = torch.randperm(len(rows), generator=draw)[:count]
+    # Drawn for every row, so that a larger share gives the rows of a smaller one the same labels.
+    shifts = torch.randint(1, task.num_classes, (len(rows),), generator=draw)
+    labels = rows.labels.clone()
+    labels[chosen] = (labels[chosen] + shifts[chosen]) % task.num_classes
+    return Rows(rows.tokens, labels)
 
 
 def _rows(task: Task, index: np.ndarray[Any, Any]) -> Rows:

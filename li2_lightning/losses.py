@@ -219,6 +219,23 @@ def takes_stacks_class(kind: object) -> bool:
     return bool(vars(kind).get("takes_stacks", False))
 
 
+@LOSSES.register("stablemax")
+class StableMax(Loss):
+    """L = −(1/n) Σ_i log(s(o_iy)/Σ_c s(o_ic)) with s(x) = x + 1 for x ≥ 0 and 1/(1 − x) for x < 0.
+
+    Cross-entropy with s instead of exp. Since s grows linearly, the loss of a row is still above zero in float32 where
+    that of cross-entropy is rounded to zero, so that the row still drives the training.
+
+    Source: Prieto et al., "Grokking at the edge of numerical stability", arXiv:2501.04697.
+    """
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        # The branch that is not taken has a finite gradient, too: an infinite one times zero would be NaN.
+        positive, negative = torch.log1p(outputs.clamp_min(0)), -torch.log1p((-outputs).clamp_min(0))
+        logarithms = torch.where(outputs >= 0, positive, negative)
+        return functional.cross_entropy(logarithms, labels, reduction="none")
+
+
 def build_loss(name: str) -> Loss:
     """The loss called ``name``; an unknown name is an `InputError` that lists all names."""
     loss: Loss = LOSSES.build(name, "loss", {})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from li2_lightning import groups
 from li2_lightning.data import Rows, TableDataModule
+from li2_lightning.errors import InputError
 from li2_lightning.seeds import generator, stream
 from li2_lightning.tasks.splits import Split
 from li2_lightning.tasks.tasks import group_task
@@ -42,6 +43,33 @@ def test_the_rows_are_those_of_the_split_with_their_labels() -> None:
     assert numbers(data.test) == SPLIT.test.tolist()
     for rows in (data.train, data.test):
         assert rows.labels.tolist() == [(a + b) % 5 for a, b in rows.tokens.tolist()]
+
+
+def noisy(share: float, seed: int = 0) -> Tensor:
+    """Which training rows have a wrong label, as the shift of the label; 0 for a right one."""
+    data = TableDataModule(TASK, SPLIT, None, seed, share)
+    assert numbers(data.train) == SPLIT.train.tolist()
+    assert data.test.labels.tolist() == module(None).test.labels.tolist()
+    return (data.train.labels - module(None).train.labels) % 5
+
+
+@pytest.mark.parametrize(("share", "wrong"), [(0.0, 0), (0.09, 0), (0.1, 1), (3 / 11, 3), (0.5, 5), (1.0, 11)])
+def test_a_share_of_the_training_rows_has_a_wrong_label(share: float, wrong: int) -> None:
+    assert (noisy(share) > 0).sum() == wrong
+
+
+def test_wrong_labels_depend_on_the_seed_and_grow_with_the_share() -> None:
+    assert torch.equal(noisy(0.5), noisy(0.5))
+    assert not torch.equal(noisy(0.5), noisy(0.5, seed=1))
+    few, many = noisy(0.3), noisy(0.8)
+    assert torch.equal(few[few > 0], many[few > 0])
+    assert set(noisy(1.0).tolist()) == {1, 2, 3, 4}
+
+
+def test_a_single_class_has_no_wrong_label() -> None:
+    task = group_task(groups.cyclic(1))
+    with pytest.raises(InputError, match=r"data\.label_noise=1\.0 needs a second class"):
+        TableDataModule(task, Split(np.array([0]), np.array([0])), None, 0, 1.0)
 
 
 @pytest.mark.parametrize("batch_size", [None, 11, 500])
@@ -95,3 +123,11 @@ def test_a_stream_depends_on_seed_and_purpose_alone() -> None:
     # 1/… and 11/… must not meet, and the value is for ever: a run of today is that of next year.
     assert stream(1, "1/x") != stream(11, "/x")
     assert stream(0, "initial weights") == 1127407204323782063
+
+
+def test_a_run_trains_on_wrong_labels_and_is_tested_on_right_ones(tiny_run: Any) -> None:
+    clean, wrong = tiny_run("max_steps=1", "name=clean"), tiny_run("max_steps=1", "data.label_noise=0.5", "name=wrong")
+    assert clean.directory.name != wrong.directory.name
+    assert (clean.data.train.labels != wrong.data.train.labels).sum() == len(clean.data.train) // 2
+    assert wrong.rows[0]["test/loss"] == clean.rows[0]["test/loss"]
+    assert wrong.rows[0]["train/loss"] != clean.rows[0]["train/loss"]

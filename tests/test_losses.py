@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from li2_lightning.errors import InputError
-from li2_lightning.losses import LOSSES, CrossEntropy, Loss, build_loss, one_hot
+from li2_lightning.losses import LOSSES, CrossEntropy, Loss, StableMax, build_loss, one_hot
 from li2_lightning.theory.lazy import ridge_readout
 
-NAMES = ["mse", "projected_mse", "cross_entropy"]
+NAMES = ["mse", "projected_mse", "cross_entropy", "stablemax"]
 LABELS = torch.tensor([2, 0, 1, 2, 2, 0])
 
 
@@ -113,9 +113,35 @@ def test_the_ridge_readout_minimizes_the_loss_with_weight_decay(name: str, K: in
     assert V.abs().max() > 1e-2
 
 
-def test_cross_entropy_has_no_ridge_readout() -> None:
-    with pytest.raises(InputError, match=r"CrossEntropy has no ridge readout; use network\.readout=gradient"):
-        CrossEntropy().ridge_problem(draw(6, 4), draw(6, 3))
+@pytest.mark.parametrize("loss", [CrossEntropy(), StableMax()], ids=lambda loss: type(loss).__name__)
+def test_a_loss_that_is_not_squared_has_no_ridge_readout(loss: Loss) -> None:
+    with pytest.raises(InputError, match=r"has no ridge readout; use network\.readout=gradient"):
+        loss.ridge_problem(draw(6, 4), draw(6, 3))
+
+
+def test_stablemax_by_hand() -> None:
+    """s(2) = 3, s(0) = 1, s(−1) = ½."""
+    outputs = torch.tensor([[2.0, 0.0, -1.0], [2.0, 0.0, -1.0]], dtype=torch.float64)
+    rows = build_loss("stablemax").rows(outputs, torch.tensor([0, 2]))
+    assert rows.tolist() == pytest.approx([math.log(4.5 / 3), math.log(4.5 / 0.5)], rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
+def test_the_gradient_of_stablemax_is_that_of_its_definition(scale: float) -> None:
+    """At zero outputs (V = 0 at first), where the two branches of s meet with slope 1, and far from them."""
+    outputs = (scale * draw(6, 3)).requires_grad_()
+    (gradient,) = torch.autograd.grad(build_loss("stablemax")(outputs, LABELS), outputs)
+    with torch.no_grad():
+        s = torch.where(outputs >= 0, outputs + 1, 1 / (1 - outputs))
+        slope = torch.where(outputs >= 0, 1.0, s.square())
+        expected = (slope / s.sum(dim=1, keepdim=True) - one_hot(LABELS, 3, torch.float64) * slope / s) / 6
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_stablemax_still_drives_rows_that_have_collapsed_under_cross_entropy() -> None:
+    outputs, labels = torch.tensor([[200.0, 0.0, 0.0]]), torch.tensor([0])
+    assert build_loss("cross_entropy")(outputs, labels) == 0
+    assert build_loss("stablemax")(outputs, labels) > 1e-3
 
 
 def test_one_hot_puts_a_one_at_each_label() -> None:
@@ -125,7 +151,9 @@ def test_one_hot_puts_a_one_at_each_label() -> None:
 
 
 def test_an_unknown_loss_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"Unknown loss 'mes'; known are cross_entropy, mse, projected_mse\. Did you"):
+    with pytest.raises(
+        InputError, match=r"Unknown loss 'mes'; known are cross_entropy, mse, projected_mse, stablemax\. Did"
+    ):
         build_loss("mes")
     assert LOSSES.names() == sorted(NAMES)
     assert all(isinstance(build_loss(name), Loss) for name in NAMES)

@@ -87,6 +87,9 @@ class Plain:
                 value = (Y - outputs).square().sum() / len(Y)
             elif loss == "mse":
                 value = (outputs - outputs.mean(dim=1, keepdim=True) - Y + 1 / M).square().sum() / len(Y)
+            elif loss == "stablemax":
+                s = torch.where(outputs >= 0, outputs + 1, 1 / (1 - outputs))
+                value = -((s * Y).sum(dim=1) / s.sum(dim=1)).log().mean()
             else:
                 value = (outputs.logsumexp(dim=1) - (outputs * Y).sum(dim=1)).mean()
             found[f"{split}/loss"] = value
@@ -121,7 +124,7 @@ def assert_rows(run: Any, expected: list[dict[str, float]]) -> None:
             assert row[name] == pytest.approx(value, rel=tolerance, abs=1e-12), (row["step"], name)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*LOSSES, "stablemax"])
 def test_ten_rows_of_every_loss_are_those_of_a_plain_loop(tiny_run: Any, tmp_path: Path, loss: str) -> None:
     plain = Plain(tmp_path)
     expected = plain.rows(10, loss)

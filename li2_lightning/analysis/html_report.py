@@ -21,12 +21,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
+from li2_lightning.analysis.block_maps import LOGITS, BlockMap, logit_maps, missing_maps
+from li2_lightning.analysis.charts import CHARTS, MISSING_CHARTS, OTHER_TITLES, PROGRESS_CHARTS, Charts
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.features import features_figure, learned_nodes
 from li2_lightning.analysis.figures.motion import Film
@@ -51,32 +53,6 @@ MOST_FRAMES = 30
 
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 
-# Title, columns of one scale, and whether the scale is logarithmic. Other columns are grouped by their first word.
-CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("Accuracy", ("train/accuracy", "test/accuracy"), False),
-    ("Loss", ("train/loss", "test/loss"), True),
-    ("Size of the backpropagated gradient ‖G_F‖", ("gradient/norm",), False),
-    ("What drives the nodes: independence and coupling", ("gradient/independence", "gradient/coupling"), False),
-    (
-        "Alignments of residual and readout",
-        ("gradient/residual_alignment", "gradient/readout_alignment", "gradient/readout_equilibrium"),
-        False,
-    ),
-    ("Coupling of pairs of nodes", ("gradient/node_coupling",), False),
-    ("Effective ridge η̂", ("gradient/effective_ridge",), True),
-    ("Energy at unit norm", ("energy/mean", "energy/max"), False),
-    ("Energy over the predicted maximum", ("energy/relative",), False),
-    ("Purity of the nodes", ("features/purity",), False),
-    ("Irreps that some node has learned", ("features/coverage",), False),
-    ("Distance from the lazy kernel", ("features/gram_offdiagonal", "features/kernel_distance"), False),
-    ("Relative updates", ("update/hidden", "update/output"), True),
-    ("Turning of the updates", ("update/hidden_cosine_distance", "update/output_cosine_distance"), True),
-    ("Eigengap of the last 20 updates of W", ("update/eigengap",), True),
-    ("Repulsion of similar nodes", ("interaction/repelled_share", "interaction/repulsion"), False),
-    ("Norms of the weights", ("weights/hidden_norm", "weights/output_norm"), False),
-)
-OTHER_TITLES = {"optimizer": "Learning rates", "stage": "Stage"}
-
 
 def write_run_report(run: Run, path: Path | None = None) -> Path:
     """Write the report of one run and return its path, by default ``report.html`` in the directory of the run.
@@ -86,7 +62,6 @@ def write_run_report(run: Run, path: Path | None = None) -> Path:
     """
     if run.metrics.empty:
         raise InputError(f"{run.directory} has no rows yet; there is nothing to report.")
-    figures = {f"chart-{index}": chart for index, chart in enumerate(_run_charts(run))}
     thinned = f" Curves of more than {MOST_ROWS} rows are thinned." if len(run.metrics) > MOST_ROWS else ""
     page = {
         "title": f"{run['name'] or run.directory.name}",
@@ -95,13 +70,27 @@ def write_run_report(run: Run, path: Path | None = None) -> Path:
         if run.summary
         else f"It has not come to its end: row {run.metrics.index[-1]} of {run['max_steps']}.",
         "tables": [*_summary_tables(run), *_stage_tables(run)],
-        "charts_note": "Drag to zoom, which zooms all of them; double-click to go back. Dashed: where a stage was "
-        f"declared.{thinned}",
         "picture": _features_picture(run),
         "film": _film(run),
         "settings": _settings(run),
     }
-    return _write(path or run.directory / "report.html", page, figures)
+    note = (
+        f"Drag to zoom, which zooms all of them; double-click to go back. Dashed: where a stage was declared.{thinned}"
+    )
+    sections = [
+        _section("Curves", note, [*_charts(run, CHARTS), *_other_charts(run)]),
+        _section(
+            "Missing features",
+            "By isotypic block of the group, on the training rows (callback missing).",
+            [*_charts(run, MISSING_CHARTS), *map(_map, missing_maps(run))],
+        ),
+        _section(
+            "Progress measures",
+            "Columns of the callbacks circuits and spectra; docs/columns.md has their formulas.",
+            [*_charts(run, PROGRESS_CHARTS), *map(_map, logit_maps(run))],
+        ),
+    ]
+    return _write(path or run.directory / "report.html", page, sections)
 
 
 def write_sweep_report(runs: Sequence[Run], path: Path) -> Path:
@@ -126,10 +115,10 @@ def write_sweep_report(runs: Sequence[Run], path: Path) -> Path:
         "verdict": f"{len(runs)} runs: {', '.join(f'{count} {status}' for status, count in counts.items())}; "
         f"{generalized} reached test accuracy .99.",
         "tables": [_runs_table(runs, keys, path)],
-        "charts_title": "Curves and phase diagram" if len(figures) > 1 else "Curves",
-        "charts_note": "Drag to zoom, double-click to go back; a click on a point of a single run opens its report.",
     }
-    return _write(path, page, figures)
+    title = "Curves and phase diagram" if len(figures) > 1 else "Curves"
+    note = "Drag to zoom, double-click to go back; a click on a point of a single run opens its report."
+    return _write(path, page, [Section(title, note, figures)])
 
 
 def write_comparison(runs: Sequence[Run], table: Mapping[str, Any], path: Path) -> Path:
@@ -150,13 +139,29 @@ def write_comparison(runs: Sequence[Run], table: Mapping[str, Any], path: Path) 
         "subtitle": f"{len(runs)} runs",
         "verdict": "They differ in " + (", ".join(differing_settings(runs)) or "their seeds") + ".",
         "tables": [table],
-        "charts_note": "A line for each run, one style for the seeds of a setting. Drag to zoom, which zooms all of "
-        f"them. Curves of more than {MOST_ROWS_OF_MANY} rows are thinned.",
     }
-    return _write(path, page, figures)
+    note = (
+        "A line for each run, one style for the seeds of a setting. Drag to zoom, which zooms all of them. "
+        f"Curves of more than {MOST_ROWS_OF_MANY} rows are thinned."
+    )
+    return _write(path, page, [Section("Curves", note, figures)])
 
 
-def _write(path: Path, page: Mapping[str, Any], figures: Mapping[str, Any]) -> Path:
+class Section(NamedTuple):
+    """Figures under a title, by the id of each; a section without figures is not shown."""
+
+    title: str
+    note: str
+    figures: Mapping[str, Any]
+
+
+def _section(title: str, note: str, charts: Sequence[Any]) -> Section:
+    word = title.partition(" ")[0].lower()
+    return Section(title, note, {f"{word}-{index}": chart for index, chart in enumerate(charts)})
+
+
+def _write(path: Path, page: Mapping[str, Any], sections: Sequence[Section]) -> Path:
+    figures = {name: figure for section in sections for name, figure in section.figures.items()}
     jinja2 = optional_module("jinja2", "report.html")
     plotly_js = optional_module("plotly.offline", "report.html").get_plotlyjs()
     resources = files("li2_lightning") / "resources"
@@ -166,8 +171,8 @@ def _write(path: Path, page: Mapping[str, Any], figures: Mapping[str, Any]) -> P
     data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()}).replace("<", "\\u003c")
     sources = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (plotly_js, script)]
     text = environment.from_string((resources / "report.html.jinja").read_text(encoding="utf-8")).render(
-        **{"charts_title": "Curves", "picture": None, "film": [], "settings": [], **page},
-        charts=[{"id": name, "wide": name == "curves"} for name in figures],
+        **{"picture": None, "film": [], "settings": [], **page},
+        sections=[section for section in sections if section.figures],
         figures=jinja2.utils.markupsafe.Markup(data),
         frames=jinja2.utils.markupsafe.Markup(json.dumps(page.get("film", []))),
         plotly=jinja2.utils.markupsafe.Markup(plotly_js),
@@ -179,16 +184,35 @@ def _write(path: Path, page: Mapping[str, Any], figures: Mapping[str, Any]) -> P
     return path
 
 
-def _run_charts(run: Run) -> list[Any]:
-    present = [str(name) for name in run.metrics if run.metrics[name].notna().any()]
-    named = {column for _, columns, _ in CHARTS for column in columns}
+def _present(run: Run) -> list[str]:
+    return [str(name) for name in run.metrics if run.metrics[name].notna().any()]
+
+
+def _charts(run: Run, charts: Charts) -> list[Any]:
+    """The charts of which the run has a column."""
+    present = set(_present(run))
+    found = [(title, [name for name in columns if name in present], log) for title, columns, log in charts]
+    return [_chart(run, title, columns, log) for title, columns, log in found if columns]
+
+
+def _other_charts(run: Run) -> list[Any]:
+    """A chart for each first word of the columns that no other chart has."""
+    named = {column for _, columns, _ in (*CHARTS, *MISSING_CHARTS, *PROGRESS_CHARTS) for column in columns}
     others: dict[str, list[str]] = {}
-    for name in present:
-        if name not in named:
+    for name in _present(run):
+        if name not in named and not name.startswith(LOGITS):
             others.setdefault(name.partition("/")[0], []).append(name)
-    charts = [(title, [name for name in columns if name in present], log) for title, columns, log in CHARTS]
-    charts += [(OTHER_TITLES.get(word, escape(word)), columns, False) for word, columns in others.items()]
-    return [_chart(run, title, columns, log) for title, columns, log in charts if columns]
+    return [_chart(run, OTHER_TITLES.get(word, escape(word)), columns, False) for word, columns in others.items()]
+
+
+def _map(of: BlockMap) -> Any:
+    """A heat map of steps × blocks; the colors go from 0 to the largest value."""
+    chosen = np.unique(np.linspace(0, len(of.steps) - 1, min(len(of.steps), MOST_ROWS_OF_MANY)).astype(int))
+    values = of.values[chosen].T
+    heat = {"type": "heatmap", "x": of.steps[chosen], "y": [escape(label) for label in of.labels], "z": values,
+            "zmin": 0, "zmax": float(np.nanmax(values, initial=1e-12)), "colorscale": "Viridis"}  # fmt: skip
+    height = 180 + 12 * len(of.labels)
+    return _figure(of.title, [heat], zoom="steps", height=height, yaxis_type="category", yaxis_autorange="reversed")
 
 
 def _chart(run: Run, title: str, columns: Sequence[str], log: bool) -> Any:

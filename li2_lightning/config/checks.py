@@ -92,8 +92,8 @@ def _check_combinations(config: Config) -> None:
     for role in ("hidden", "output", "embedding"):
         if "name" not in getattr(config.optimizer, role):
             raise InputError(f"optimizer.{role} has no name; say for example optimizer.{role}.name=adam.")
-    if network.readout == "ridge" and config.loss == "cross_entropy":
-        raise InputError("network.readout=ridge has no solution for loss=cross_entropy; use mse or projected_mse.")
+    if network.readout == "ridge" and config.loss in ("cross_entropy", "stablemax"):
+        raise InputError(f"network.readout=ridge has no solution for loss={config.loss}; use mse or projected_mse.")
     if network.readout == "gradient" and network.ridge is not None:
         raise InputError(f"network.ridge={network.ridge} is read only with network.readout=ridge; add that or drop it.")
     if network.initial_weights is not None:

@@ -41,6 +41,7 @@ def between(least: int, most: int | None = None) -> tuple[Bound, ...]:
 
 POSITIVE = (Bound("positive and finite", lambda value: 0 < value < math.inf),)
 NOT_NEGATIVE = (Bound("finite and not negative", lambda value: 0 <= value < math.inf),)
+FRACTION = (Bound("in [0, 1]", lambda value: 0 <= value <= 1),)
 ACCURACY = (Bound("in (0, 1]", lambda value: 0 < value <= 1),)
 # Floats count exactly up to 2⁵³, and no machine has the memory for a larger width.
 STEPS, WIDTH = between(1, 2**53), between(1, 2**20)
@@ -74,6 +75,9 @@ class TaskConfig:
     index: int | None = setting(None, "small_group: the number of the group in GAP's library")
     modulus: int | None = setting(None, "expression: operands and labels are the integers modulo this number")
     expression: str | None = setting(None, 'expression: for example "x^2+y"')
+    word: str | None = setting(
+        None, 'groups: a word in the operands a, b, … and their inverses A, B, …, as in "abA"; null: their product'
+    )
     path: str | None = setting(None, "cayley_table: a .csv, .txt, .json, .npy or .npz file")
     num_operands: int = setting(2, "number of operands in a row")
 
@@ -95,6 +99,9 @@ class DataConfig:
     )
     split_file: str | None = setting(None, ".npz with the integer arrays train and test, which hold row numbers")
     keep_pairs_together: bool = setting(False, "two operands: the rows (a, b) and (b, a) are on the same side")
+    label_noise: float = setting(
+        0.0, "share of the training rows with a wrong label, drawn for each seed by itself", range=FRACTION
+    )
     batch_size: int | None = setting(None, "rows in one update; null: all training rows", range=STEPS)
     evaluate_every_n_steps: int | None = setting(
         None,
@@ -210,7 +217,7 @@ class Config:
         "auto", "in a sweep, the number of runs that are trained together; auto: by memory and size; 1: one by one"
     )
     stop_at_test_accuracy: float | None = setting(None, "end the run once test accuracy reaches this", range=ACCURACY)
-    loss: str = setting("mse", "a registered loss: mse, projected_mse, cross_entropy, or the import path of one")
+    loss: str = setting("mse", "a registered loss: mse, projected_mse, cross_entropy, stablemax, or an import path")
     task: TaskConfig = setting(TaskConfig, "the task to learn; each task takes some of these keys")
     data: DataConfig = setting(DataConfig, "the rows to train on and to test on")
     network: NetworkConfig = setting(NetworkConfig, "the network")

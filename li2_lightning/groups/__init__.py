@@ -2,13 +2,26 @@
 
 from li2_lightning.groups.finite_group import (
     FiniteGroup,
+    OperationTable,
     alternating,
     cyclic,
     dihedral,
     from_table,
+    operation_from_table,
     product,
     quaternion,
     symmetric,
 )
 
-__all__ = ["FiniteGroup", "alternating", "cyclic", "dihedral", "from_table", "product", "quaternion", "symmetric"]
+__all__ = [
+    "FiniteGroup",
+    "OperationTable",
+    "alternating",
+    "cyclic",
+    "dihedral",
+    "from_table",
+    "operation_from_table",
+    "product",
+    "quaternion",
+    "symmetric",
+]

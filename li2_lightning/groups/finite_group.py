@@ -1,4 +1,4 @@
-"""Finite groups as Cayley tables, validated when they are made.
+"""Finite groups as Cayley tables, validated when they are made; and tables of operations that are no group.
 
 An element is its index 0 … M−1 and ``table[a, b]`` is the index of the product ab. The constructors state
 which index is which element; nothing else in the library assumes an order, not even that the identity is 0.
@@ -30,8 +30,8 @@ MAX_ORDER = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class FiniteGroup:
-    """A finite group given by its Cayley table; two groups are equal when their tables are.
+class OperationTable:
+    """A binary operation on M elements, of which nothing but closure is required: a quasigroup, a monoid, …
 
     Args:
         name: the name in reports.
@@ -39,8 +39,7 @@ class FiniteGroup:
         elements: M labels, for messages and pictures; None: the label of an element is its index.
 
     Raises:
-        InputError: the table is not square, larger than `MAX_ORDER`, or violates an axiom (closure, identity,
-            inverses, associativity); the message names the first elements that do.
+        InputError: the table is not square, larger than `MAX_ORDER`, or holds an entry that is no element.
     """
 
     name: str
@@ -63,11 +62,45 @@ class FiniteGroup:
             )
         if self.elements is not None and len(self.elements) != len(table):
             raise InputError(f"{self.name} has {len(table)} elements but {len(self.elements)} labels.")
-        if violation := _violated_axiom(table, self.label):
-            raise InputError(f"The Cayley table of {self.name} is no group: {violation}.")
-        table = table.astype(np.int64)
-        table.setflags(write=False)
-        object.__setattr__(self, "table", table)
+        outside = np.argwhere((table < 0) | (table >= len(table)))
+        if len(outside):
+            a, b = outside[0]
+            counts_from_1 = table.min() == 1 and table.max() == len(table)
+            why = "; the table counts from 1, as GAP does, so subtract 1 from every entry" if counts_from_1 else ""
+            raise InputError(
+                f"The Cayley table of {self.name} is not closed: {self.label(a)}·{self.label(b)} = {table[a, b]} is "
+                f"not among the elements 0 to {len(table) - 1}{why}."
+            )
+        object.__setattr__(self, "table", _frozen(table))
+
+    @property
+    def order(self) -> int:
+        """Number of elements M."""
+        return len(self.table)
+
+    def label(self, element: int) -> str:
+        """The label of an element, for messages and pictures."""
+        return str(element) if self.elements is None else self.elements[element]
+
+    @cached_property
+    def violation(self) -> str | None:
+        """The first axiom of a group that the table violates, in words; None for a group."""
+        return _violated_axiom(self.table, self.label)
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteGroup(OperationTable):
+    """A finite group given by its Cayley table; two groups are equal when their tables are. Arguments as there.
+
+    Raises:
+        InputError: as for `OperationTable`, or the table violates an axiom (identity, inverses, associativity); the
+            message names the first elements that do.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.violation is not None:
+            raise InputError(f"The Cayley table of {self.name} is no group: {self.violation}.")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FiniteGroup) and (self is other or np.array_equal(self.table, other.table))
@@ -78,11 +111,6 @@ class FiniteGroup:
     @cached_property
     def _hash(self) -> int:
         return hash(self.table.tobytes())
-
-    @property
-    def order(self) -> int:
-        """Number of elements M."""
-        return len(self.table)
 
     @cached_property
     def identity(self) -> int:
@@ -123,10 +151,6 @@ class FiniteGroup:
     def conjugacy_classes(self) -> tuple[IntArray, ...]:
         """The classes as sorted arrays of elements, ordered by their smallest element."""
         return tuple(_frozen(np.flatnonzero(self.class_of == k)) for k in range(self.class_of.max() + 1))
-
-    def label(self, element: int) -> str:
-        """The label of an element, for messages and pictures."""
-        return str(element) if self.elements is None else self.elements[element]
 
 
 def cyclic(order: int) -> FiniteGroup:
@@ -200,14 +224,27 @@ def quaternion(order: int = 8) -> FiniteGroup:
 
 
 def from_table(path: str | Path) -> FiniteGroup:
-    """Read a Cayley table from a file; row a, column b holds the product ab.
+    """Read the Cayley table of a group; files and errors as for `operation_from_table`.
+
+    Raises:
+        InputError: also a table that is no group.
+    """
+    read = operation_from_table(path)
+    try:
+        return FiniteGroup(read.name, read.table, read.elements)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def operation_from_table(path: str | Path) -> OperationTable:
+    """Read the table of a binary operation from a file; row a, column b holds ab.
 
     ``.csv`` and ``.txt`` hold one row a line, cells separated by commas or blanks (``#`` starts a comment);
     ``.json`` a list of lists; ``.npy`` an array; ``.npz`` an array called ``table``. Cells are indices
     from 0, or, in the text formats, labels: then the first row and column both list the elements in order.
 
     Raises:
-        InputError: missing, unreadable, pickled or malformed file, or a table that is no group.
+        InputError: missing, unreadable, pickled or malformed file, or a table that is not closed.
     """
     path = Path(path)
     readers: dict[str, Callable[[Path], npt.NDArray[Any] | list[list[str]]]] = {
@@ -226,7 +263,7 @@ def from_table(path: str | Path) -> FiniteGroup:
         raise InputError(f"The Cayley table {path} cannot be read: {message(error)}.") from error
     try:
         table, labels = _indices_and_labels(cells) if isinstance(cells, list) else (cells, None)
-        return FiniteGroup(path.stem, table, labels)
+        return OperationTable(path.stem, table, labels)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -245,15 +282,9 @@ def _frozen(array: npt.NDArray[Any]) -> IntArray:
 
 
 def _violated_axiom(table: npt.NDArray[Any], label: Callable[[int], str]) -> str | None:
-    """The first violation in an integer table, in words; None for a group."""
+    """The first violation in a closed table, in words; None for a group."""
     order = len(table)
     everything = np.arange(order)
-    outside = np.argwhere((table < 0) | (table >= order))
-    if len(outside):
-        a, b = outside[0]
-        counts_from_1 = table.min() == 1 and table.max() == order
-        why = "; the table counts from 1, as GAP does, so subtract 1 from every entry" if counts_from_1 else ""
-        return f"{label(a)}·{label(b)} = {table[a, b]} is not among the elements 0 to {order - 1}{why}"
     neutral = (table == everything).all(axis=1) & (table == everything[:, None]).all(axis=0)
     if not neutral.any():
         return "it has no identity, no element e with e·a = a·e = a for every a"
@@ -335,5 +366,5 @@ def _indices_and_labels(rows: list[list[str]]) -> tuple[npt.NDArray[Any], tuple[
     for a, row in zip(labels, rows, strict=True):
         for b, cell in zip(labels, row, strict=True):
             if cell not in index:
-                raise InputError(f"The Cayley table is no group: {a}·{b} = {cell!r} is not among the elements.")
+                raise InputError(f"The Cayley table is not closed: {a}·{b} = {cell!r} is not among the elements.")
     return np.array([[index[cell] for cell in row] for row in rows], dtype=np.int64), labels

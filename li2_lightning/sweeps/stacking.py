@@ -26,7 +26,7 @@ COPIES = 32
 # Keys in which the runs of a stack may differ. Numbers in the sections of optimizers and schedules may differ, too.
 VARYING = (
     "seed", "data.seed", "output_dir", "name", "force", "resume", "debug", "stack", "stop_at_test_accuracy",
-    "network.readout_init_scale", "network.output_scale", "network.ridge", "optimizer.lr", "optimizer.weight_decay",
+    "network.init_scale", "network.hidden_init_scale", "network.readout_init_scale", "network.output_scale", "network.ridge", "optimizer.lr", "optimizer.weight_decay",
     "logger.tags",
 )  # fmt: skip
 OF_PLUGINS = ("optimizer", "scheduler")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NoReturn
@@ -24,12 +24,20 @@ MAX_DEPTH = 50
 MAX_EXPONENT = 10_000
 
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
+_COMPARISONS: dict[type[ast.cmpop], Callable[[IntArray, IntArray], npt.NDArray[np.bool_]]] = {
+    ast.Eq: np.equal,
+    ast.NotEq: np.not_equal,
+    ast.Lt: np.less,
+    ast.LtE: np.less_equal,
+    ast.Gt: np.greater,
+    ast.GtE: np.greater_equal,
+}
 _REFUSED = {
     ast.Call: "a call",
     ast.Attribute: "an attribute",
     ast.Subscript: "a subscript",
-    ast.Compare: "a comparison",
-    ast.Mod: "a remainder %, although everything is taken modulo m already",
+    ast.Compare: "a comparison outside a condition",
+    ast.Mod: "a remainder % outside a condition, although everything is taken modulo m already",
     ast.FloorDiv: "a floor division //, where / is the division modulo m",
 }
 _QUOTING = """on a command line it needs quotes inside quotes: task.expression="'x^2+y'\""""
@@ -40,7 +48,9 @@ class Expression:
     """An expression that `parse` has accepted.
 
     The result of every operation is reduced modulo m, so int64 is exact. ``a/b`` is a·b⁻¹ and is undefined where b
-    has no inverse modulo m; an expression is undefined wherever a part of it is. 0⁰ = 1.
+    has no inverse modulo m; an expression is undefined wherever a part of it is. 0⁰ = 1. ``a if c else b`` is a where
+    the comparison c holds and b elsewhere; the branch that is not taken may be undefined. A comparison is one of the
+    integers 0 … m−1, or of their remainders: ``y % 2 == 1`` holds where y is odd.
     """
 
     text: str
@@ -92,14 +102,37 @@ class Expression:
                         inverse = _inverses(m)[b]
                         defined &= inverse > 0
                         return a * inverse % m
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                holds = self._holds(test, values, defined)
+                in_body, in_else = np.ones_like(defined), np.ones_like(defined)
+                chosen = self._value(body, values, in_body), self._value(orelse, values, in_else)
+                defined &= np.where(holds, in_body, in_else)
+                return np.where(holds, *chosen)
         raise AssertionError(f"parse let {ast.dump(node)} through")
+
+    def _holds(
+        self, test: ast.expr, values: Mapping[str, IntArray], defined: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Where a condition holds; clears ``defined`` as `_value` does."""
+        assert isinstance(test, ast.Compare)
+        left, right = (self._side(side, values, defined) for side in (test.left, test.comparators[0]))
+        return _COMPARISONS[type(test.ops[0])](left, right)
+
+    def _side(self, side: ast.expr, values: Mapping[str, IntArray], defined: npt.NDArray[np.bool_]) -> IntArray:
+        """The value of one side of a comparison, an integer."""
+        match side:
+            case ast.BinOp(left=left, op=ast.Mod(), right=ast.Constant(value=int(divisor))):
+                return self._value(left, values, defined) % divisor
+        return self._value(side, values, defined)
 
 
 def parse(text: str, variables: tuple[str, ...], modulus: int) -> Expression:
     """Read an expression in ``variables`` modulo ``modulus``.
 
     Allowed are integers, the variables, ``+ - * /``, unary minus, parentheses, and powers, written ``^`` or
-    ``**``, whose exponent is a non-negative integer; powers bind tightest and to the right.
+    ``**``, whose exponent is a non-negative integer; powers bind tightest and to the right. A conditional
+    ``a if c else b`` has a comparison ``== != < <= > >=`` as its condition, whose sides may end in ``% k`` with an
+    integer k ≥ 1.
 
     Raises:
         InputError: anything else, an exponent above `MAX_EXPONENT`, a text longer than `MAX_LENGTH`
@@ -147,6 +180,21 @@ def _check(node: ast.expr, text: str, variables: tuple[str, ...], depth: int) ->
         case ast.BinOp(left=left, op=op, right=right) if isinstance(op, _OPERATORS):
             _check(left, text, variables, depth - 1)
             _check(right, text, variables, depth - 1)
+        case ast.IfExp(test=ast.Compare(left=left, ops=[op], comparators=[right]), body=body, orelse=orelse) if (
+            type(op) in _COMPARISONS
+        ):
+            for side in (left, right):
+                match side:
+                    case ast.BinOp(left=inner, op=ast.Mod(), right=ast.Constant(value=value)) if (
+                        type(value) is int and value > 0
+                    ):
+                        _check(inner, text, variables, depth - 1)
+                    case _:
+                        _check(side, text, variables, depth - 1)
+            for branch in (body, orelse):
+                _check(branch, text, variables, depth - 1)
+        case ast.IfExp():
+            _refuse(text, "a condition that is no comparison of two values", variables)
         case _:
             part = node.op if isinstance(node, ast.BinOp | ast.UnaryOp | ast.BoolOp) else node
             _refuse(text, _REFUSED.get(type(part), f"Python's {type(part).__name__}"), variables)
@@ -184,7 +232,10 @@ def _inverses(m: int) -> IntArray:
 
 
 def _allowed(variables: tuple[str, ...]) -> str:
-    return f"allowed are integers, the variables {', '.join(variables)}, + - * /, powers (^ or **), parentheses"
+    names = ", ".join(variables)
+    return (
+        f"allowed are integers, the variables {names}, + - * /, powers (^ or **), parentheses, a if x % 2 == 1 else b"
+    )
 
 
 def _refuse(text: str, what: str, variables: tuple[str, ...]) -> NoReturn:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from li2_lightning import groups
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.groups.representations import character_table, isotypic_blocks
+from li2_lightning.groups.representations import block_basis, block_slices, character_table, isotypic_blocks
 from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.theory.energy import (
     ascend,
@@ -20,6 +20,7 @@ from li2_lightning.theory.energy import (
     group_energy_gradient,
     predicted_maxima,
 )
+from li2_lightning.theory.features import block_norms, output_block_norms
 from li2_lightning.theory.interaction import new_node_gradient, node_interaction, repulsion_entry, top_down_energy
 from li2_lightning.theory.lazy import center, ridge_readout
 from li2_lightning.theory.memorization import (
@@ -132,7 +133,7 @@ def _characters_of_products(group: FiniteGroup) -> Iterator[Finding]:
 
 
 def _top_down(name: str, group: FiniteGroup) -> Iterator[Finding]:
-    """Check that with half of the blocks spanned a new node's gradient, and its ascent of E_S, lie in the others."""
+    """Check that with half of the blocks spanned only the others have R, a new node's gradient and maxima of E_S."""
     blocks = isotypic_blocks(group)[1:]
     spanned = range((len(blocks) + 1) // 2)
     units = []
@@ -142,7 +143,17 @@ def _top_down(name: str, group: FiniteGroup) -> Iterator[Finding]:
         units.append(torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1))
     X, Y = all_pairs(group)
     F = center(pair_features(torch.cat(units, dim=1), group))
-    R = Y - F @ torch.linalg.lstsq(F, Y, driver="gelsd").solution
+    V = torch.linalg.lstsq(F, Y, driver="gelsd").solution
+    R = Y - F @ V
+    basis, slices = torch.tensor(block_basis(group).T), block_slices(group)
+    norms = block_norms(R.mT @ R, V, F.mT @ R, basis, slices)
+    covered = torch.tensor([number in spanned for number in range(len(blocks))])
+    whole = output_block_norms(Y, basis, slices)
+    outside = (norms.residual - torch.where(covered, 0.0, whole)).abs().max() / whole.sum()
+    driven = norms.gradient[~covered].sum() / (norms.residual.sum() * V.square().sum())
+    error = torch.stack([outside, driven]).max()
+    yield within(f"{name}: R is Ỹ in the missing irreps, where no node in place has a gradient",
+                 "parts of R and G_F by block", error, 1e-10)  # fmt: skip
     square = find_activation("square")
     w, ridge = 1e-4 * draw(2 * group.order, 20, seed=4), 1e-7
     shares = []

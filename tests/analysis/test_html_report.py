@@ -79,6 +79,9 @@ def test_a_run_has_everything_on_its_page(own_sweep: Path, capsys: pytest.Captur
     for figure in drawn.values():
         assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [7], "the transition is a line in each"
     page = without_scripts(html)
+    assert "<h2>Curves</h2>" in page
+    assert "<h2>Missing features</h2>" not in page
+    assert "<h2>Progress measures</h2>" not in page
     for text in ("gradient/independence 0.873", "why not", "II independent", "It has not memorized the training rows."):
         assert text in page
     for key, value in run.settings.items():
@@ -286,3 +289,33 @@ def test_without_the_extra(
     error = capsys.readouterr().err
     assert error.endswith("install it with pip install 'li2-lightning[report]'.\n")
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_missing_features_and_progress_measures_are_sections_of_runs_that_have_them(tiny_run: Any) -> None:
+    options = [f"callbacks.{name}.enabled=true" for name in ("missing", "circuits", "spectra")]
+    run = load_run(tiny_run(*options, "callbacks.missing.table_every_n_steps=1", "max_steps=3").directory)
+    assert main([str(run.directory)]) == 0
+    html = (run.directory / "report.html").read_text(encoding="utf-8")
+    page = without_scripts(html)
+    assert "<h2>Missing features</h2>" in page
+    assert "<h2>Progress measures</h2>" in page
+    drawn = figures(html)
+    maps = {
+        f["layout"]["title"]["text"]: trace for f in drawn.values() for trace in f["data"] if trace["type"] == "heatmap"
+    }
+    assert {"Share of the target that the outputs explain", "Share of the residual R", "Share of the logits"} < {*maps}
+    for trace in maps.values():
+        assert trace["y"] == ["C1.1", "C1.2", "C1.3"]
+    curves = {trace["name"] for name, f in drawn.items() for trace in f["data"] if "name" in trace}
+    shares = {name for name in run.metrics if name.startswith("circuits/logit_share/")}
+    assert len(shares) == 3
+    assert curves | shares == {name for name in run.metrics if run.metrics[name].notna().any()}
+
+
+def test_a_damaged_table_of_blocks_is_one_sentence(own_sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = next(run.directory for run in find_runs([own_sweep]))
+    (directory / "features").mkdir(exist_ok=True)
+    for content in (b"", b"PK\x03\x04 cut off"):
+        (directory / "features" / "blocks.npz").write_bytes(content)
+        assert main([str(directory)]) == 2
+        assert "blocks.npz cannot be read" in capsys.readouterr().err

@@ -91,6 +91,21 @@ def test_a_task_that_is_no_group_leaves_the_columns_out_and_says_so(
     assert "features: this task is no group" in capsys.readouterr().err
 
 
+def test_a_table_or_a_word_that_is_no_group_is_trained_and_says_why(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "monoid.npy", np.minimum.outer(np.arange(5), np.arange(5)))
+    tasks = {
+        "(0 has no inverse)": ["task.name=cayley_table", f"task.path={tmp_path / 'monoid.npy'}"],
+        "this task is no group, so": ["task.name=symmetric", "task.degree=3", "task.word=abA"],
+    }
+    for index, (words, task) in enumerate(tasks.items()):
+        run = tiny_run(*task, "max_steps=2", "optimizer.lr=0.1", f"name=run-{index}")
+        assert run.rows[-1]["train/loss"] < run.rows[0]["train/loss"]
+        assert not {"features/purity", "features/coverage", "energy/relative"} & run.rows[0].keys()
+        assert words in capsys.readouterr().err
+
+
 def test_a_transformer_leaves_the_columns_out_and_says_so(tiny_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny_run("network={name: transformer, activation: relu}", "max_steps=1")
     assert "features/purity" not in run.rows[0]

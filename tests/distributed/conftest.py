@@ -41,6 +41,9 @@ COUNTS = {
     "test/accuracy": "test",
     "interaction/repelled_share": "pairs",
     "features/coverage": "one",
+    "features/explained": "one",
+    "energy/residual_missing": "fresh nodes",
+    "circuits/softmax_collapse": "train",
 }
 
 Config = dict[str, Any]
@@ -94,7 +97,7 @@ def differences(one: Path, several: Path, tolerance: float) -> list[str]:
     left, right = read_metrics(one / "metrics.csv"), read_metrics(several / "metrics.csv")
     assert list(left.columns) == list(right.columns)
     assert left["step"].tolist() == right["step"].tolist()
-    counts = {"train": 20, "test": 28, "pairs": 100, "one": 1}
+    counts = {"train": 20, "test": 28, "pairs": 100, "one": 1, "fresh nodes": 64}
     for name in left.columns:
         a, b = left[name].to_numpy(), right[name].to_numpy()
         if (mismatch := (left[name].isna() != right[name].isna())).any():

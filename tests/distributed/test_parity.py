@@ -86,6 +86,25 @@ def test_every_loss_and_optimizer(size: int, precision: str, tolerance: float, c
 
 
 @pytest.mark.slow
+def test_the_callbacks_that_are_off_by_default(compare: Compare) -> None:
+    """Slow because two processes start."""
+    on = [
+        "callbacks.missing.ascent_every_n_steps=10",
+        "callbacks.circuits.enabled=true",
+        "callbacks.spectra.every_n_steps=10",
+        "callbacks.spectra.kernel_columns=9",
+        "max_steps=20",
+    ]
+    table = {
+        "n > K": [*on, "data.train_size=21"],
+        "n < K": [*on, "network.width=32", "loss=cross_entropy"],
+        "two layers": [*on, "network.hidden_layers=1", "network.activation=relu", "loss=projected_mse"],
+        "ridge, complex": [*on, "network.readout=ridge", "network.ridge=0.1", "network.complex_weights=true"],
+    }
+    assert differing(compare(2, table, 1e-9)) == {}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_variant_of_the_network(size: int, compare: Compare) -> None:
     """Slow because it makes 38 runs: a minute."""

@@ -57,6 +57,14 @@ def evaluate(text: str, *values: int, modulus: int = 97) -> int | None:
         ("0/(x-3)", None),
         ("(1/(x-3))^0", None),
         ("0*(1/(x-3))", None),
+        ("x if y % 2 == 1 else y", 3),
+        ("x if y % 2 == 0 else y", 7),
+        ("x if -y % 2 == 0 else y", 3),  # −7 is 90 mod 97
+        ("x if x < y else 1/(x-3)", 3),  # the branch that is not taken may be undefined
+        ("x if x >= y else 1/(x-3)", None),
+        ("5 if 1/(x-3) == 0 else 5", None),
+        ("x + (1 if x^2 != 9 else 2)", 5),
+        ("1 if x > y else 2 if x <= 3 else 3", 2),
     ],
 )
 def test_meaning_at_x_3_y_7_modulo_97(text: str, value: int | None) -> None:
@@ -206,7 +214,18 @@ def test_precedence_is_pythons(atoms: list[str], data: st.DataObject) -> None:
         ("~x", "Invert"),
         ("not x", "Not"),
         ("x and y", "And"),
-        ("x if y else 1", "IfExp"),
+        ("x if y else 1", "a condition that is no comparison of two values"),
+        ("x if y % 2 else 1", "a condition that is no comparison of two values"),
+        ("x if 0 < y < 3 else 1", "a condition that is no comparison of two values"),
+        ("x if y == 1 or x == 1 else 1", "a condition that is no comparison of two values"),
+        ("x if y in x else 1", "a condition that is no comparison of two values"),
+        ("x if y % 0 == 1 else 1", "a remainder % outside a condition"),
+        ("x if y % x == 1 else 1", "a remainder % outside a condition"),
+        ("x if (y % 2) * x == 1 else 1", "a remainder % outside a condition"),
+        ("x if y == 1 else y % 2", "a remainder % outside a condition"),
+        ("x if y == z else 1", "unknown variable 'z'"),
+        ("x if y == 1 else f(y)", "a call"),
+        ("(x < y) + 1", "a comparison outside a condition"),
         ("lambda: x", "Lambda"),
         ("(x := 1)", "NamedExpr"),
         ("[x]", "List"),
@@ -299,3 +318,13 @@ def test_random_text_never_crashes(text: str) -> None:
     assert values.shape == defined.shape == (6, 6)
     assert values.min() >= 0
     assert values.max() < 6
+
+
+def test_the_parity_task_of_the_literature() -> None:
+    """x/y for odd y, else x − y, modulo 97; it is defined on every pair, although x/0 is not."""
+    x, y = np.meshgrid(np.arange(97), np.arange(97), indexing="ij")
+    labels, defined = parse("x/y if y % 2 == 1 else x-y", XY, 97).evaluate([x, y])
+    assert defined.all()
+    odd = y % 2 == 1
+    assert np.array_equal(labels[odd] * y[odd] % 97, x[odd])
+    assert np.array_equal(labels[~odd], (x - y)[~odd] % 97)

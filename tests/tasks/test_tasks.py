@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -74,9 +76,67 @@ def test_a_label_is_the_product_from_left_to_right(num_operands: int) -> None:
 def test_a_table_from_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "klein.npy", groups.product("2x2").table)
     assert build("cayley_table", path=str(tmp_path / "klein.npy")).group == groups.product("2x2")
-    (tmp_path / "bad.csv").write_text("0,1\n1,1\n")
-    with pytest.raises(InputError, match="1 has no inverse"):
-        build("cayley_table", path=str(tmp_path / "bad.csv"))
+    (tmp_path / "open.csv").write_text("0,1\n1,2\n")
+    with pytest.raises(InputError, match="not closed: 1·1 = 2 is not among the elements"):
+        build("cayley_table", path=str(tmp_path / "open.csv"))
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ([[0, 1], [1, 1]], "1 has no inverse"),  # a monoid
+        ([[(2 * a + 3 * b) % 5 for b in range(5)] for a in range(5)], "it has no identity"),  # a quasigroup
+        ([[a for _ in range(3)] for a in range(3)], "it has no identity"),  # a band
+    ],
+    ids=["monoid", "quasigroup", "band"],
+)
+def test_an_operation_that_is_no_group_is_learned_as_it_is(tmp_path: Path, table: list[list[int]], why: str) -> None:
+    np.save(tmp_path / "op.npy", np.array(table))
+    path, M = str(tmp_path / "op.npy"), len(table)
+    task = build("cayley_table", path=path)
+    assert task.labels.reshape(M, M).tolist() == table
+    assert task.group is None
+    assert task.predicted_fraction is None
+    assert why in task.why_no_group()
+    three = build("cayley_table", path=path, num_operands=3)
+    for (a, b, c), label in zip(three.operands.tolist(), three.labels.tolist(), strict=True):
+        assert label == table[table[a][b]][c]
+    with pytest.raises(InputError, match=r"task\.word='ba' needs a group"):
+        build("cayley_table", path=path, word="ba")
+
+
+def by_word(group: groups.FiniteGroup, word: str, operands: list[int]) -> int:
+    value = group.identity
+    for letter in word:
+        g = operands["abc".index(letter.lower())]
+        value = group.table[value, g if letter.islower() else group.inverses[g]]
+    return int(value)
+
+
+@pytest.mark.parametrize(("word", "operands"), [("abA", 2), ("aba", 2), ("abAB", 2), ("b", 2), ("AA", 1), ("cabC", 3)])
+def test_a_word_is_multiplied_from_left_to_right(word: str, operands: int) -> None:
+    group = groups.symmetric(3)
+    task = build("symmetric", degree=3, word=word, num_operands=operands)
+    for row, label in zip(task.operands.tolist(), task.labels.tolist(), strict=True):
+        assert label == by_word(group, word, row)
+    assert task.group is None
+
+
+def test_a_word_whose_table_is_a_group_is_the_task_of_that_group() -> None:
+    """ba is the opposite group; ab is the product itself; a·b⁻¹ is a group where every element is its own inverse."""
+    group = groups.symmetric(3)
+    opposite = build("symmetric", degree=3, word="ba").group
+    assert opposite is not None
+    assert np.array_equal(opposite.table, group.table.T)
+    assert build("symmetric", degree=3, word="ab").group == group
+    assert build("product", factors="2x2", word="aB").group == groups.product("2x2")
+    assert build("cyclic", order=5, word="aB").group is None
+
+
+@pytest.mark.parametrize("word", ["", "abc", "a b", "a*b", "a1", "å", "a" * 101])
+def test_another_character_in_a_word_is_one_sentence(word: str) -> None:
+    with pytest.raises(InputError, match=r"task\.word=.* does not fit; it is up to 100 of the letters a, b, one"):
+        build("cyclic", order=5, word=word)
 
 
 def test_an_expression_that_is_a_group_is_known_as_one() -> None:
@@ -453,3 +513,20 @@ def test_a_file_that_is_no_npz(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"split\.npz cannot be read"):
         split(split_file=path)
+
+
+def test_every_task_of_the_docs_is_one(tmp_path: Path) -> None:
+    """The line says whether the task has a group."""
+    np.save(tmp_path / "table.npy", groups.symmetric(3).table)
+    lines = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8").splitlines()
+    found = [(command, line) for line in lines for command in re.findall(r"`(task=[^`]+)`", line)]
+    assert len(found) > 12
+    for command, line in found:
+        words = [word.partition("=") for word in shlex.split(command)]
+        config: dict[str, Any] = {
+            key.removeprefix("task.").replace("task", "name"): v.strip("'") for key, _, v in words
+        }
+        config |= {key: int(config[key]) for key in ("order", "degree", "index", "modulus") if key in config}
+        if "path" in config:
+            config["path"] = str(tmp_path / "table.npy")
+        assert (build_task(config).group is None) == ("| none" in line), line
