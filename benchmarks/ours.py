@@ -8,9 +8,11 @@ import time
 from typing import Any, ClassVar
 
 import lightning
+import yaml
 
 import train
 from callbacks.registry import CALLBACKS, KEEPING, MEASURING
+from li2_lightning.config import CONFIGS
 
 # Report and progress are no part of a step, and the interaction columns are measured separately.
 EVERYTHING: dict[str, dict[str, Any]] = {
@@ -19,6 +21,12 @@ EVERYTHING: dict[str, dict[str, Any]] = {
     "interaction": {"enabled": False},
 }
 NOTHING: dict[str, dict[str, Any]] = {name: {"enabled": False} for name in (*MEASURING, *KEEPING)}
+
+
+def preset(tier: str) -> dict[str, dict[str, Any]]:
+    """The callbacks of a file in ``configs/callbacks/``."""
+    values: dict[str, dict[str, Any]] = yaml.safe_load((CONFIGS / "callbacks" / f"{tier}.yaml").read_text("utf-8"))
+    return values
 
 
 @CALLBACKS.register("step_clock")

@@ -43,14 +43,21 @@ class Checkpoint(lightning.Callback):
 
     Args:
         every_n_steps: cadence; the last row and an interrupted row are written, too.
-        keep: the number of row-… files beside the file of the last row; the oldest file is removed first.
+        keep: the number of row-… files beside the file of the last row, of which the oldest is removed first; or
+            ``all``.
         best: whether best.ckpt is written.
         transitions: whether stage-….ckpt are written.
     """
 
-    def __init__(self, every_n_steps: int = 100, keep: int = 2, best: bool = True, transitions: bool = True) -> None:
+    def __init__(
+        self, every_n_steps: int | str = 100, keep: int | str = 2, best: bool = True, transitions: bool = True
+    ) -> None:
         self.cadence = Cadence("checkpoint.every_n_steps", every_n_steps)
-        self.keep = positive_integer("checkpoint.keep", keep)
+        if isinstance(keep, str) and keep != "all":
+            raise InputError(
+                f"callbacks.checkpoint.keep={keep!r} does not fit; it is an integer of at least 1, or all."
+            )
+        self.keep = None if keep == "all" else positive_integer("checkpoint.keep", keep)
         for option, value in (("best", best), ("transitions", transitions)):
             if not isinstance(value, bool):
                 raise InputError(f"callbacks.checkpoint.{option}={value!r} does not fit; it is true or false.")
@@ -148,8 +155,9 @@ class Checkpoint(lightning.Callback):
         rows = row_files(folder, ".ckpt")
         newest = rows.pop(trainer.global_step) if is_last else rows[trainer.global_step]
         link_or_copy(newest, folder / "last.ckpt")
-        for path in list(rows.values())[: -self.keep]:
-            path.unlink()
+        if self.keep is not None:
+            for path in list(rows.values())[: -self.keep]:
+                path.unlink()
 
 
 def _folder(trainer: lightning.Trainer) -> Path:

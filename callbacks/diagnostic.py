@@ -7,26 +7,27 @@ from typing import Any
 import lightning
 from torch import Tensor
 
+from li2_lightning.cadence import cadence, is_due
 from li2_lightning.errors import InputError
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 
 
 class Cadence:
-    """Says which rows are due: row 0, the first row at or after each multiple of ``every_n_steps``, and the last row.
+    """Says which rows are due: row 0, the first row at or after each mark of the cadence, and the last row.
 
     Args:
         option: the config key below ``callbacks``, for the error message.
-        every_n_steps: a positive integer.
+        every_n_steps: a cadence (`li2_lightning.cadence`): a number of steps, ``log`` or ``logN``.
     """
 
-    def __init__(self, option: str, every_n_steps: int) -> None:
-        self.every_n_steps = positive_integer(option, every_n_steps)
+    def __init__(self, option: str, every_n_steps: int | str) -> None:
+        self.every_n_steps = cadence(f"callbacks.{option}", every_n_steps)
         self.last_row = -1
 
     def due(self, step: int, is_last: bool = False) -> bool:
         """Whether row ``step`` is due. Call it exactly once a row, with ``is_last`` of the row's `StepState`."""
-        due = is_last or self.last_row < 0 or step // self.every_n_steps > self.last_row // self.every_n_steps
+        due = is_last or is_due(self.every_n_steps, step, self.last_row)
         self.last_row = step
         return due
 
@@ -35,10 +36,10 @@ class Diagnostic(lightning.Callback):
     """Adds columns to the rows that are due.
 
     Args:
-        every_n_steps: the cadence of the columns; 1 means every row.
+        every_n_steps: the cadence of the columns; 1 means every row, ``log`` 10 rows a decade.
     """
 
-    def __init__(self, every_n_steps: int = 1) -> None:
+    def __init__(self, every_n_steps: int | str = 1) -> None:
         self.cadence = Cadence(f"{type(self).__name__.lower()}.every_n_steps", every_n_steps)
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:

@@ -37,7 +37,7 @@ class Energy(Diagnostic):
         every_n_steps: cadence.
     """
 
-    def __init__(self, every_n_steps: int = 1) -> None:
+    def __init__(self, every_n_steps: int | str = 1) -> None:
         super().__init__(every_n_steps)
         self._best: float | None = None
 

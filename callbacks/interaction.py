@@ -40,7 +40,7 @@ class Interaction(Diagnostic):
 
     needs_float64 = True
 
-    def __init__(self, every_n_steps: int = 100, pairs: int = 200) -> None:
+    def __init__(self, every_n_steps: int | str = 100, pairs: int = 200) -> None:
         super().__init__(every_n_steps)
         self.num_pairs = positive_integer("interaction.pairs", pairs)
         self._transition = False

@@ -30,7 +30,7 @@ class Pictures(lightning.Callback):
         every_n_steps: cadence.
     """
 
-    def __init__(self, every_n_steps: int = 200) -> None:
+    def __init__(self, every_n_steps: int | str = 200) -> None:
         self.cadence = Cadence("pictures.every_n_steps", every_n_steps)
         self._transition = False
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
+from li2_lightning.cadence import is_marked
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.runs.metrics_csv import correct_row
@@ -40,7 +41,7 @@ class Updates(Diagnostic):
         every_n_steps: cadence of the columns; updates are recorded at every row.
     """
 
-    def __init__(self, every_n_steps: int = 1) -> None:
+    def __init__(self, every_n_steps: int | str = 1) -> None:
         super().__init__(every_n_steps)
         self._before: dict[str, tuple[Tensor, Tensor]] = {}  # role → the vector and its norm
         # A ring buffer; an update is never written to, so a saved row may share its memory.
@@ -54,10 +55,10 @@ class Updates(Diagnostic):
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Li2Module, optimizer: Any) -> None:
         # With rows further apart than one step only this hook sees the weights one update before a row, including a V
         # that was just solved as a ridge readout.
-        next_row = trainer.global_step + 1
-        spacing = pl_module.evaluate_every_n_steps
-        if spacing > 1 and (next_row % spacing == 0 or pl_module.is_last_update):
-            self._remember(_with_norms(pl_module), trainer.global_step)
+        step = trainer.global_step
+        row_follows = is_marked(pl_module.evaluate_every_n_steps, step + 1) or pl_module.is_last_update
+        if row_follows and self._step_of_before != step:
+            self._remember(_with_norms(pl_module), step)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         self._after = _with_norms(module)

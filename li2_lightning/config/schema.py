@@ -15,6 +15,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from li2_lightning.cadence import ALLOWED, is_cadence
+
 TRAIN_FRACTION = 0.4
 """The share of all rows to train on where the data section sets none of its three sizes."""
 
@@ -24,15 +26,15 @@ PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
 @dataclass(frozen=True)
 class Bound:
-    """A condition on a number.
+    """A condition on a value.
 
     Attributes:
         words: the condition as the end of a sentence that begins with "it must be".
-        holds: whether a number fulfils the condition; false for NaN.
+        holds: whether a value fulfils the condition; false for NaN.
     """
 
     words: str
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
 
 
 def between(least: int, most: int | None = None) -> tuple[Bound, ...]:
@@ -46,6 +48,7 @@ NOT_NEGATIVE = (Bound("finite and not negative", lambda value: 0 <= value < math
 ACCURACY = (Bound("in (0, 1]", lambda value: 0 < value <= 1),)
 # Floats count exactly up to 2⁵³, and no machine has the memory for a larger width.
 STEPS, WIDTH = between(1, 2**53), between(1, 2**20)
+CADENCE = (Bound(ALLOWED, is_cadence),)
 
 
 def setting(default: Any, help: str, *, range: tuple[Bound, ...] = (), choices: tuple[str, ...] = ()) -> Any:
@@ -93,10 +96,11 @@ class DataConfig:
     )
     split_file: str | None = setting(None, ".npz with the integer arrays train and test, which hold row numbers")
     batch_size: int | None = setting(None, "rows in one update; null: all training rows", range=STEPS)
-    evaluate_every_n_steps: int | None = setting(
+    evaluate_every_n_steps: int | str | None = setting(
         None,
-        "steps between two rows of metrics.csv; null: one epoch, which is one step without mini-batches",
-        range=STEPS,
+        "steps between two rows of metrics.csv, or rows on a log scale; null: one epoch, which is one step without "
+        "mini-batches",
+        range=CADENCE,
     )
 
 

@@ -30,7 +30,7 @@ TYPED = [
     ("task={a:1}", "task.a"),
     # no name of a variation
     ("logger=null", "Unknown logger 'null'; known are disabled, offline, wandb."),
-    ("callbacks=", "Unknown callbacks ''; known are default, minimal."),
+    ("callbacks=", "Unknown callbacks ''; known are default, full, minimal."),
     ("task=71", "Unknown task '71'"),
     ("optimizer.hidden=null", "optimizer.hidden cannot be null"),
     ("optimizer.output=sgd", "optimizer.output is a section"),

@@ -194,3 +194,13 @@ def test_explain_names_the_key_and_the_reason() -> None:
     assert "wide" in message
     assert "\n" not in message
     assert message.endswith(".")
+
+
+@pytest.mark.parametrize("value", ["log0", "logg", "10", "", 0, -3, 2.5, True])
+def test_a_cadence_of_the_rows_is_a_number_or_a_log_scale_and_else_one_sentence(value: Any) -> None:
+    for good in (1, 25, "log", "log20"):
+        assert merged(data={"evaluate_every_n_steps": good}).data.evaluate_every_n_steps == good
+    with pytest.raises(
+        InputError, match=r"evaluate_every_n_steps.* it must be an integer of at least 1, log \(10 rows"
+    ):
+        merged(data={"evaluate_every_n_steps": value})
