@@ -110,13 +110,15 @@ def measure_interaction(rounds: int) -> Report:
 
 
 def measure_tiers(rounds: int, steps: int, sizes: dict[str, tuple[int, int]]) -> Report:
-    """What the presets of measurements cost, in percent of the time of all steps with callbacks=minimal."""
+    """What the presets of measurements cost, in percent of the CPU time of all steps with callbacks=minimal."""
     report: Report = {}
     for label, (order, width) in sizes.items():
         values = {"task": {"order": order}, "network": {"width": width}}
         with tempfile.TemporaryDirectory() as folder:
             quiet = {"progress": {"enabled": False}, "report": {"enabled": False}}
-            turns = {tier: partial(step_times, values, {**preset(tier), **quiet}, folder) for tier in TIERS}
+            turns: dict[str, Contender] = {
+                tier: partial(step_times, values, {**preset(tier), **quiet}, folder, cpu_time=True) for tier in TIERS
+            }
             times = in_turns(turns, rounds, steps, statistics.fmean)
         report[label] = {
             tier: Figure.of([100 * (one / other - 1) for one, other in zip(times[tier], times["minimal"], strict=True)])
@@ -197,7 +199,7 @@ def _markdown(report: Report) -> str:
             "",
         ]
     if "tiers" in report:
-        lines += ["### Tiers of measurement: percent over callbacks=minimal", ""]
+        lines += ["### Tiers of measurement: percent of CPU time over callbacks=minimal", ""]
         lines += ["| | " + " | ".join(TIERS) + " |", "|---" * (len(TIERS) + 1) + "|"]
         lines += [
             f"| {label} | " + " | ".join(str(figure) for figure in found.values()) + " |"

@@ -14,7 +14,7 @@ from callbacks.registry import CALLBACKS
 from li2_lightning.files import replacing
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
-from li2_lightning.runs.wandb import run_loggers
+from li2_lightning.runs.loggers import run_loggers
 from li2_lightning.theory.stages import Transition
 
 

@@ -83,8 +83,9 @@ def _check_values(config: Config) -> None:
         for bound in item.metadata["range"]:
             if value is not None and not bound.holds(value):
                 raise InputError(f"{key}={value!r} is out of range; it must be {bound.words}.")
-        if choices and value not in choices:
-            raise unknown(f"value of {key}:", value, choices)
+        for word in value if isinstance(value, list) else [value]:
+            if choices and word not in choices:
+                raise unknown(f"value of {key}:", word, choices)
 
 
 def _check_combinations(config: Config) -> None:

@@ -58,12 +58,12 @@ def setting(default: Any, help: str, *, range: tuple[Bound, ...] = (), choices: 
         default: the value where the user gives none. A dataclass makes the key a section of its own.
         help: the meaning of the key, and of null where null is allowed.
         range: the allowed numbers; null is always allowed where the type allows it.
-        choices: the allowed words.
+        choices: the allowed words, or the allowed entries of a list.
     """
     metadata = {"help": help, "range": range, "choices": choices}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
-    if isinstance(default, dict):
+    if isinstance(default, dict | list):
         return field(default_factory=partial(copy.deepcopy, default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -175,6 +175,10 @@ class LoggerConfig:
     group: str | None = setting(None, "null: WANDB_RUN_GROUP, else none; the runs of a sweep share one")
     job_type: str | None = setting(None, "null: WANDB_JOB_TYPE, else train, and sweep for a run of a sweep")
     tags: list[str] | None = setting(None, "null: WANDB_TAGS, else task and optimizer")
+    artifacts: list[str] = setting(
+        [], "what W&B keeps as artifacts when the run ends, as in [best,last]", choices=("best", "last", "features")
+    )
+    alerts: bool = setting(False, "W&B sends an alert when the run diverges and when the network generalizes")
 
 
 @dataclass

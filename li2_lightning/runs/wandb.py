@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 import lightning
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from li2_lightning._compat import (
     SYNCED,
@@ -30,17 +29,20 @@ from li2_lightning._compat import (
     wandb_environment,
     wandb_reason,
 )
-from li2_lightning.config.identity import run_name
+from li2_lightning.config.identity import config_hash, run_name
 from li2_lightning.config.schema import Config, to_plain
-from li2_lightning.errors import InputError
+from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.log import say
 from li2_lightning.runs.checkpoints import Start
 from li2_lightning.runs.directory import RunDirectory
+from li2_lightning.runs.loggers import GENERALIZED, RunLogger
 from li2_lightning.runs.metrics_csv import MetricsFile, read_rows
 
 # W&B's own limit is many minutes. Rows are sent during the run, so few are left at its end.
 FINISH_SECONDS = 60.0
 PROJECT = "li2_lightning"
+# The columns of the table of transitions, beside the evidence.
+TRANSITION = ("from", "to", "step", "first_step", "lag", "caveat")
 # Older names of two modes.
 MODES = {"run": "online", "dryrun": "offline"}
 
@@ -119,7 +121,8 @@ def logging_to(
     earlier = () if through is None or not metrics.exists() else read_rows(metrics, through)
     with _wandb_run(config, directory, mode, None if start is None else start.wandb, earlier) as logger:
         trainer.loggers = [*trainer.loggers, logger]
-        yield
+        with logger.ending():
+            yield
 
 
 @contextlib.contextmanager
@@ -134,79 +137,114 @@ def reporting_to_agent(config: Config, directory: RunDirectory) -> Iterator[None
         yield
         return
     rows = read_rows(directory.path / "metrics.csv")
-    with _wandb_run(config, directory.path, mode, None, rows) as logger:
-        if (stages := summary["stages"]) is not None:
-            for event in stages["events"]:
-                logger.mark_transition(event)
-            logger.experiment.summary.update({"stage/stalled": stages["stalled"]})
+    with _wandb_run(config, directory.path, mode, None, rows) as logger, logger.ending():
+        stages, last = summary["stages"], summary["final"]["step"]
+        for event in () if stages is None else stages["events"]:
+            logger.mark_transition(event)
         logger.log_earlier_rows()
+        if stages is not None:
+            logger.mark_end(stages, last)
         if (report := directory.path / "report.png").exists():
-            logger.draw(summary["final"]["step"], "report", report)
+            logger.draw(last, "report", report)
         yield
 
 
-class RunLogger(WandbLogger):
+class WandbRun(RunLogger, WandbLogger):
     """Lightning's logger for W&B. The step of W&B is the ``step`` of the row.
 
     W&B keeps the newest row open until the next row begins; pictures and stage transitions are added to the open row.
 
     Args:
         run: the result of ``wandb.init``.
-        first: the first row that W&B lacks; earlier rows are not logged again.
-        earlier: the rows that were measured before this process, in order.
+        first, earlier: as for `RunLogger`.
+        config, directory: of the run.
     """
 
-    def __init__(self, run: Any, first: int, earlier: Iterable[Mapping[str, float]]) -> None:
-        super().__init__(experiment=run)
-        self._first, self._newest = first, first - 1
-        self._earlier = earlier
+    def __init__(
+        self, run: Any, first: int, earlier: Iterable[Mapping[str, float]], config: Config, directory: Path
+    ) -> None:
+        super().__init__(first, earlier, experiment=run)
         self._joining: dict[int, dict[str, Any]] = {}
+        self._config, self._directory = config, directory
+        self._generalized = False
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.log_earlier_rows()
-        self._log(metrics, self._newest if step is None else step)
-
-    def log_earlier_rows(self) -> None:
-        """Log the earlier rows that W&B lacks; further calls do nothing."""
-        earlier, self._earlier = self._earlier, ()
-        for row in earlier:
-            self._log(row, int(row["step"]))
+    def take(self, values: Mapping[str, Any], step: int) -> None:
+        joined = {**values, **self._joining.pop(step, {})}
+        if step >= self._first:
+            self._newest = max(self._newest, step)
+            self.experiment.log(joined, step=step)
+        if not self._generalized and (accuracy := values.get("test/accuracy", 0.0)) >= GENERALIZED:
+            self._generalized = True
+            if step >= self._first:
+                self._alert("Generalized", f"Test accuracy is {accuracy:.3f} in row {step}.", "INFO")
 
     def join(self, step: int, values: Mapping[str, Any]) -> None:
         """Log ``values`` as part of row ``step``, which is the newest row or a later one."""
         if step > self._newest:
             self._joining.setdefault(step, {}).update(values)
         else:
-            self._log(values, step)
+            self.take(values, step)
 
     def draw(self, step: int, name: str, picture: Path) -> None:
-        """Log an image file with row ``step``."""
         import wandb
 
         if step >= self._first:
             self.join(step, {name: wandb.Image(str(picture))})
 
     def mark_transition(self, event: Mapping[str, Any]) -> None:
-        """Log an entry of stages.json to the summary of the W&B run, and as a point on its charts."""
+        """Log an entry of stages.json to the summary of the W&B run, too."""
         self.experiment.summary.update({f"stage/{event['from']}_to_{event['to']}": event})
         self.join(event["step"], {"stage/transition": event["to"]})
 
-    def _log(self, values: Mapping[str, Any], step: int) -> None:
-        joined = {**values, **self._joining.pop(step, {})}
-        if step >= self._first:
-            self._newest = max(self._newest, step)
-            self.experiment.log(joined, step=step)
+    def mark_end(self, stages: Mapping[str, Any], step: int) -> None:
+        """Log a table with the transitions, and to the summary whether the run stalled."""
+        import wandb
 
+        self.experiment.summary.update({"stage/stalled": stages["stalled"]})
+        if events := stages["events"]:
+            evidence = sorted({name for event in events for name in event["evidence"]})
+            rows: list[Any] = [
+                [*(event[name] for name in TRANSITION), *map(event["evidence"].get, evidence)] for event in events
+            ]
+            with _staging_in(self._directory):
+                self.join(step, {"stage/transitions": wandb.Table(columns=[*TRANSITION, *evidence], data=rows)})
 
-def run_loggers(trainer: lightning.Trainer) -> list[RunLogger]:
-    """The loggers of this trainer that log to W&B."""
-    return [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Log the chosen artifacts when the run ends or diverges within the block, and send an alert if it diverges."""
+        try:
+            yield
+        except DivergenceError as error:
+            self._alert("Diverged", str(error), "ERROR")
+            self._keep_artifacts()
+            raise
+        self._keep_artifacts()
+
+    def _alert(self, title: str, text: str, level: str) -> None:
+        if self._config.logger.alerts:
+            self.experiment.alert(title, text, level)
+
+    def _keep_artifacts(self) -> None:
+        import wandb
+
+        for name in self._config.logger.artifacts:
+            is_folder = name == "features"
+            path = self._directory / (name if is_folder else f"checkpoints/{name}.ckpt")
+            if not path.exists():
+                say(f"logger.artifacts={name}: this run has no {path.relative_to(self._directory)}.")
+                continue
+            metadata = {"config_hash": config_hash(self._config), "seed": self._config.seed}
+            kind = "features" if is_folder else "checkpoint"
+            artifact = wandb.Artifact(f"{name}-{self.experiment.id}", kind, metadata=metadata)
+            with _staging_in(self._directory):
+                (artifact.add_dir if is_folder else artifact.add_file)(str(path))
+                self.experiment.log_artifact(artifact)
 
 
 def wandb_position(trainer: lightning.Trainer) -> dict[str, Any] | None:
     """The id of the W&B run, for a checkpoint; None without a W&B run."""
-    return next(({"id": str(logger.experiment.id)} for logger in run_loggers(trainer)), None)
+    found = (logger for logger in trainer.loggers if isinstance(logger, WandbRun))
+    return next(({"id": str(logger.experiment.id)} for logger in found), None)
 
 
 @contextlib.contextmanager
@@ -216,7 +254,7 @@ def _wandb_run(
     mode: str,
     position: Mapping[str, Any] | None,
     earlier: Iterable[Mapping[str, float]],
-) -> Iterator[RunLogger]:
+) -> Iterator[WandbRun]:
     """A W&B run for the block; an error within the block marks the W&B run as failed."""
     import wandb
 
@@ -255,7 +293,7 @@ def _start(
     mode: str,
     position: Mapping[str, Any] | None,
     earlier: Iterable[Mapping[str, float]],
-) -> RunLogger:
+) -> WandbRun:
     """Begin a W&B run, or a further segment of one.
 
     A value of the config has priority over the environment, and the environment over the defaults here.
@@ -291,7 +329,8 @@ def _start(
             group=logger.group or environment.run_group,
             job_type=logger.job_type or environment.run_job_type or "train",
             tags=tags if tags is not None else [config.task.name, str(config.optimizer.hidden["name"])],
-            config=to_plain(config),
+            # The hash groups the runs that differ in their seed alone.
+            config={**to_plain(config), "config_hash": config_hash(config)},
             mode=cast(Any, mode),
             settings=wandb.Settings(
                 silent=True,
@@ -311,7 +350,7 @@ def _start(
     _link(Path(run.dir).parent, directory)
     run.define_metric("step")
     run.define_metric("*", step_metric="step", step_sync=True)
-    return RunLogger(run, max(first, run.starting_step), earlier)
+    return WandbRun(run, max(first, run.starting_step), earlier, config, directory)
 
 
 # -- segments: the folders that W&B writes --------------------------------------------------------------------------
@@ -368,6 +407,22 @@ def _remove(segment: Path) -> None:
     shutil.rmtree(segment.resolve())
     if segment.is_symlink():
         segment.unlink()
+
+
+@contextlib.contextmanager
+def _staging_in(directory: Path) -> Iterator[None]:
+    """Let W&B copy the files that it will send into a run directory, unless WANDB_DATA_DIR names another folder.
+
+    By default the copies lie in the user's home, where a run that is logged offline would leave them.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(directory.resolve() / "wandb")
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
 
 
 def _link(segment: Path, directory: Path) -> None:
