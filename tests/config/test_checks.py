@@ -204,3 +204,9 @@ def test_a_cadence_of_the_rows_is_a_number_or_a_log_scale_and_else_one_sentence(
         InputError, match=r"evaluate_every_n_steps.* it must be an integer of at least 1, log \(10 rows"
     ):
         merged(data={"evaluate_every_n_steps": value})
+
+
+def test_every_entry_of_a_list_is_one_of_its_choices() -> None:
+    assert merged(logger={"artifacts": ["last", "features"]}).logger.artifacts == ["last", "features"]
+    with pytest.raises(InputError, match=r"logger\.artifacts: 'bset'; known are best, last, features\. Did you mean"):
+        merged(logger={"artifacts": ["last", "bset"]})
