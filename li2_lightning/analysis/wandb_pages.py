@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from li2_lightning.cli.commands import optional_module
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_of_seeds
-from li2_lightning.runs.wandb import PROJECT, has_credentials
+from li2_lightning.runs.loggers import PROJECT
+from li2_lightning.runs.wandb import has_credentials
 
 
 class Chart(NamedTuple):

@@ -163,8 +163,13 @@ class MultipleConfig:
 
 @dataclass
 class LoggerConfig:
-    """The ``logger`` section. Where a key is null, the environment variable of W&B is read first."""
+    """The ``logger`` section. Where a key is null, the environment variable of W&B is read first.
 
+    Keys other than ``name``, ``options`` and ``mode=disabled`` belong to W&B.
+    """
+
+    name: str = setting("wandb", "a registered logger: wandb, tensorboard, mlflow, csv, or the import path of one")
+    options: dict[str, Any] = setting({}, "options of a logger other than wandb")
     mode: str = setting(
         "auto",
         "auto: WANDB_MODE, else online where credentials exist, else offline",
@@ -218,7 +223,7 @@ class Config:
     multiple: MultipleConfig = setting(MultipleConfig, "factors for sweeps over optimizers")
     scheduler: dict[str, Any] = setting({"name": "none"}, "the learning rate over the steps")
     callbacks: dict[str, dict[str, Any]] = setting({}, "options that differ from the defaults of a callback")
-    logger: LoggerConfig = setting(LoggerConfig, "Weights & Biases; metrics.csv is written in any case")
+    logger: LoggerConfig = setting(LoggerConfig, "where rows and pictures go; metrics.csv is written in any case")
     trainer: TrainerConfig = setting(TrainerConfig, "device, number format, ranks and threads")
 
 

@@ -35,12 +35,11 @@ from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.log import say
 from li2_lightning.runs.checkpoints import Start
 from li2_lightning.runs.directory import RunDirectory
-from li2_lightning.runs.loggers import GENERALIZED, RunLogger
+from li2_lightning.runs.loggers import GENERALIZED, LOGGERS, PROJECT, RunLogger, check_logger, forwarding_logger
 from li2_lightning.runs.metrics_csv import MetricsFile, read_rows
 
 # W&B's own limit is many minutes. Rows are sent during the run, so few are left at its end.
 FINISH_SECONDS = 60.0
-PROJECT = "li2_lightning"
 # The columns of the table of transitions, beside the evidence.
 TRANSITION = ("from", "to", "step", "first_step", "lag", "caveat")
 # Older names of two modes.
@@ -63,15 +62,21 @@ def has_credentials() -> bool:
 
 
 def wandb_mode(config: Config) -> str:
-    """The mode of the run: online, offline or disabled.
+    """The mode of the run: online, offline or disabled; "other" where another logger than W&B is chosen.
 
     For ``logger.mode=auto`` it is WANDB_MODE, else online where credentials exist, else offline.
 
     Raises:
-        InputError: online without credentials; W&B refuses a value of the config or of the environment.
+        InputError: online without credentials; W&B refuses a value of the config or of the environment, or another
+            logger refuses its options.
     """
     if config.logger.mode == "disabled":
         return "disabled"
+    if config.logger.name != "wandb":
+        check_logger(config)
+        return "other"
+    if config.logger.options:
+        raise InputError("logger.options belongs to other loggers; W&B has keys of its own, such as logger.project.")
     # W&B sends reports of its own errors to another server; if that fails, it delays the exit and prints a line.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -101,7 +106,7 @@ def wandb_mode(config: Config) -> str:
 def logging_to(
     trainer: lightning.Trainer, config: Config, directory: Path, mode: str, start: Start | None
 ) -> Iterator[None]:
-    """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
+    """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run, if there is one, when the block ends.
 
     A resumed run continues the same W&B run. Offline, each part of a W&B run is a folder, called a segment; all
     segments have the id of the run. Rows of metrics.csv that W&B lacks are sent first: rows lost by a kill, rows logged
@@ -119,6 +124,10 @@ def logging_to(
         yield
         return
     earlier = () if through is None or not metrics.exists() else read_rows(metrics, through)
+    if mode == "other":
+        trainer.loggers = [*trainer.loggers, forwarding_logger(config, directory, earlier)]
+        yield
+        return
     with _wandb_run(config, directory, mode, None if start is None else start.wandb, earlier) as logger:
         trainer.loggers = [*trainer.loggers, logger]
         with logger.ending():
@@ -133,7 +142,7 @@ def reporting_to_agent(config: Config, directory: RunDirectory) -> Iterator[None
     diverged run, marks the agent's run as failed. Without an agent nothing is reported.
     """
     summary = None if config.force or "WANDB_SWEEP_ID" not in os.environ else directory.summary()
-    if summary is None or (mode := wandb_mode(config)) == "disabled":
+    if summary is None or (mode := wandb_mode(config)) in ("disabled", "other"):
         yield
         return
     rows = read_rows(directory.path / "metrics.csv")
@@ -147,6 +156,9 @@ def reporting_to_agent(config: Config, directory: RunDirectory) -> Iterator[None
         if (report := directory.path / "report.png").exists():
             logger.draw(last, "report", report)
         yield
+
+
+LOGGERS.register("wandb")(WandbLogger)
 
 
 class WandbRun(RunLogger, WandbLogger):
@@ -164,26 +176,18 @@ class WandbRun(RunLogger, WandbLogger):
         self, run: Any, first: int, earlier: Iterable[Mapping[str, float]], config: Config, directory: Path
     ) -> None:
         super().__init__(first, earlier, experiment=run)
-        self._joining: dict[int, dict[str, Any]] = {}
         self._config, self._directory = config, directory
         self._generalized = False
 
     def take(self, values: Mapping[str, Any], step: int) -> None:
-        joined = {**values, **self._joining.pop(step, {})}
-        if step >= self._first:
-            self._newest = max(self._newest, step)
-            self.experiment.log(joined, step=step)
+        super().take(values, step)
         if not self._generalized and (accuracy := values.get("test/accuracy", 0.0)) >= GENERALIZED:
             self._generalized = True
             if step >= self._first:
                 self._alert("Generalized", f"Test accuracy is {accuracy:.3f} in row {step}.", "INFO")
 
-    def join(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log ``values`` as part of row ``step``, which is the newest row or a later one."""
-        if step > self._newest:
-            self._joining.setdefault(step, {}).update(values)
-        else:
-            self.take(values, step)
+    def write(self, values: Mapping[str, Any], step: int) -> None:
+        self.experiment.log(values, step=step)
 
     def draw(self, step: int, name: str, picture: Path) -> None:
         import wandb
@@ -194,7 +198,7 @@ class WandbRun(RunLogger, WandbLogger):
     def mark_transition(self, event: Mapping[str, Any]) -> None:
         """Log an entry of stages.json to the summary of the W&B run, too."""
         self.experiment.summary.update({f"stage/{event['from']}_to_{event['to']}": event})
-        self.join(event["step"], {"stage/transition": event["to"]})
+        super().mark_transition(event)
 
     def mark_end(self, stages: Mapping[str, Any], step: int) -> None:
         """Log a table with the transitions, and to the summary whether the run stalled."""
