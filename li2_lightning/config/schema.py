@@ -198,6 +198,9 @@ class TrainerConfig:
     num_nodes: int = setting(1, "number of nodes", range=between(1))
     precision: str = setting("32-true", "number format", choices=PRECISIONS)
     compile: bool = setting(False, "compile the network with torch.compile")
+    extra: dict[str, Any] = setting(
+        {}, "further arguments of Lightning's Trainer: profiler, gradient_clip_val, detect_anomaly, max_time …"
+    )
     threads: int | None = setting(None, "threads of torch; null: the choice of torch", range=between(1, 2**10))
 
 
