@@ -20,7 +20,7 @@ from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.runs.checkpoints import check_plain
 from li2_lightning.runs.metrics_csv import rows_written
-from li2_lightning.runs.wandb import wandb_position
+from li2_lightning.runs.wandb_run import wandb_position
 from li2_lightning.seeds import plain_random_state, random_state, set_random_state
 from li2_lightning.theory.stages import Transition
 

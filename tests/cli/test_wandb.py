@@ -21,7 +21,7 @@ import wandb
 
 from li2_lightning.config.checks import load_config
 from li2_lightning.runs.metrics_csv import read_metrics
-from li2_lightning.runs.wandb import TRANSITION, WandbRun
+from li2_lightning.runs.wandb_run import TRANSITION, WandbRun
 from tests.cli.conftest import TINY, CommandLine, Outcome, StartProcess
 from tests.cli.test_signals import Stop
 from tests.cli.wandb_server import Fault, WandbServer
@@ -198,6 +198,7 @@ class Received:
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.alerts: list[tuple[str, ...]] = []
+        self.summary: dict[str, Any] = {}
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self.rows.append(step)
@@ -224,6 +225,26 @@ def test_the_first_row_that_generalizes_sends_one_alert(
     logger.log_metrics(rows[4], 4)
     assert run.rows == list(range(first, 5))
     assert run.alerts == [("Generalized", text, "INFO") for text in texts]
+
+
+def test_a_table_that_wandb_refuses_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Online the client asks its server for each table, and raises when the server is lost."""
+    run = Received()
+    logger = WandbRun(run, 0, [], load_config({}), tmp_path)
+    logger.log_metrics({"step": 0.0}, 0)
+
+    def refuse(values: dict[str, Any], step: int) -> None:
+        raise wandb.errors.AuthenticationError("the server is lost")
+
+    monkeypatch.setattr(run, "log", refuse)
+    event = {"from": 1, "to": 2, "step": 0, "first_step": 0, "lag": 0, "caveat": None, "evidence": {"x": 1.0}}
+    logger.mark_end({"stalled": False, "events": [event]}, 0)
+    assert (
+        "W&B did not take the table of transitions (AuthenticationError: the server is lost)" in capsys.readouterr().err
+    )
+    assert run.summary == {"stage/stalled": False}
 
 
 @pytest.mark.slow
