@@ -29,6 +29,8 @@ REQUIRED = ("torch", "lightning", "torchmetrics", "wandb", "omegaconf", "hydra-c
 EXTRAS = {
     "optimizers": ("pytorch-optimizer",),
     "report": ("Jinja2", "plotly", "pyarrow"),
+    "wandb": ("wandb-workspaces",),
+    "loggers": ("tensorboard", "mlflow-skinny", "SQLAlchemy", "alembic"),
     "sweep": ("hydra-joblib-launcher", "hydra-submitit-launcher", "joblib", "submitit"),
 }
 """The packages of each optional extra of setup.cfg."""
