@@ -32,7 +32,13 @@ from li2_lightning.networks.matmul import product
 from li2_lightning.trainer import keep_freed_memory
 
 SIZES = {"M=23, K=256": (23, 256), "M=71, K=2048": (71, 2048), "M=127, K=2048": (127, 2048)}
-TIERS, TIER_SIZES = ("minimal", "default", "full"), ("M=23, K=256", "M=71, K=2048")
+TIERS = {
+    "minimal": preset("minimal"),
+    "default without pictures": {**preset("default"), "pictures": {"enabled": False}},
+    "default": preset("default"),
+    "full": preset("full"),
+}
+TIER_SIZES = ("M=23, K=256", "M=71, K=2048")
 # One period of every cadence.
 TIER_STEPS = 200
 HERE = Path(__file__).parent
@@ -117,7 +123,8 @@ def measure_tiers(rounds: int, steps: int, sizes: dict[str, tuple[int, int]]) ->
         with tempfile.TemporaryDirectory() as folder:
             quiet = {"progress": {"enabled": False}, "report": {"enabled": False}}
             turns: dict[str, Contender] = {
-                tier: partial(step_times, values, {**preset(tier), **quiet}, folder, cpu_time=True) for tier in TIERS
+                tier: partial(step_times, values, {**callbacks, **quiet}, folder, cpu_time=True)
+                for tier, callbacks in TIERS.items()
             }
             times = in_turns(turns, rounds, steps, statistics.fmean)
         report[label] = {

@@ -26,6 +26,8 @@ LOGGERS: Registry[Callable[..., Logger]] = Registry("logger", "li2_lightning.log
 PROJECT = "li2_lightning"
 GENERALIZED = 0.99
 """The test accuracy from which a network has generalized, as on the terminal."""
+# The folders of a run directory.
+OURS = ("checkpoints", "features", "wandb")
 # The packages of the extra ``loggers``, which Lightning imports when one of its loggers is built.
 PACKAGES = ("tensorboard", "mlflow")
 
@@ -201,6 +203,22 @@ def check_logger(config: Config) -> None:
         raise InputError(f"logger.artifacts and logger.alerts belong to logger.name=wandb, not to {logger.name}.")
 
 
+def _clear(log: str | None, directory: Path) -> None:
+    """Remove the earlier log of a logger that writes into the run directory.
+
+    Raises:
+        InputError: it would write over the files of the run.
+    """
+    if log is None or not Path(log).resolve().is_relative_to(directory.resolve()):
+        return
+    parts = Path(log).resolve().relative_to(directory.resolve()).parts
+    if not parts or parts[0] in OURS:
+        raise InputError(
+            f"The logger would write over the files of the run in {log}; choose another logger.options.name."
+        )
+    shutil.rmtree(log, ignore_errors=True)
+
+
 def forwarding_logger(config: Config, directory: Path, earlier: Iterable[Mapping[str, float]]) -> RunLogger:
     """The logger that ``logger.name`` names, which is not W&B.
 
@@ -213,9 +231,7 @@ def forwarding_logger(config: Config, directory: Path, earlier: Iterable[Mapping
     name = config.logger.name
     try:
         inner = LOGGERS.build(name, "logger.options", _options(config, directory))
-        kept = getattr(inner, "log_dir", None)
-        if kept is not None and directory.resolve() in Path(kept).resolve().parents:
-            shutil.rmtree(kept, ignore_errors=True)
+        _clear(getattr(inner, "log_dir", None), directory)
         inner.log_hyperparams({**to_plain(config), "config_hash": config_hash(config)})
     except InputError:
         raise

@@ -209,3 +209,9 @@ def test_a_logger_that_cannot_begin_is_one_sentence_and_the_run_can_go_on_with_a
         run(tmp_path, {"name": "tests.runs.test_loggers:refuse"})
     directory = run(tmp_path, {"name": "csv"}, resume="auto")
     assert read_metrics(directory / "csv" / "metrics.csv")["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints", "features", "checkpoints/log"])
+def test_a_log_over_the_files_of_the_run_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"write over the files of the run .*; choose another logger\.options\.name"):
+        run(tmp_path, {"name": "csv", "options": {"name": name}})
