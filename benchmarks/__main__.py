@@ -1,6 +1,6 @@
 """The cost of a step on this machine, compared with loops written by hand: `make bench`.
 
-    python -m benchmarks [--rounds 7] [--steps 12] [--threads N] [--quick] [--only steps interaction growth memory …]
+    python -m benchmarks [--rounds 7] [--steps 12] [--threads N] [--quick] [--only steps tiers interaction …]
 
 Writes benchmarks/results.md and benchmarks/results.json after each part; --only keeps the results of the other parts.
 The time of a contender in a round is the median over its steps. Ratios are computed within a round.
@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -25,12 +26,21 @@ import torch
 
 from benchmarks.loops import LOOPS, Problem, blocked
 from benchmarks.measure import Contender, Figure, flop_rate, in_turns, loop_times, ratios
-from benchmarks.ours import EVERYTHING, NOTHING, step_times
+from benchmarks.ours import EVERYTHING, NOTHING, preset, step_times
 from benchmarks.processes import memory, start_up, whole_command
 from li2_lightning.networks.matmul import product
 from li2_lightning.trainer import keep_freed_memory
 
 SIZES = {"M=23, K=256": (23, 256), "M=71, K=2048": (71, 2048), "M=127, K=2048": (127, 2048)}
+TIERS = {
+    "minimal": preset("minimal"),
+    "default without pictures": {**preset("default"), "pictures": {"enabled": False}},
+    "default": preset("default"),
+    "full": preset("full"),
+}
+TIER_SIZES = ("M=23, K=256", "M=71, K=2048")
+# One period of every cadence.
+TIER_STEPS = 200
 HERE = Path(__file__).parent
 MUON = {"hidden": {"name": "muon", "lr": 0.02}}
 Report = dict[str, Any]
@@ -105,6 +115,25 @@ def measure_interaction(rounds: int) -> Report:
     return {"steps": Figure.of(extra), "percent at every 100": Figure.of(extra)}
 
 
+def measure_tiers(rounds: int, steps: int, sizes: dict[str, tuple[int, int]]) -> Report:
+    """What the presets of measurements cost, in percent of the CPU time of all steps with callbacks=minimal."""
+    report: Report = {}
+    for label, (order, width) in sizes.items():
+        values = {"task": {"order": order}, "network": {"width": width}}
+        with tempfile.TemporaryDirectory() as folder:
+            quiet = {"progress": {"enabled": False}, "report": {"enabled": False}}
+            turns: dict[str, Contender] = {
+                tier: partial(step_times, values, {**callbacks, **quiet}, folder, cpu_time=True)
+                for tier, callbacks in TIERS.items()
+            }
+            times = in_turns(turns, rounds, steps, statistics.fmean)
+        report[label] = {
+            tier: Figure.of([100 * (one / other - 1) for one, other in zip(times[tier], times["minimal"], strict=True)])
+            for tier in TIERS
+        }
+    return report
+
+
 def measure_growth(rounds: int, steps: int) -> Report:
     """Exponents of the time of a step in K, in n, and in M with n = .4M², by least squares on logarithms.
 
@@ -176,6 +205,14 @@ def _markdown(report: Report) -> str:
             "of a run at the default cadence of 100.",
             "",
         ]
+    if "tiers" in report:
+        lines += ["### Tiers of measurement: percent of CPU time over callbacks=minimal", ""]
+        lines += ["| | " + " | ".join(TIERS) + " |", "|---" * (len(TIERS) + 1) + "|"]
+        lines += [
+            f"| {label} | " + " | ".join(str(figure) for figure in found.values()) + " |"
+            for label, found in report["tiers"].items()
+        ]
+        lines.append("")
     if "growth" in report:
         lines += ["### Growth of the blocked loop", "", "| in | exponent | of the products |", "|---|---|---|"]
         lines += [
@@ -220,7 +257,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--quick", action="store_true", help="three rounds, and the default size alone")
-    parser.add_argument("--only", nargs="+", choices=["steps", "interaction", "growth", "memory", "start", "command"])
+    parts = ["steps", "tiers", "interaction", "growth", "memory", "start", "command"]
+    parser.add_argument("--only", nargs="+", choices=parts)
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.md and results.json")
     arguments = parser.parse_args()
     if arguments.threads is not None:
@@ -231,6 +269,7 @@ def main() -> None:
     sizes = {"M=71, K=2048": SIZES["M=71, K=2048"]} if arguments.quick else SIZES
     parts: dict[str, Callable[[], Report]] = {
         "steps": lambda: measure_steps(rounds, arguments.steps, sizes),
+        "tiers": lambda: measure_tiers(rounds, TIER_STEPS, {name: SIZES[name] for name in TIER_SIZES}),
         "interaction": lambda: measure_interaction(rounds),
         "growth": lambda: measure_growth(rounds, arguments.steps),
         "memory": measure_memory,

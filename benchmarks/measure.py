@@ -32,15 +32,23 @@ class Figure:
 Contender = Callable[[int], list[float]]
 
 
-def in_turns(contenders: Mapping[str, Contender], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Median seconds of a step of each contender in each round; every round begins with another contender."""
-    medians: dict[str, list[float]] = {name: [] for name in contenders}
+def in_turns(
+    contenders: Mapping[str, Contender],
+    rounds: int,
+    steps: int,
+    average: Callable[[list[float]], float] = statistics.median,
+) -> dict[str, list[float]]:
+    """Average seconds of a step of each contender in each round; every round begins with another contender.
+
+    The median leaves out what only a few steps do; ``statistics.fmean`` includes it.
+    """
+    averages: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             # The first steps fill caches and allocate the optimizer's state.
-            medians[name].append(statistics.median(contenders[name](steps + 3)[3:]))
-    return medians
+            averages[name].append(average(contenders[name](steps + 3)[3:]))
+    return averages
 
 
 def ratios(times: Mapping[str, list[float]], name: str, to: str) -> Figure:

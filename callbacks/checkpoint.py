@@ -23,7 +23,7 @@ from li2_lightning.module import Li2Module, Position
 from li2_lightning.networks.libraries import library, use_library
 from li2_lightning.runs.checkpoints import WINDOW, check_plain, remove_windows
 from li2_lightning.runs.metrics_csv import rows_written
-from li2_lightning.runs.wandb import wandb_position
+from li2_lightning.runs.wandb_run import wandb_position
 from li2_lightning.seeds import plain_random_state, random_state, set_random_state
 from li2_lightning.theory.stages import Transition
 
@@ -50,7 +50,8 @@ class Checkpoint(lightning.Callback):
 
     Args:
         every_n_steps: cadence; the last row and an interrupted row are written, too.
-        keep: the number of row-… files beside the file of the last row; the oldest file is removed first.
+        keep: the number of row-… files beside the file of the last row, of which the oldest is removed first; or
+            ``all``.
         best: whether best.ckpt is written.
         transitions: whether stage-….ckpt are written.
         resumable: whether best.ckpt and stage-….ckpt hold the whole state, as row-….ckpt do.
@@ -60,14 +61,18 @@ class Checkpoint(lightning.Callback):
 
     def __init__(
         self,
-        every_n_steps: int = 100,
-        keep: int = 2,
+        every_n_steps: int | str = 100,
+        keep: int | str = 2,
         best: bool = True,
         transitions: bool = True,
         resumable: bool = False,
     ) -> None:
         self.cadence = Cadence("checkpoint.every_n_steps", every_n_steps)
-        self.keep = positive_integer("checkpoint.keep", keep)
+        if isinstance(keep, str) and keep != "all":
+            raise InputError(
+                f"callbacks.checkpoint.keep={keep!r} does not fit; it is an integer of at least 1, or all."
+            )
+        self.keep = None if keep == "all" else positive_integer("checkpoint.keep", keep)
         for option, value in (("best", best), ("transitions", transitions), ("resumable", resumable)):
             if not isinstance(value, bool):
                 raise InputError(f"callbacks.checkpoint.{option}={value!r} does not fit; it is true or false.")
@@ -181,8 +186,9 @@ class Checkpoint(lightning.Callback):
         rows = row_files(folder, ".ckpt")
         newest = rows.pop(trainer.global_step) if is_last else rows[trainer.global_step]
         link_or_copy(newest, folder / "last.ckpt")
-        for path in list(rows.values())[: -self.keep]:
-            path.unlink()
+        if self.keep is not None:
+            for path in list(rows.values())[: -self.keep]:
+                path.unlink()
         remove_windows(folder, keep=2 if is_last else 1)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
 from torch import Tensor
 
+from li2_lightning.cadence import cadence, is_due
 from li2_lightning.errors import InputError
 from li2_lightning.measurement.parts import columns_of_runs
 from li2_lightning.measurement.step_state import StepState
@@ -16,45 +16,22 @@ from li2_lightning.module import Li2Module
 
 
 class Cadence:
-    """Says which rows are due: row 0, the first row at or after each multiple of ``every_n_steps``, and the last row.
+    """Says which rows are due: row 0, the first row at or after each mark of the cadence, and the last row.
 
     Args:
         option: the config key below ``callbacks``, for the error message.
-        every_n_steps: a positive integer.
+        every_n_steps: a cadence (`li2_lightning.cadence`): a number of steps, ``log`` or ``logN``.
     """
 
-    def __init__(self, option: str, every_n_steps: int) -> None:
-        self.every_n_steps = positive_integer(option, every_n_steps)
+    def __init__(self, option: str, every_n_steps: int | str) -> None:
+        self.every_n_steps = cadence(f"callbacks.{option}", every_n_steps)
         self.last_row = -1
 
     def due(self, step: int, is_last: bool = False) -> bool:
         """Whether row ``step`` is due. Call it exactly once a row, with ``is_last`` of the row's `StepState`."""
-        due = is_last or self.last_row < 0 or self._mark(step) > self._mark(self.last_row)
+        due = is_last or is_due(self.every_n_steps, step, self.last_row)
         self.last_row = step
         return due
-
-    def _mark(self, step: int) -> int:
-        """The number of multiples of the cadence up to a step."""
-        return step // self.every_n_steps
-
-
-class LogCadence(Cadence):
-    """Says which rows are due: row 0, ``per_decade`` rows in every decade of the step, and the last row.
-
-    Due is the first row at or after 10^(i/per_decade) for i = 0, 1, 2…, whatever the length of the run is.
-
-    Args:
-        option: the config key below ``callbacks``, for the error message.
-        per_decade: a positive integer.
-    """
-
-    def __init__(self, option: str, per_decade: int) -> None:
-        super().__init__(option, 1)
-        self.per_decade = positive_integer(option, per_decade)
-
-    def _mark(self, step: int) -> int:
-        # The logarithm of 1000 is a little less than 3.
-        return 0 if step == 0 else 1 + math.floor(self.per_decade * math.log10(step) + 1e-9)
 
 
 class Diagnostic(lightning.Callback):
@@ -66,10 +43,10 @@ class Diagnostic(lightning.Callback):
     its run.
 
     Args:
-        every_n_steps: the cadence of the columns; 1 means every row.
+        every_n_steps: the cadence of the columns; 1 means every row, ``log`` 10 rows a decade.
     """
 
-    def __init__(self, every_n_steps: int = 1) -> None:
+    def __init__(self, every_n_steps: int | str = 1) -> None:
         self.cadence = Cadence(f"{type(self).__name__.lower()}.every_n_steps", every_n_steps)
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:

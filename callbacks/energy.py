@@ -39,7 +39,7 @@ class Energy(Diagnostic):
 
     takes_stacks = True
 
-    def __init__(self, every_n_steps: int = 1) -> None:
+    def __init__(self, every_n_steps: int | str = 1) -> None:
         super().__init__(every_n_steps)
         self._best: float | None = None
 

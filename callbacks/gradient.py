@@ -41,7 +41,7 @@ class Gradient(Diagnostic):
 
     takes_stacks = True
 
-    def __init__(self, every_n_steps: int = 1, pairs: int = 500, pairs_every_n_steps: int = 10) -> None:
+    def __init__(self, every_n_steps: int | str = 1, pairs: int = 500, pairs_every_n_steps: int | str = 10) -> None:
         super().__init__(every_n_steps)
         self.num_pairs = positive_integer("gradient.pairs", pairs)
         self.pairs_cadence = Cadence("gradient.pairs_every_n_steps", pairs_every_n_steps)

@@ -42,7 +42,7 @@ class Gram(Diagnostic):
 
     takes_stacks = True
 
-    def __init__(self, every_n_steps: int = 1, sampled_columns: int = 96, exact: bool = False) -> None:
+    def __init__(self, every_n_steps: int | str = 1, sampled_columns: int = 96, exact: bool = False) -> None:
         super().__init__(every_n_steps)
         if not isinstance(exact, bool):
             raise InputError(f"callbacks.gram.exact={exact!r} does not fit; it is true or false.")

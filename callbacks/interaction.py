@@ -44,7 +44,7 @@ class Interaction(Diagnostic):
     needs_float64 = True
     part = "interaction"
 
-    def __init__(self, every_n_steps: int = 100, pairs: int = 200, ridge: float | None = None) -> None:
+    def __init__(self, every_n_steps: int | str = 100, pairs: int = 200, ridge: float | None = None) -> None:
         super().__init__(every_n_steps)
         self.num_pairs = positive_integer("interaction.pairs", pairs)
         real = isinstance(ridge, int | float) and not isinstance(ridge, bool)

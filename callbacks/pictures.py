@@ -14,7 +14,7 @@ from callbacks.registry import CALLBACKS
 from li2_lightning.files import replacing
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
-from li2_lightning.runs.wandb import run_loggers
+from li2_lightning.runs.loggers import run_loggers
 from li2_lightning.theory.stages import Transition
 
 
@@ -32,7 +32,7 @@ class Pictures(lightning.Callback):
 
     part = "pictures"
 
-    def __init__(self, every_n_steps: int = 200) -> None:
+    def __init__(self, every_n_steps: int | str = 200) -> None:
         self.cadence = Cadence("pictures.every_n_steps", every_n_steps)
         self._transition = False
 

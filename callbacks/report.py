@@ -8,7 +8,7 @@ import lightning
 
 from callbacks.registry import CALLBACKS
 from li2_lightning.module import Li2Module
-from li2_lightning.runs.wandb import run_loggers
+from li2_lightning.runs.loggers import run_loggers
 
 
 @CALLBACKS.register("report")

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning
 
-from callbacks.diagnostic import LogCadence
+from callbacks.diagnostic import Cadence
 from callbacks.registry import CALLBACKS
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
@@ -18,16 +18,15 @@ from li2_lightning.runs.snapshots import write_snapshot
 class Snapshots(lightning.Callback):
     """Keeps the weights from the one-hots to the nodes in ``features/row-NNNNNN.npz``, for ``li2 animate``.
 
-    Kept are row 0, a fixed number of rows in every decade of the step, and the last row. Each weight takes 2 bytes
-    (`li2_lightning.runs.snapshots`): a default run keeps 37 files of .6 MB. A task without a group, and a network
-    without weights from the one-hots to nodes, has no snapshots.
+    Each weight takes 2 bytes (`li2_lightning.runs.snapshots`): a default run keeps 18 files of .6 MB. A task without a
+    group, and a network without weights from the one-hots to nodes, has no snapshots.
 
     Args:
-        per_decade: the number of rows in each decade of the step, as far as it has that many.
+        every_n_steps: cadence.
     """
 
-    def __init__(self, per_decade: int = 6) -> None:
-        self.cadence = LogCadence("snapshots.per_decade", per_decade)
+    def __init__(self, every_n_steps: int | str = "log6") -> None:
+        self.cadence = Cadence("snapshots.every_n_steps", every_n_steps)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         due = self.cadence.due(state.step, state.is_last)

@@ -15,7 +15,7 @@ from li2_lightning.files import write_json
 from li2_lightning.losses import Loss
 from li2_lightning.measurement.rows import Row, call_hook
 from li2_lightning.module import Li2Module
-from li2_lightning.runs.wandb import run_loggers
+from li2_lightning.runs.loggers import run_loggers
 from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
 
 SCHEMA_VERSION = 1
@@ -76,7 +76,7 @@ class Stages(lightning.Callback):
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
         self._write()
         for logger in run_loggers(trainer):
-            logger.experiment.summary.update({"stage/stalled": self.tracker.stalled})
+            logger.mark_end(stages_document(self.tracker.transitions, self.tracker.stalled), module.last_row)
 
     def state_dict(self) -> dict[str, Any]:
         return self.tracker.state_dict()

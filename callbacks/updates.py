@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from callbacks.diagnostic import Diagnostic
 from callbacks.registry import CALLBACKS
+from li2_lightning.cadence import is_marked
 from li2_lightning.log import say
 from li2_lightning.measurement.parts import columns_of_runs
 from li2_lightning.measurement.step_state import StepState
@@ -52,7 +53,7 @@ class Updates(Diagnostic):
 
     takes_stacks = True
 
-    def __init__(self, every_n_steps: int = 1) -> None:
+    def __init__(self, every_n_steps: int | str = 1) -> None:
         super().__init__(every_n_steps)
         self._track = _Track()
         # In a stack the track of all runs, and the place of this run in it.
@@ -61,13 +62,14 @@ class Updates(Diagnostic):
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Li2Module, optimizer: Any) -> None:
         # With rows further apart than one step only this hook sees the weights one update before a row, including a V
         # that was just solved as a ridge readout.
-        spacing = pl_module.evaluate_every_n_steps
-        if spacing > 1 and ((trainer.global_step + 1) % spacing == 0 or pl_module.is_last_update):
-            self._remember(pl_module.network, trainer.global_step)
+        step = trainer.global_step
+        if is_marked(pl_module.evaluate_every_n_steps, step + 1) or pl_module.is_last_update:
+            self._remember(pl_module.network, step)
 
     def _remember(self, network: Network, step: int) -> None:
         if self._joint is None:
-            self._track.remember(_vectors(network), step)
+            if self._track.step != step:
+                self._track.remember(_vectors(network), step)
         elif (track := self._joint[0]).step != step:
             assert track.network is not None
             track.remember(_vectors(track.network), step)

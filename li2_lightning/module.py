@@ -38,6 +38,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from li2_lightning._compat import has_gradient_hooks, is_step_overflow
+from li2_lightning.cadence import is_marked
 from li2_lightning.config.schema import PRECISIONS, NetworkConfig
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.distributed.collectives import sum_over_ranks, world_size
@@ -81,7 +82,7 @@ class Li2Module(lightning.LightningModule):
         optimizer: over the network's parameters.
         scheduler: stepped once after each update, or None.
         ridge: η of the ridge readout; None where V is trained.
-        evaluate_every_n_steps: there are rows 0, every multiple of this number, and the last.
+        evaluate_every_n_steps: there are row 0, the rows of this cadence (`li2_lightning.cadence`), and the last row.
         stop_at_test_accuracy: the run ends with the update after the first row that reaches this accuracy; None: it
             never ends early.
         compile_network: run the network through ``torch.compile``.
@@ -97,7 +98,7 @@ class Li2Module(lightning.LightningModule):
         scheduler: LRScheduler | None = None,
         *,
         ridge: float | None = None,
-        evaluate_every_n_steps: int = 1,
+        evaluate_every_n_steps: int | str = 1,
         stop_at_test_accuracy: float | None = None,
         compile_network: bool = False,
         config: Mapping[str, Any] | None = None,
@@ -351,7 +352,7 @@ class Li2Module(lightning.LightningModule):
 
     def is_due(self) -> bool:
         """Whether this step has a row that has not been measured."""
-        return self.global_step > self.last_row and self.global_step % self.evaluate_every_n_steps == 0
+        return self.global_step > self.last_row and is_marked(self.evaluate_every_n_steps, self.global_step)
 
     @property
     def data(self) -> TableDataModule:

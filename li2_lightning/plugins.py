@@ -243,7 +243,8 @@ def fit(factory: Any, options: Options, what: str, section: str, supplied: int =
     """``options`` as keyword arguments for ``factory``.
 
     A list becomes a tuple where the default is a tuple. A string that spells a number becomes a number (in YAML 1.1,
-    ``1e-3`` is a string), unless the default or the annotation of the parameter is a string.
+    ``1e-3`` is a string), unless the default of the parameter is a string, or its annotation has ``str`` and its
+    default is no number. Any other string is refused where the default is a number, unless the annotation has ``str``.
 
     Args:
         factory: a callable, as for `options_of`.
@@ -265,8 +266,10 @@ def fit(factory: Any, options: Options, what: str, section: str, supplied: int =
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:
             raise InputError(f"The {what} needs {section}.{key}; {takes}.")
-    texts = {key for key, p in parameters.items() if isinstance(p.default, str) or "str" in _words(p.annotation)}
-    defaults = {key: p.default for key, p in parameters.items()}
+    words = {key for key, p in parameters.items() if "str" in _words(p.annotation)}
+    texts = {key for key, p in parameters.items()
+             if isinstance(p.default, str) or (key in words and not isinstance(p.default, int | float))}  # fmt: skip
+    defaults = {key: None if key in words else p.default for key, p in parameters.items()}
     return {
         key: value if key in texts else _convert(value, defaults.get(key), f"{section}.{key}")
         for key, value in options.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import signal
 import sys
@@ -16,15 +17,52 @@ from typing import Any, Protocol
 import lightning
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from li2_lightning._compat import HALF_ON_CPU, LEAF_SPEC
 from li2_lightning.clock import clock
 from li2_lightning.config.schema import Config
 from li2_lightning.distributed.strategy import SummingStrategy
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, unknown
 
 # glibc's parameters of mallopt, and the largest value it takes for the second.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
+
+
+# ``trainer.extra``: the arguments of Lightning's Trainer that a run may have beside those of `build_trainer`.
+EXTRA = (
+    "profiler", "gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly", "fast_dev_run", "max_time",
+    "deterministic", "benchmark", "enable_model_summary",
+)  # fmt: skip
+# Why every other argument is refused.
+REFUSED = {
+    "it is a key of its own, trainer.{name}": ("accelerator", "devices", "num_nodes", "precision"),
+    "it is a key of its own, {name}": ("max_steps",),
+    "ranks divide the rows and sum their gradients in a way of ours": (
+        "strategy", "plugins", "use_distributed_sampler", "sync_batchnorm",
+    ),
+    "the sections logger and callbacks and the key output_dir say where a run is kept": (
+        "logger", "callbacks", "default_root_dir", "enable_checkpointing", "model_registry", "enable_autolog_hparams",
+    ),
+    "callbacks.progress shows the progress": ("enable_progress_bar",),
+    "a run is one endless epoch, whose length is max_steps and whose rows are those of the data section": (
+        "max_epochs", "min_epochs", "min_steps", "limit_train_batches", "overfit_batches",
+        "reload_dataloaders_every_n_epochs",
+    ),
+    "a run has no validation loop, because each row measures both splits": (
+        "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval",
+        "check_val_every_n_epoch", "num_sanity_val_steps", "inference_mode",
+    ),
+    "data.evaluate_every_n_steps says which rows there are": ("log_every_n_steps",),
+    "every row describes one update; data.batch_size says how many rows an update takes": ("accumulate_grad_batches",),
+    "it switches off the callbacks, which measure the rows": ("barebones",),
+}  # fmt: skip
+PROFILERS: dict[str, type[Profiler]] = {"advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+# The hooks of this project, which Lightning's profilers do not know of.
+OUR_HOOKS = ("on_step_state", "on_row", "on_stage_transition", "on_last_row")
 
 
 def keep_freed_memory() -> None:
@@ -62,37 +100,101 @@ def build_trainer(
         environment: gives the ranks (`li2_lightning.distributed.rank_group.RankGroup`); None for a single process.
 
     Raises:
-        InputError: Lightning refuses the ``trainer`` section, for example an accelerator that this machine lacks.
+        InputError: Lightning refuses the ``trainer`` section, for example an accelerator that this machine lacks; or
+            ``trainer.extra`` has an argument that does not fit.
     """
     trainer = config.trainer
+    extra = _extra_arguments(config, directory, callbacks)
     try:
         with quiet_lightning(), warnings.catch_warnings():
             # Lightning replaces the precision with a warning; here a replacement is an error (below).
             warnings.filterwarnings("ignore", message=HALF_ON_CPU)
-            built = lightning.Trainer(
-                accelerator=trainer.accelerator,
-                devices=trainer.devices,
-                num_nodes=trainer.num_nodes,
-                strategy="auto" if environment is None else SummingStrategy(),
-                plugins=environment,
-                precision=trainer.precision,  # type: ignore[arg-type]
-                max_steps=config.max_steps,
-                max_epochs=-1,
-                callbacks=[_Phases(), *callbacks],
-                default_root_dir=directory,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                limit_val_batches=0,
-            )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+            arguments: dict[str, Any] = {
+                "accelerator": trainer.accelerator,
+                "devices": trainer.devices,
+                "num_nodes": trainer.num_nodes,
+                "strategy": "auto" if environment is None else SummingStrategy(),
+                "plugins": environment,
+                "precision": trainer.precision,
+                "max_steps": config.max_steps,
+                "max_epochs": -1,
+                "callbacks": [_Phases(), *callbacks],
+                "default_root_dir": directory,
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "limit_val_batches": 0,
+            }
+            built = lightning.Trainer(**arguments | extra)
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"The trainer section does not fit this machine: {reason.rstrip('!')}.") from error
+        where = "Lightning or this machine" if extra else "this machine"
+        raise InputError(f"The trainer section does not fit {where}: {reason.rstrip('!')}.") from error
     if built.precision != trainer.precision:
         raise InputError(f"trainer.precision={trainer.precision} does not run on this device; {built.precision} does.")
     check_device(built.strategy.root_device.type, config, callbacks)
     return built
+
+
+class TableProfiler(SimpleProfiler):
+    """Lightning's simple profiler, with a table on stdout of the actions that took longest.
+
+    An action contains others: a backward pass contains the callbacks' hooks of that row.
+    """
+
+    most_rows = 20
+
+    def describe(self) -> None:
+        sums = {name: sum(durations) for name, durations in self.recorded_durations.items()}
+        whole = sums.get("run_training_epoch", 0.0) or 1.0
+        table = Table("% of the epoch", "calls", "ms a call", "action", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in sorted(sums, key=lambda name: -sums[name])[: self.most_rows]:
+            calls = len(self.recorded_durations[name])
+            table.add_row(f"{100 * sums[name] / whole:.1f}", f"{calls}", f"{1e3 * sums[name] / calls:.3f}", name)
+        # Wide enough for every name, also where stdout is no terminal.
+        Console(width=140, highlight=False).print(table)
+
+
+def _extra_arguments(config: Config, directory: Path, callbacks: Sequence[lightning.Callback]) -> dict[str, Any]:
+    """``trainer.extra`` as arguments of Lightning's Trainer.
+
+    Raises:
+        InputError: an argument is unknown or is refused, with the reason.
+    """
+    reasons = {name: reason for reason, names in REFUSED.items() for name in names}
+    for name in config.trainer.extra:
+        if name in reasons:
+            reason = reasons[name].format(name=name)
+            raise InputError(f"trainer.extra.{name} is refused: {reason}; trainer.extra takes {', '.join(EXTRA)}.")
+        if name not in EXTRA:
+            raise unknown("key of trainer.extra:", name, [*EXTRA, *reasons], ", ".join(EXTRA))
+    extra = dict(config.trainer.extra)
+    chosen = extra.get("profiler")
+    if chosen is not None:
+        if chosen not in ("simple", *PROFILERS):
+            raise unknown("value of trainer.extra.profiler:", chosen, ("simple", *PROFILERS))
+        kind = PROFILERS.get(chosen)
+        extra["profiler"] = TableProfiler() if kind is None else kind(dirpath=directory, filename="profile")
+        for callback in callbacks:
+            _profile_hooks(callback, extra["profiler"])
+    return extra
+
+
+def _profile_hooks(callback: lightning.Callback, profiler: Profiler) -> None:
+    """Let a profiler time the hooks of this project on a callback, under the names that Lightning gives its own."""
+
+    def timed(name: str, hook: Any) -> Any:
+        @functools.wraps(hook)
+        def call(*arguments: Any) -> Any:
+            with profiler.profile(f"[Callback]{type(callback).__name__}.{name}"):
+                return hook(*arguments)
+
+        return call
+
+    for name in OUR_HOOKS:
+        if (hook := getattr(callback, name, None)) is not None:
+            setattr(callback, name, timed(name, hook))
 
 
 def join_process_group(config: Config, environment: ClusterEnvironment) -> None:

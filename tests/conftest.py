@@ -126,7 +126,7 @@ def small_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "task": {"order": 7},
                 "network": {"width": 8},
                 "optimizer": {"lr": lr},
-                "callbacks": {"report": {"enabled": False}, "snapshots": {"per_decade": 2}},
+                "callbacks": {"report": {"enabled": False}, "snapshots": {"every_n_steps": "log2"}},
                 "logger": {"mode": "disabled"},
                 "trainer": {"accelerator": "cpu", "threads": 1},
             }

@@ -25,8 +25,8 @@ ROOT = Path(train.__file__).parent
 PARTS = ("li2_lightning", "optimizers", "callbacks")
 # The modules and packages directly below li2_lightning, bottom to top: each imports only from floors below its own.
 FLOORS = (
-    "clock", "errors", "_compat", "files", "seeds", "log", "plugins", "config", "distributed", "networks", "groups",
-    "theory", "tasks", "data", "losses", "measurement", "runs", "module", "stack", "trainer", "cli", "sweeps",
+    "clock", "errors", "cadence", "_compat", "files", "seeds", "log", "plugins", "config", "distributed", "networks",
+    "groups", "theory", "tasks", "data", "losses", "measurement", "runs", "module", "stack", "trainer", "cli", "sweeps",
     "verification", "analysis",
 )  # fmt: skip
 MOST_LINES, MOST_MODULES = 450, 12

@@ -336,6 +336,8 @@ def weights_after(run: Any, plain: Plain, loss: str) -> None:
         (["data.batch_size=8", "data.evaluate_every_n_steps=1", "max_steps=3"], [0, 1, 2, 3]),
         (["data.evaluate_every_n_steps=4"], [0, 4, 8, 10]),
         (["data.evaluate_every_n_steps=99"], [0, 10]),
+        (["data.evaluate_every_n_steps=log3"], [0, 1, 3, 5, 10]),
+        (["data.batch_size=8", "data.evaluate_every_n_steps=log1", "max_steps=12"], [0, 1, 10, 12]),
     ],
     ids=lambda value: ",".join(map(str, value)),
 )

@@ -215,3 +215,18 @@ def test_it_needs_the_standard_library_alone() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(registry_module.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-S", "-c", program], env=environment, capture_output=True, text=True)
     assert sorted(done.stdout.split()) == ["__main__", "li2_lightning"], done.stderr
+
+
+def every(every: int | str = 1, rate: float | str = 0.5, label: str | None = None, count: int = 1) -> dict[str, Any]:
+    return {"every": every, "rate": rate, "label": label, "count": count}
+
+
+def test_a_number_that_may_be_a_word_is_read_as_a_number_first() -> None:
+    """YAML 1.1 reads 1e2 as a string."""
+    options = {"every": "1e2", "rate": "2e-3", "label": "1e2", "count": "1e2"}
+    assert fit(every, options, "probe 'every'", "probes.every") == {"every": 100, "rate": 2e-3, "label": "1e2",
+                                                                   "count": 100}  # fmt: skip
+    words = {"every": "log", "rate": "auto"}
+    assert fit(every, words, "probe 'every'", "probes.every") == words
+    with pytest.raises(InputError, match=r"probes\.every\.count='log' must be a number"):
+        fit(every, {"count": "log"}, "probe 'every'", "probes.every")

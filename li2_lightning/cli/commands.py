@@ -32,10 +32,10 @@ def check_outputs(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
             raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
 
 
-def optional_module(name: str, purpose: str) -> ModuleType:
-    """Import a module of the extra ``report``; if it is absent, an `InputError` says how to install it."""
+def optional_module(name: str, purpose: str, extra: str = "report") -> ModuleType:
+    """Import a module of an extra of setup.cfg; if it is absent, an `InputError` says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise InputError(f"{purpose} needs {package}; install it with pip install 'li2-lightning[report]'.") from error
+        raise InputError(f"{purpose} needs {package}; install it with pip install 'li2-lightning[{extra}]'.") from error

@@ -30,6 +30,8 @@ EXTRAS = {
     "optimizers": ("pytorch-optimizer",),
     "docs": ("mkdocs", "mkdocs-material", "mkdocstrings-python"),
     "report": ("Jinja2", "imageio-ffmpeg", "plotly", "pyarrow"),
+    "wandb": ("wandb-workspaces",),
+    "loggers": ("tensorboard", "mlflow-skinny", "SQLAlchemy", "alembic"),
     "sweep": ("hydra-joblib-launcher", "hydra-submitit-launcher", "joblib", "submitit"),
 }
 """The packages of each optional extra of setup.cfg."""

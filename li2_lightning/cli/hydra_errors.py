@@ -28,7 +28,9 @@ from li2_lightning.config.schema import Config, declared, section_of
 from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable, unknown
 
 # Keys of a plug-in, which may be set without Hydra's "+".
-_PLUGIN_KEY = re.compile(r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.[^=]+=")
+_PLUGIN_KEY = re.compile(
+    r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler|logger\.options|trainer\.extra)\.[^=]+="
+)
 # A key of a plug-in may be deleted from a named variation, except for its name and its switch.
 _DELETABLE = re.compile(
     r"~(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler)\.(?!name\b|enabled\b)[^=]+$"

@@ -65,6 +65,16 @@ COMMANDS = {
         "compare optimizers on one task, each over a grid",
         "li2 race outputs/optimizer_race_quick",
     ),
+    "wandb-view": Command(
+        "li2_lightning.analysis.wandb_pages:view",
+        "create a view of a W&B project, with the charts in reading order",
+        "li2 wandb-view --dry-run",
+    ),
+    "wandb-report": Command(
+        "li2_lightning.analysis.wandb_pages:report",
+        "create a report of a sweep on W&B",
+        "li2 wandb-report outputs/optimizer_race_quick --dry-run",
+    ),
     "verify": Command(
         "li2_lightning.verification.verify:main",
         "check every theorem numerically",
@@ -101,7 +111,7 @@ Watch features emerge while a network learns group arithmetic.
 
 li2 COMMAND --help explains a command and shows an example of it.
 li2 --version prints the version.
-""".format(commands="\n".join(f"  {name:<9}{command.purpose}" for name, command in COMMANDS.items()))
+""".format(commands="\n".join(f"  {name:<13}{command.purpose}" for name, command in COMMANDS.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -61,6 +61,9 @@ def explain(error: OmegaConfBaseException) -> InputError:
         return InputError(f"{key} cannot be null; write a value, or leave the key out for its default.")
     if key and re.match(r"Cannot assign \w+ to Dict", reason):
         return InputError(f"{key} is a section and takes no value itself; set its keys, as in {key}.KEY=VALUE.")
+    if "type hint 'Optional[Union" in reason:
+        words = (bound.words for name, item in declared() if name == key for bound in item.metadata["range"])
+        return InputError(f"The value of {key} does not fit: it must be {' and '.join(words)}.")
     return InputError(f"The value of {key} does not fit: {reason}." if key else f"The config does not fit: {reason}.")
 
 
@@ -79,9 +82,10 @@ def _check_values(config: Config) -> None:
         value, choices = attrgetter(key)(config), item.metadata["choices"]
         for bound in item.metadata["range"]:
             if value is not None and not bound.holds(value):
-                raise InputError(f"{key}={value} is out of range; it must be {bound.words}.")
-        if choices and value not in choices:
-            raise unknown(f"value of {key}:", value, choices)
+                raise InputError(f"{key}={value!r} is out of range; it must be {bound.words}.")
+        for word in value if isinstance(value, list) else [value]:
+            if choices and word not in choices:
+                raise unknown(f"value of {key}:", word, choices)
 
 
 def _check_combinations(config: Config) -> None:

@@ -22,6 +22,8 @@ NOT_HASHED = (
     "seed", "output_dir", "name", "logger", "resume", "force", "debug", "stack", "trainer.threads",
     "trainer.oversubscribe", "callbacks.progress", "callbacks.pictures", "callbacks.snapshots", "callbacks.checkpoint",
     "callbacks.report",
+    "trainer.extra.profiler", "trainer.extra.detect_anomaly", "trainer.extra.deterministic", "trainer.extra.benchmark",
+    "trainer.extra.enable_model_summary",
 )  # fmt: skip
 """Keys and sections that change where a run is stored or how it is shown, and none of its numbers."""
 
@@ -74,7 +76,8 @@ def _identity(config: Config) -> dict[str, Any]:
     if config.network.readout == "ridge" and config.network.ridge is None:
         plain["optimizer"] = {**plain["optimizer"], "weight_decay": config.optimizer.weight_decay}
     values = {key: _look_up(plain, key) for key in leaves(type(config))}
-    values |= {f"callbacks.{label}": options for label, options in values.pop("callbacks").items()}
+    for section in ("callbacks", "trainer.extra"):
+        values |= {f"{section}.{label}": options for label, options in values.pop(section).items()}
     return {key: value for key, value in values.items() if not is_within(key, NOT_HASHED)}
 
 

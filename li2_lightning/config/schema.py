@@ -13,6 +13,8 @@ from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any
 
+from li2_lightning.cadence import ALLOWED, is_cadence
+
 TRAIN_FRACTION = 0.4
 """The share of all rows to train on where the data section sets none of its three sizes."""
 
@@ -22,15 +24,15 @@ PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
 @dataclass(frozen=True)
 class Bound:
-    """A condition on a number.
+    """A condition on a value.
 
     Attributes:
         words: the condition as the end of a sentence that begins with "it must be".
-        holds: whether a number fulfils the condition; false for NaN.
+        holds: whether a value fulfils the condition; false for NaN.
     """
 
     words: str
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
 
 
 def between(least: int, most: int | None = None) -> tuple[Bound, ...]:
@@ -45,6 +47,7 @@ FRACTION = (Bound("in [0, 1]", lambda value: 0 <= value <= 1),)
 ACCURACY = (Bound("in (0, 1]", lambda value: 0 < value <= 1),)
 # Floats count exactly up to 2⁵³, and no machine has the memory for a larger width.
 STEPS, WIDTH = between(1, 2**53), between(1, 2**20)
+CADENCE = (Bound(ALLOWED, is_cadence),)
 
 
 def setting(default: Any, help: str, *, range: tuple[Bound, ...] = (), choices: tuple[str, ...] = ()) -> Any:
@@ -54,12 +57,12 @@ def setting(default: Any, help: str, *, range: tuple[Bound, ...] = (), choices: 
         default: the value where the user gives none. A dataclass makes the key a section of its own.
         help: the meaning of the key, and of null where null is allowed.
         range: the allowed numbers; null is always allowed where the type allows it.
-        choices: the allowed words.
+        choices: the allowed words, or the allowed entries of a list.
     """
     metadata = {"help": help, "range": range, "choices": choices}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
-    if isinstance(default, dict):
+    if isinstance(default, dict | list):
         return field(default_factory=partial(copy.deepcopy, default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -103,10 +106,11 @@ class DataConfig:
         0.0, "share of the training rows with a wrong label, drawn for each seed by itself", range=FRACTION
     )
     batch_size: int | None = setting(None, "rows in one update; null: all training rows", range=STEPS)
-    evaluate_every_n_steps: int | None = setting(
+    evaluate_every_n_steps: int | str | None = setting(
         None,
-        "steps between two rows of metrics.csv; null: one epoch, which is one step without mini-batches",
-        range=STEPS,
+        "steps between two rows of metrics.csv, or rows on a log scale; null: one epoch, which is one step without "
+        "mini-batches",
+        range=CADENCE,
     )
 
 
@@ -171,8 +175,13 @@ class MultipleConfig:
 
 @dataclass
 class LoggerConfig:
-    """The ``logger`` section. Where a key is null, the environment variable of W&B is read first."""
+    """The ``logger`` section. Where a key is null, the environment variable of W&B is read first.
 
+    Keys other than ``name``, ``options`` and ``mode=disabled`` belong to W&B.
+    """
+
+    name: str = setting("wandb", "a registered logger: wandb, tensorboard, mlflow, csv, or the import path of one")
+    options: dict[str, Any] = setting({}, "options of a logger other than wandb")
     mode: str = setting(
         "auto",
         "auto: WANDB_MODE, else online where credentials exist, else offline",
@@ -183,6 +192,10 @@ class LoggerConfig:
     group: str | None = setting(None, "null: WANDB_RUN_GROUP, else none; the runs of a sweep share one")
     job_type: str | None = setting(None, "null: WANDB_JOB_TYPE, else train, and sweep for a run of a sweep")
     tags: list[str] | None = setting(None, "null: WANDB_TAGS, else task and optimizer")
+    artifacts: list[str] = setting(
+        [], "what W&B keeps as artifacts when the run ends, as in [best,last]", choices=("best", "last", "features")
+    )
+    alerts: bool = setting(False, "W&B sends an alert when the run diverges and when the network generalizes")
 
 
 @dataclass
@@ -197,6 +210,9 @@ class TrainerConfig:
     num_nodes: int = setting(1, "number of nodes", range=between(1))
     precision: str = setting("32-true", "number format", choices=PRECISIONS)
     compile: bool = setting(False, "compile the network with torch.compile")
+    extra: dict[str, Any] = setting(
+        {}, "further arguments of Lightning's Trainer: profiler, gradient_clip_val, detect_anomaly, max_time …"
+    )
     threads: int | None = setting(None, "threads of torch; null: the choice of torch", range=between(1, 2**10))
 
 
@@ -225,7 +241,7 @@ class Config:
     multiple: MultipleConfig = setting(MultipleConfig, "factors for sweeps over optimizers")
     scheduler: dict[str, Any] = setting({"name": "none"}, "the learning rate over the steps")
     callbacks: dict[str, dict[str, Any]] = setting({}, "options that differ from the defaults of a callback")
-    logger: LoggerConfig = setting(LoggerConfig, "Weights & Biases; metrics.csv is written in any case")
+    logger: LoggerConfig = setting(LoggerConfig, "where rows and pictures go; metrics.csv is written in any case")
     trainer: TrainerConfig = setting(TrainerConfig, "device, number format, ranks and threads")
 
 

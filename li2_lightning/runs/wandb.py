@@ -18,8 +18,6 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import lightning
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from li2_lightning._compat import (
     SYNCED,
@@ -31,17 +29,18 @@ from li2_lightning._compat import (
     wandb_reason,
 )
 from li2_lightning.clock import clock
-from li2_lightning.config.identity import run_name
+from li2_lightning.config.identity import config_hash, run_name
 from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.log import say
 from li2_lightning.runs.checkpoints import Start
 from li2_lightning.runs.directory import RunDirectory
+from li2_lightning.runs.loggers import PROJECT, check_logger, forwarding_logger
 from li2_lightning.runs.metrics_csv import MetricsFile, read_rows
+from li2_lightning.runs.wandb_run import WandbRun
 
 # W&B's own limit is many minutes. Rows are sent during the run, so few are left at its end.
 FINISH_SECONDS = 60.0
-PROJECT = "li2_lightning"
 # Older names of two modes.
 MODES = {"run": "online", "dryrun": "offline"}
 
@@ -62,15 +61,21 @@ def has_credentials() -> bool:
 
 
 def wandb_mode(config: Config) -> str:
-    """The mode of the run: online, offline or disabled.
+    """The mode of the run: online, offline or disabled; "other" where another logger than W&B is chosen.
 
     For ``logger.mode=auto`` it is WANDB_MODE, else online where credentials exist, else offline.
 
     Raises:
-        InputError: online without credentials; W&B refuses a value of the config or of the environment.
+        InputError: online without credentials; W&B refuses a value of the config or of the environment, or another
+            logger refuses its options.
     """
     if config.logger.mode == "disabled":
         return "disabled"
+    if config.logger.name != "wandb":
+        check_logger(config)
+        return "other"
+    if config.logger.options:
+        raise InputError("logger.options belongs to other loggers; W&B has keys of its own, such as logger.project.")
     # W&B sends reports of its own errors to another server; if that fails, it delays the exit and prints a line.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -100,7 +105,7 @@ def wandb_mode(config: Config) -> str:
 def logging_to(
     trainer: lightning.Trainer, config: Config, directory: Path, mode: str, start: Start | None
 ) -> Iterator[None]:
-    """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run when the block ends.
+    """Give ``trainer`` its loggers, metrics.csv first, and close the W&B run, if there is one, when the block ends.
 
     A resumed run continues the same W&B run. Offline, each part of a W&B run is a folder, called a segment; all
     segments have the id of the run. Rows of metrics.csv that W&B lacks are sent first: rows lost by a kill, rows logged
@@ -118,9 +123,14 @@ def logging_to(
         yield
         return
     earlier = () if through is None or not metrics.exists() else read_rows(metrics, through)
+    if mode == "other":
+        trainer.loggers = [*trainer.loggers, forwarding_logger(config, directory, earlier)]
+        yield
+        return
     with _wandb_run(config, directory, mode, None if start is None else start.wandb, earlier) as logger:
         trainer.loggers = [*trainer.loggers, logger]
-        yield
+        with logger.ending():
+            yield
 
 
 @contextlib.contextmanager
@@ -131,86 +141,20 @@ def reporting_to_agent(config: Config, directory: RunDirectory) -> Iterator[None
     diverged run, marks the agent's run as failed. Without an agent nothing is reported.
     """
     summary = None if config.force or "WANDB_SWEEP_ID" not in os.environ else directory.summary()
-    if summary is None or (mode := wandb_mode(config)) == "disabled":
+    if summary is None or (mode := wandb_mode(config)) in ("disabled", "other"):
         yield
         return
     rows = read_rows(directory.path / "metrics.csv")
-    with _wandb_run(config, directory.path, mode, None, rows) as logger:
-        if (stages := summary["stages"]) is not None:
-            for event in stages["events"]:
-                logger.mark_transition(event)
-            logger.experiment.summary.update({"stage/stalled": stages["stalled"]})
+    with _wandb_run(config, directory.path, mode, None, rows) as logger, logger.ending():
+        stages, last = summary["stages"], summary["final"]["step"]
+        for event in () if stages is None else stages["events"]:
+            logger.mark_transition(event)
         logger.log_earlier_rows()
+        if stages is not None:
+            logger.mark_end(stages, last)
         if (report := directory.path / "report.png").exists():
-            logger.draw(summary["final"]["step"], "report", report)
+            logger.draw(last, "report", report)
         yield
-
-
-class RunLogger(WandbLogger):
-    """Lightning's logger for W&B. The step of W&B is the ``step`` of the row.
-
-    W&B keeps the newest row open until the next row begins; pictures and stage transitions are added to the open row.
-
-    Args:
-        run: the result of ``wandb.init``.
-        first: the first row that W&B lacks; earlier rows are not logged again.
-        earlier: the rows that were measured before this process, in order.
-    """
-
-    def __init__(self, run: Any, first: int, earlier: Iterable[Mapping[str, float]]) -> None:
-        super().__init__(experiment=run)
-        self._first, self._newest = first, first - 1
-        self._earlier = earlier
-        self._joining: dict[int, dict[str, Any]] = {}
-
-    @rank_zero_only
-    @clock.part("logging")
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.log_earlier_rows()
-        self._log(metrics, self._newest if step is None else step)
-
-    def log_earlier_rows(self) -> None:
-        """Log the earlier rows that W&B lacks; further calls do nothing."""
-        earlier, self._earlier = self._earlier, ()
-        for row in earlier:
-            self._log(row, int(row["step"]))
-
-    def join(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log ``values`` as part of row ``step``, which is the newest row or a later one."""
-        if step > self._newest:
-            self._joining.setdefault(step, {}).update(values)
-        else:
-            self._log(values, step)
-
-    @clock.part("logging")
-    def draw(self, step: int, name: str, picture: Path) -> None:
-        """Log an image file with row ``step``."""
-        import wandb
-
-        if step >= self._first:
-            self.join(step, {name: wandb.Image(str(picture))})
-
-    @clock.part("logging")
-    def mark_transition(self, event: Mapping[str, Any]) -> None:
-        """Log an entry of stages.json to the summary of the W&B run, and as a point on its charts."""
-        self.experiment.summary.update({f"stage/{event['from']}_to_{event['to']}": event})
-        self.join(event["step"], {"stage/transition": event["to"]})
-
-    def _log(self, values: Mapping[str, Any], step: int) -> None:
-        joined = {**values, **self._joining.pop(step, {})}
-        if step >= self._first:
-            self._newest = max(self._newest, step)
-            self.experiment.log(joined, step=step)
-
-
-def run_loggers(trainer: lightning.Trainer) -> list[RunLogger]:
-    """The loggers of this trainer that log to W&B."""
-    return [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
-
-
-def wandb_position(trainer: lightning.Trainer) -> dict[str, Any] | None:
-    """The id of the W&B run, for a checkpoint; None without a W&B run."""
-    return next(({"id": str(logger.experiment.id)} for logger in run_loggers(trainer)), None)
 
 
 @contextlib.contextmanager
@@ -220,7 +164,7 @@ def _wandb_run(
     mode: str,
     position: Mapping[str, Any] | None,
     earlier: Iterable[Mapping[str, float]],
-) -> Iterator[RunLogger]:
+) -> Iterator[WandbRun]:
     """A W&B run for the block; an error within the block marks the W&B run as failed."""
     import wandb
 
@@ -261,7 +205,7 @@ def _start(
     mode: str,
     position: Mapping[str, Any] | None,
     earlier: Iterable[Mapping[str, float]],
-) -> RunLogger:
+) -> WandbRun:
     """Begin a W&B run, or a further segment of one.
 
     A value of the config has priority over the environment, and the environment over the defaults here.
@@ -297,7 +241,8 @@ def _start(
             group=logger.group or environment.run_group,
             job_type=logger.job_type or environment.run_job_type or "train",
             tags=tags if tags is not None else [config.task.name, str(config.optimizer.hidden["name"])],
-            config=to_plain(config),
+            # The hash groups the runs that differ in their seed alone.
+            config={**to_plain(config), "config_hash": config_hash(config)},
             mode=cast(Any, mode),
             settings=wandb.Settings(
                 silent=True,
@@ -319,7 +264,7 @@ def _start(
     _link(Path(run.dir).parent, directory)
     run.define_metric("step")
     run.define_metric("*", step_metric="step", step_sync=True)
-    return RunLogger(run, max(first, run.starting_step), earlier)
+    return WandbRun(run, max(first, run.starting_step), earlier, config, directory)
 
 
 # -- segments: the folders that W&B writes --------------------------------------------------------------------------

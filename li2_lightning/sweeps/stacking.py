@@ -26,8 +26,8 @@ COPIES = 32
 # Keys in which the runs of a stack may differ. Numbers in the sections of optimizers and schedules may differ, too.
 VARYING = (
     "seed", "data.seed", "output_dir", "name", "force", "resume", "debug", "stack", "stop_at_test_accuracy",
-    "network.init_scale", "network.hidden_init_scale", "network.readout_init_scale", "network.output_scale", "network.ridge", "optimizer.lr", "optimizer.weight_decay",
-    "logger.tags",
+    "network.init_scale", "network.hidden_init_scale", "network.readout_init_scale", "network.output_scale",
+    "network.ridge", "optimizer.lr", "optimizer.weight_decay", "logger.tags",
 )  # fmt: skip
 OF_PLUGINS = ("optimizer", "scheduler")
 
@@ -38,6 +38,9 @@ def obstacle(config: Config) -> str | None:
         return f"network.name={config.network.name}"
     if config.trainer.compile:
         return "trainer.compile=true"
+    # Clipping takes the norm of all gradients together, and a time limit would be one for all runs.
+    if config.trainer.extra:
+        return f"trainer.extra.{next(iter(config.trainer.extra))}"
     if config.trainer.devices * config.trainer.num_nodes > 1:
         return f"trainer.devices={config.trainer.devices}"
     # Its scale of the loss is one for all runs, and an overflow in one run would undo the updates of all.

@@ -35,6 +35,9 @@ def kept(run: Any) -> list[int]:
         (["callbacks.checkpoint={every_n_steps: 5, keep: 9}"], [5, 10]),
         # Rows 0, 4, 8, 10: the first at or after each multiple.
         (["callbacks.checkpoint={every_n_steps: 3, keep: 9}", "data.evaluate_every_n_steps=4"], [4, 8, 10]),
+        (["callbacks.checkpoint={every_n_steps: 1, keep: all}"], [*range(1, 11)]),
+        (["callbacks.checkpoint={every_n_steps: log3, keep: all}"], [1, 3, 5, 10]),
+        (["callbacks.checkpoint={every_n_steps: log, keep: 2}"], [7, 8, 10]),
     ],
     ids=lambda value: ",".join(map(str, value)),
 )

@@ -94,6 +94,8 @@ def test_at_zero_init_the_gradient_is_zero_and_its_cosines_are_empty(tiny_run: A
         (["callbacks.gradient={every_n_steps: 2, pairs_every_n_steps: 4}"], [0, 2, 4, 6, 8, 10], [0, 4, 8, 10]),
         # Rows 0, 3, 6, 9, 10: due at the first row at or after each multiple.
         (["callbacks.gradient={every_n_steps: 5}", "data.evaluate_every_n_steps=3"], [0, 6, 10], [0, 10]),
+        (["callbacks.gradient={every_n_steps: log3, pairs_every_n_steps: log1}"], [0, 1, 3, 5, 10], [0, 1, 10]),
+        (["callbacks.gradient={every_n_steps: log1, pairs_every_n_steps: 4}"], [0, 1, 10], [0, 10]),
     ],
 )
 def test_columns_stand_at_their_cadence_and_in_the_last_row(

@@ -34,6 +34,12 @@ def run(folder: Path, **values: Any) -> Path:
     return train.run({**base, **values}).directory
 
 
+def test_pictures_on_a_log_scale(tmp_path: Path) -> None:
+    sections = {"pictures": {"every_n_steps": "log1"}, "report": {"enabled": False}}
+    folder = run(tmp_path, callbacks=sections) / "features"
+    assert sorted(path.name for path in folder.glob("*.png")) == [f"row-{step:06d}.png" for step in (0, 1, 5)]
+
+
 def test_pictures_at_the_cadence_and_of_the_last_row(tmp_path: Path) -> None:
     folder = run(tmp_path) / "features"
     drawn = sorted(path.name for path in folder.glob("*.png"))

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import train
-from callbacks.diagnostic import LogCadence
 from callbacks.snapshots import Snapshots
 from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.runs.snapshots import read_snapshot, snapshots, write_snapshot
@@ -29,7 +28,7 @@ def run(folder: Path, **values: Any) -> Path:
         "output_dir": str(folder),
         "logger": {"mode": "disabled"},
         "trainer": {"threads": 1, "accelerator": "cpu"},
-        "callbacks": OFF | {"snapshots": {"per_decade": 4}, "checkpoint": {"every_n_steps": 2}},
+        "callbacks": OFF | {"snapshots": {"every_n_steps": "log4"}, "checkpoint": {"every_n_steps": 2}},
     }
     return train.run({**base, **values}).directory
 
@@ -38,29 +37,9 @@ def contents(directory: Path) -> dict[int, bytes]:
     return {step: read_snapshot(path).tobytes() for step, path in snapshots(directory).items()}
 
 
-@pytest.mark.parametrize(
-    ("rows", "per_decade", "due"),
-    [
-        (range(13), 2, [0, 1, 4, 10, 12]),
-        (range(11), 16, list(range(11))),
-        (range(0, 1001, 1000), 1, [0, 1000]),
-        # With mini-batches not every step has a row; the first one after each mark counts.
-        (range(0, 200, 7), 1, [0, 7, 14, 105, 196]),
-    ],
-)
-def test_so_many_rows_a_decade_are_due(rows: range, per_decade: int, due: list[int]) -> None:
-    cadence = LogCadence("snapshots.per_decade", per_decade)
-    assert [row for row in rows if cadence.due(row, row == rows[-1])] == due
-
-
-def test_a_power_of_ten_is_a_mark_of_its_own() -> None:
-    cadence = LogCadence("snapshots.per_decade", 1)
-    assert [row for row in range(100_001) if cadence.due(row)] == [0, 1, 10, 100, 1000, 10_000, 100_000]
-
-
-def test_a_default_run_keeps_37_snapshots_of_two_bytes_a_weight(tmp_path: Path) -> None:
+def test_a_default_run_keeps_18_snapshots_of_two_bytes_a_weight(tmp_path: Path) -> None:
     cadence = Snapshots().cadence
-    assert sum(cadence.due(row, row == 400) for row in range(401)) == 37
+    assert sum(cadence.due(row, row == 400) for row in range(401)) == 18
     write_snapshot(tmp_path, 0, torch.randn(142, 2048, generator=torch.Generator().manual_seed(0)))
     (path,) = snapshots(tmp_path).values()
     assert path.stat().st_size < 2 * 142 * 2048 + 1000

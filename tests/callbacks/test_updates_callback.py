@@ -116,21 +116,26 @@ def test_tiny_updates_keep_their_cosine_distance(tiny_run: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "rows"),
     [
-        ["data.batch_size=6", "data.evaluate_every_n_steps=4"],
-        ["data.evaluate_every_n_steps=4"],
-        ["data.batch_size=6", "data.evaluate_every_n_steps=4", "network.readout=ridge"],
+        (["data.batch_size=6", "data.evaluate_every_n_steps=4"], [0, 4, 8, 10]),
+        (["data.evaluate_every_n_steps=4"], [0, 4, 8, 10]),
+        (["data.batch_size=6", "data.evaluate_every_n_steps=4", "network.readout=ridge"], [0, 4, 8, 10]),
+        (["data.evaluate_every_n_steps=log3"], [0, 1, 3, 5, 10]),
+        (
+            ["data.batch_size=6", "data.evaluate_every_n_steps=log", "network.readout=ridge"],
+            [0, 1, 2, 3, 4, 6, 7, 8, 10],
+        ),
     ],
-    ids=lambda value: ",".join(value),
+    ids=lambda value: ",".join(map(str, value)),
 )
 def test_with_rows_further_apart_the_columns_describe_the_last_single_update(
-    tiny_run: Any, overrides: list[str]
+    tiny_run: Any, overrides: list[str], rows: list[int]
 ) -> None:
     """The same run with a row each step shows the weights in between."""
     sparse = tiny_run(*overrides, "optimizer.lr=0.01")
     dense = tiny_run(*overrides, "optimizer.lr=0.01", "data.evaluate_every_n_steps=1")
-    assert sparse.column("step") == [0, 4, 8, 10]
+    assert sparse.column("step") == rows
     for row in sparse.rows[1:]:
         step = int(row["step"])
         assert torch.equal(sparse.seen[step].weights["W"], dense.seen[step].weights["W"])

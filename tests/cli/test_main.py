@@ -28,13 +28,13 @@ def test_help_fits_one_screen_and_says_what_each_command_is_for(capsys: pytest.C
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
     for name, command in COMMANDS.items():
-        assert f"  {name:<9}{command.purpose}" in lines
+        assert f"  {name:<13}{command.purpose}" in lines
 
 
 def test_the_commands_are_those_that_the_project_promises() -> None:
     assert list(COMMANDS) == [
-        "train", "report", "animate", "compare", "collect", "figures", "race", "verify", "groups", "check",
-        "play", "doctor"
+        "train", "report", "animate", "compare", "collect", "figures", "race", "wandb-view", "wandb-report", "verify",
+        "groups", "check", "play", "doctor",
     ]  # fmt: skip
     assert all(f"`{name}`" in README or f"`li2 {name}`" in README for name in COMMANDS)
 

@@ -19,7 +19,9 @@ import pandas as pd
 import pytest
 import wandb
 
+from li2_lightning.config.checks import load_config
 from li2_lightning.runs.metrics_csv import read_metrics
+from li2_lightning.runs.wandb_run import TRANSITION, WandbRun
 from tests.cli.conftest import TINY, CommandLine, Outcome, StartProcess
 from tests.cli.test_signals import Stop
 from tests.cli.wandb_server import Fault, WandbServer
@@ -43,11 +45,16 @@ def inspect(run: Path) -> dict[str, Any]:
     return summary
 
 
+def records(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Every record of this kind of a run."""
+    told = subprocess.run([WANDB, "leet", "inspect", "--json", run], capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in told.stdout.splitlines()]
+    return [record[kind] for record in found if record["type"] == kind]
+
+
 def history(run: Path) -> list[dict[str, Any]]:
     """Every record of a run's history: the columns, and W&B's own count as ``_step``."""
-    told = subprocess.run([WANDB, "leet", "inspect", "--json", run], capture_output=True, text=True, check=True)
-    records = [json.loads(line) for line in told.stdout.splitlines()]
-    return [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [record["item"] for record in records(run, "history")]
 
 
 def assert_rows(records: list[dict[str, Any]], metrics: pd.DataFrame) -> None:
@@ -90,6 +97,7 @@ def test_a_newcomer_gets_an_offline_run(start_process: StartProcess, workplace: 
     expected = {"task.order": 7, "network.width": 128, "max_steps": 85, "optimizer.hidden.name": "adam", "seed": 0}
     assert {key: config[key] for key in expected} == expected
     assert {"data.train_fraction", "callbacks.stages.independence", "trainer.precision", "loss"} <= set(config)
+    assert config["config_hash"] == folder.name.removesuffix("-s0")
 
     stages = json.loads((folder / "stages.json").read_text())
     assert stages["events"]
@@ -98,6 +106,16 @@ def test_a_newcomer_gets_an_offline_run(start_process: StartProcess, workplace: 
         assert flattened(logged) == pytest.approx(flattened(event))
     assert told["summary"]["stage/transition"] == stages["events"][-1]["to"]
     assert told["summary"]["stage/stalled"] == stages["stalled"]
+    table = json.loads((run / "files" / told["summary"]["stage/transitions"]["path"]).read_text())
+    rows_of_table = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [{key: event[key] for key in TRANSITION} | event["evidence"] for event in stages["events"]] == [
+        pytest.approx({key: value for key, value in row.items() if key in TRANSITION or value is not None})
+        for row in rows_of_table
+    ]
+    # Nothing is sent that nobody asked for, and nothing lies outside of the run.
+    assert [artifact["type"] for artifact in records(run, "artifact")] == ["run_table"]
+    assert not records(run, "alert")
+    assert not list((tmp_path / "empty home").rglob("staging"))
     assert told["summary"]["report"]["_type"] == "image-file"
     assert (run / "files" / told["summary"]["report"]["path"]).exists()
 
@@ -110,6 +128,7 @@ def test_a_newcomer_gets_an_offline_run(start_process: StartProcess, workplace: 
     assert len(drawn) > 2
     assert [row["step"] for row in rows if "features.path" in row] == drawn
     assert [row["step"] for row in rows if "report.path" in row] == [85]
+    assert [row["step"] for row in rows if "stage/transitions.path" in row] == [85]
 
 
 def test_disabled_writes_no_wandb_folder(command_line: CommandLine, workplace: Path) -> None:
@@ -152,11 +171,100 @@ def test_a_notebook_may_change_its_folder_between_runs(
         assert len(list(run.glob("run-*.wandb"))) == 1, name
 
 
-def test_a_run_that_diverged_is_marked_as_failed(command_line: CommandLine, workplace: Path) -> None:
-    outcome = command_line(*TINY, "callbacks=minimal", "logger.mode=offline", "optimizer.lr=1e30")
+def test_a_run_that_diverged_is_marked_as_failed_with_an_alert_and_its_checkpoint_if_wanted(
+    command_line: CommandLine, workplace: Path
+) -> None:
+    wanted = ("logger.alerts=true", "logger.artifacts=[best,features]")
+    outcome = command_line(*TINY, "callbacks=minimal", "logger.mode=offline", "optimizer.lr=1e30", *wanted)
     assert outcome.code == 3
-    (run,) = runs((workplace / "outputs" / "latest").resolve())
+    assert "logger.artifacts=features: this run has no features." in outcome.err
+    folder = (workplace / "outputs" / "latest").resolve()
+    (run,) = runs(folder)
     assert inspect(run)["exit_code"] == 1
+    (alert,) = records(run, "alert")
+    assert alert["title"] == "Diverged"
+    assert "train/loss is" in alert["text"]
+    (artifact,) = records(run, "artifact")
+    assert (artifact["type"], artifact["name"]) == ("checkpoint", f"best-{inspect(run)['run_id']}")
+    (file,) = artifact["manifest"]["contents"]
+    assert file["path"] == "best.ckpt"
+    assert Path(file["local_path"]).is_relative_to(folder)
+    assert Path(file["local_path"]).read_bytes() == (folder / "checkpoints" / "best.ckpt").read_bytes()
+
+
+class Received:
+    """A W&B run that notes what it gets."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.alerts: list[tuple[str, ...]] = []
+        self.summary: dict[str, Any] = {}
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.rows.append(step)
+
+    def alert(self, *words: str) -> None:
+        self.alerts.append(words)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "texts"),
+    [
+        (True, 0, ["Test accuracy is 0.990 in row 2."]),
+        (True, 3, []),  # The part of the run before this one sent it.
+        (False, 0, []),
+    ],
+)
+def test_the_first_row_that_generalizes_sends_one_alert(
+    wanted: bool, first: int, texts: list[str], tmp_path: Path
+) -> None:
+    run = Received()
+    rows = [{"step": float(step), "test/accuracy": value} for step, value in enumerate((0.2, 0.98, 0.99, 0.9, 1.0))]
+    config = load_config({"logger": {"alerts": wanted}})
+    logger = WandbRun(run, first, rows[:4], config, tmp_path)
+    logger.log_metrics(rows[4], 4)
+    assert run.rows == list(range(first, 5))
+    assert run.alerts == [("Generalized", text, "INFO") for text in texts]
+
+
+def test_a_table_that_wandb_refuses_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Online the client asks its server for each table, and raises when the server is lost."""
+    run = Received()
+    logger = WandbRun(run, 0, [], load_config({}), tmp_path)
+    logger.log_metrics({"step": 0.0}, 0)
+
+    def refuse(values: dict[str, Any], step: int) -> None:
+        raise wandb.errors.AuthenticationError("the server is lost")
+
+    monkeypatch.setattr(run, "log", refuse)
+    event = {"from": 1, "to": 2, "step": 0, "first_step": 0, "lag": 0, "caveat": None, "evidence": {"x": 1.0}}
+    logger.mark_end({"stalled": False, "events": [event]}, 0)
+    assert (
+        "W&B did not take the table of transitions (AuthenticationError: the server is lost)" in capsys.readouterr().err
+    )
+    assert run.summary == {"stage/stalled": False}
+
+
+@pytest.mark.slow
+def test_the_artifacts_that_were_chosen_are_logged_when_the_run_ends(
+    command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow because it draws and starts W&B."""
+    monkeypatch.setenv("WANDB_DATA_DIR", str(workplace / "data"))
+    chosen = ("logger.artifacts=[best,last,features]", "logger.mode=offline", "callbacks.report.enabled=false")
+    assert command_line(*TINY, *chosen).code == 0
+    folder = (workplace / "outputs" / "latest").resolve()
+    (run,) = runs(folder)
+    found = {artifact["name"].split("-")[0]: artifact for artifact in records(run, "artifact")}
+    assert {name: artifact["type"] for name, artifact in found.items()} == {
+        "best": "checkpoint", "last": "checkpoint", "features": "features"
+    }  # fmt: skip
+    assert json.loads(found["last"]["metadata"]) == {"config_hash": folder.name.removesuffix("-s0"), "seed": 0}
+    files = {file["path"] for file in found["features"]["manifest"]["contents"]}
+    assert files == {path.name for path in (folder / "features").iterdir()}
+    assert list((workplace / "data").rglob("staging"))
 
 
 def test_name_project_group_and_tags(command_line: CommandLine, workplace: Path) -> None:

@@ -82,6 +82,8 @@ class WandbServer:
             self.created |= {key: value for key, value in values.items() if value is not None}
             bucket = {**(self.known(values["name"]) or {}), "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": new}}
+        if name == "ArtifactType":
+            return {"project": None}
         if name == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"{self.url}/storage/{file}"}
                      for file in values["files"]]  # fmt: skip

@@ -169,7 +169,7 @@ def test_the_ends_of_a_range_are_allowed(key: str, first: float, last: float) ->
 def test_a_word_that_is_no_choice_of_its_key_is_refused_with_the_choices(key: str) -> None:
     for word in ("nonsense", "", f"{CHOICES[key][0]} "):
         with pytest.raises(InputError) as refused:
-            load_config(nested(key, word))
+            load_config(nested(key, [word] if isinstance(attrgetter(key)(Config()), list) else word))
         assert all(choice in str(refused.value) for choice in (key, *CHOICES[key]))
 
 
@@ -205,3 +205,19 @@ def test_explain_names_the_key_and_the_reason() -> None:
     assert "wide" in message
     assert "\n" not in message
     assert message.endswith(".")
+
+
+@pytest.mark.parametrize("value", ["log0", "logg", "10", "", 0, -3, 2.5, True])
+def test_a_cadence_of_the_rows_is_a_number_or_a_log_scale_and_else_one_sentence(value: Any) -> None:
+    for good in (1, 25, "log", "log20"):
+        assert merged(data={"evaluate_every_n_steps": good}).data.evaluate_every_n_steps == good
+    with pytest.raises(
+        InputError, match=r"evaluate_every_n_steps.* it must be an integer of at least 1, log \(10 rows"
+    ):
+        merged(data={"evaluate_every_n_steps": value})
+
+
+def test_every_entry_of_a_list_is_one_of_its_choices() -> None:
+    assert merged(logger={"artifacts": ["last", "features"]}).logger.artifacts == ["last", "features"]
+    with pytest.raises(InputError, match=r"logger\.artifacts: 'bset'; known are best, features, last\. Did you mean"):
+        merged(logger={"artifacts": ["last", "bset"]})
