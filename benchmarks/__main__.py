@@ -28,6 +28,7 @@ from benchmarks.loops import LOOPS, Problem, blocked
 from benchmarks.measure import Contender, Figure, flop_rate, in_turns, loop_times, ratios
 from benchmarks.ours import EVERYTHING, NOTHING, preset, step_times
 from benchmarks.processes import memory, start_up, whole_command
+from benchmarks.stacks import measure_stacks
 from li2_lightning.networks.matmul import product
 from li2_lightning.trainer import keep_freed_memory
 
@@ -41,6 +42,7 @@ TIERS = {
 TIER_SIZES = ("M=23, K=256", "M=71, K=2048")
 # One period of every cadence.
 TIER_STEPS = 200
+PARTS = ("steps", "stack", "tiers", "interaction", "growth", "memory", "start", "command")
 HERE = Path(__file__).parent
 MUON = {"hidden": {"name": "muon", "lr": 0.02}}
 Report = dict[str, Any]
@@ -197,6 +199,16 @@ def _markdown(report: Report) -> str:
     ]
     for label, steps in report.get("steps", {}).items():
         lines.append(_steps_table(label, steps))
+    for threads, sizes in report.get("stack", {}).items():
+        lines += [f"### Runs that are trained together, every default column on, {threads}", ""]
+        for label, found in sizes.items():
+            lines += [f"{label}:", "", "| | ms a step and run | times less than one after the other |", "|---|---|---|"]
+            lines += [
+                f"| {name} | {figure} | {found['times less'].get(name, '')} |"
+                for name, figure in found["milliseconds"].items()
+            ]
+            lines += [f"| {name} | {size:.0f} MB a run | |" for name, size in found["megabytes a run"].items()]
+            lines.append("")
     if "interaction" in report:
         lines += [
             "### Interaction columns, M=71, K=2048",
@@ -257,8 +269,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--quick", action="store_true", help="three rounds, and the default size alone")
-    parts = ["steps", "tiers", "interaction", "growth", "memory", "start", "command"]
-    parser.add_argument("--only", nargs="+", choices=parts)
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.md and results.json")
     arguments = parser.parse_args()
     if arguments.threads is not None:
@@ -269,6 +280,7 @@ def main() -> None:
     sizes = {"M=71, K=2048": SIZES["M=71, K=2048"]} if arguments.quick else SIZES
     parts: dict[str, Callable[[], Report]] = {
         "steps": lambda: measure_steps(rounds, arguments.steps, sizes),
+        "stack": lambda: {f"{n} thread{'s' * (n > 1)}": measure_stacks(rounds, n) for n in (1, 2)},
         "tiers": lambda: measure_tiers(rounds, TIER_STEPS, {name: SIZES[name] for name in TIER_SIZES}),
         "interaction": lambda: measure_interaction(rounds),
         "growth": lambda: measure_growth(rounds, arguments.steps),

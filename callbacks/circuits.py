@@ -60,7 +60,10 @@ class Circuits(BlockDiagnostic):
         basis = self.basis(state)
         norms = output_block_norms(center(state.outputs), basis, self.blocks)
         shares = norms / norms.sum()
-        columns |= {f"circuits/logit_share/{label}": share for label, share in zip(self.labels, shares, strict=True)}
+        columns |= {
+            f"circuits/logit_share/{label.replace(' ', '')}": share
+            for label, share in zip(self.labels, shares, strict=True)
+        }
         columns["circuits/logit_gini"] = gini(norms / self.ranks.to(norms.dtype))
         weights = module.network.input_weights()
         if weights is not None:

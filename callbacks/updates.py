@@ -55,9 +55,9 @@ class Updates(Diagnostic):
 
     def __init__(self, every_n_steps: int | str = 1) -> None:
         super().__init__(every_n_steps)
-        self._track = _Track()
+        self.track = _Track()
         # In a stack the track of all runs, and the place of this run in it.
-        self._joint: tuple[_Track, int] | None = None
+        self.joint: tuple[_Track, int] | None = None
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Li2Module, optimizer: Any) -> None:
         # With rows further apart than one step only this hook sees the weights one update before a row, including a V
@@ -67,17 +67,18 @@ class Updates(Diagnostic):
             self._remember(pl_module.network, step)
 
     def _remember(self, network: Network, step: int) -> None:
-        if self._joint is None:
-            if self._track.step != step:
-                self._track.remember(_vectors(network), step)
-        elif (track := self._joint[0]).step != step:
+        if self.joint is None:
+            if self.track.step != step:
+                self.track.remember(_vectors(network), step)
+        elif (track := self.joint[0]).step != step:
             assert track.network is not None
             track.remember(_vectors(track.network), step)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        self._log(module, state, self._separate().follow(state))
+        self.log_row(module, state, self.separate().follow(state))
 
-    def _log(self, module: Li2Module, state: StepState, columns: Mapping[str, Any]) -> None:
+    def log_row(self, module: Li2Module, state: StepState, columns: Mapping[str, Any]) -> None:
+        """Add the columns of a row that is due, and the learning rates of the next update."""
         if self.cadence.due(state.step, state.is_last):
             state.log_all({**columns, **_learning_rates(module.optimizer)})
 
@@ -85,15 +86,15 @@ class Updates(Diagnostic):
     def on_stack_state(
         cls, callbacks: Sequence[Updates], modules: Sequence[Li2Module], whole: StepState, states: Sequence[StepState]
     ) -> None:
-        joint = callbacks[0]._joint
+        joint = callbacks[0].joint
         if joint is None:
             columns: Sequence[Mapping[str, Any]] = [
-                callback._track.follow(state) for callback, state in zip(callbacks, states, strict=True)
+                callback.track.follow(state) for callback, state in zip(callbacks, states, strict=True)
             ]
         else:
             columns = columns_of_runs(joint[0].follow(whole), len(states))
         for callback, module, state, own in zip(callbacks, modules, states, columns, strict=True):
-            callback._log(module, state, own)
+            callback.log_row(module, state, own)
 
     @classmethod
     def join(cls, callbacks: Sequence[Updates], network: Network) -> None:
@@ -102,21 +103,21 @@ class Updates(Diagnostic):
         Args:
             network: that of the stack.
         """
-        tracks = [callback._separate() for callback in callbacks]
+        tracks = [callback.separate() for callback in callbacks]
         joint = _Track.joined(tracks, network) if all(track.fits(tracks[0]) for track in tracks) else None
         for place, callback in enumerate(callbacks):
-            callback._joint = None if joint is None else (joint, place)
+            callback.joint = None if joint is None else (joint, place)
 
-    def _separate(self) -> _Track:
+    def separate(self) -> _Track:
         """The track of this run by itself, which it keeps from now on."""
-        if self._joint is not None:
-            track, place = self._joint
-            self._track, self._joint = track.of_run(place), None
-        return self._track
+        if self.joint is not None:
+            track, place = self.joint
+            self.track, self.joint = track.of_run(place), None
+        return self.track
 
     def _seen(self) -> _Track:
         """The track of this run by itself; in a stack a copy."""
-        return self._track if self._joint is None else self._joint[0].of_run(self._joint[1])
+        return self.track if self.joint is None else self.joint[0].of_run(self.joint[1])
 
     def state_dict(self) -> dict[str, Any]:
         track = self._seen()
@@ -135,11 +136,11 @@ class Updates(Diagnostic):
         found = read_window(Path(trainer.ckpt_path), checkpoint["global_step"], self.state_key)
         gram = checkpoint["callbacks"].get(self.state_key, {}).get("gram")
         if found is not None and gram is not None and torch.equal(found["gram"], gram):
-            self._track.window = list(found["updates"])
+            self.track.window = list(found["updates"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        track = self._track
+        track = self.track
         track.gram, track.count = state_dict["gram"], state_dict["count"]
         if len(track.window) < min(track.count, WINDOW):
             track.gram, track.count = torch.zeros_like(track.gram), 0

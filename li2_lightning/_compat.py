@@ -6,6 +6,7 @@ sentence when the library changes. Libraries that take long to import are import
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 if TYPE_CHECKING:
     import lightning
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
 
 write_count: Callable[[Tensor], int] = attrgetter("_version")
 """The number of in-place writes to a tensor, which autograd counts (``Tensor._version``)."""
+
+
+def copy_without_parameters(module: Module) -> Any:
+    """A shallow copy of a module, to which other parameters can be registered (``Module._parameters``)."""
+    found = copy.copy(module)
+    found._parameters = {}
+    return found
 
 
 def onednn_product() -> Callable[..., Tensor] | None:

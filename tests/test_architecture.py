@@ -26,7 +26,7 @@ PARTS = ("li2_lightning", "optimizers", "callbacks")
 # The modules and packages directly below li2_lightning, bottom to top: each imports only from floors below its own.
 FLOORS = (
     "clock", "errors", "cadence", "_compat", "files", "seeds", "log", "plugins", "config", "distributed", "networks",
-    "groups", "theory", "tasks", "data", "losses", "measurement", "runs", "module", "stack", "trainer", "cli", "sweeps",
+    "groups", "theory", "tasks", "data", "losses", "measurement", "runs", "module", "trainer", "cli", "sweeps",
     "verification", "analysis",
 )  # fmt: skip
 MOST_LINES, MOST_MODULES = 450, 12

@@ -44,13 +44,10 @@ from li2_lightning.runs.terminal import STAGE_NAMES, verdict
 SUFFIXES = (".html",)
 MOST_ROWS = 2000
 """A longer curve is drawn through this many evenly spaced rows, the last included."""
-
 MOST_ROWS_OF_MANY = 300
 """As `MOST_ROWS`, for plots of several runs."""
-
 MOST_FRAMES = 30
 """A longer film is thinned to this many of its frames, the last included."""
-
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot")
 
 

@@ -89,8 +89,10 @@ class StepState:
             zip(networks, columns_of_runs(self.columns, len(networks)), strict=True)
         ):
             run = StepState.__new__(StepState)
-            run.step, run.is_last, run.columns = self.step, self.is_last, columns
-            run.whole, run.place, run.network, run._loss, run._sums = self, place, network, self._loss, None
+            vars(run).update(
+                step=self.step, is_last=self.is_last, columns=columns, whole=self, place=place, network=network,
+                _loss=self._loss, _sums=None,
+            )  # fmt: skip
             runs.append(run)
         return runs
 
@@ -99,7 +101,8 @@ class StepState:
         if name not in PARTS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         whole = self.__dict__["whole"]
-        value = whole._rows.of_run(self.place) if name == "_rows" else part_of_run(getattr(whole, name), self.place)
+        value = getattr(whole, name)
+        value = value.of_run(self.place) if name == "_rows" else part_of_run(value, self.place)
         self.__dict__[name] = value
         return value
 
@@ -157,7 +160,7 @@ class StepState:
     @torch.no_grad()
     def _features(self) -> Features:
         if self._kept_features is None:
-            self._check_weights()
+            self.check_weights()
             # Only the blocked kernel stores no features, and its network has a single hidden layer.
             blocks = [F.flatten(0, -2) for F in self.network.feature_blocks(self._rows.tokens)]
             features = at_least_single(torch.cat(blocks)).view(*self.targets.shape, -1)
@@ -193,7 +196,7 @@ class StepState:
         if features is not None:
             yield features
         else:
-            self._check_weights()
+            self.check_weights()
             yield from self.network.feature_blocks(self._rows.share().tokens)
 
     @torch.no_grad()
@@ -222,7 +225,7 @@ class StepState:
     def _share_of_columns(self, nodes: Tensor) -> Tensor:
         """The columns of F that belong to ``nodes``, for this rank's rows."""
         if self._share_in_memory is None and isinstance(self.network, TwoLayerNetwork):
-            self._check_weights()
+            self.check_weights()
             return self.network.node_features(self._rows.share().tokens, _columns(self.network.input_weights(), nodes))
         if self.is_stack:
             return _columns(self.features, nodes)
@@ -397,9 +400,9 @@ class StepState:
         """n, the training rows of all ranks."""
         return self.targets.shape[-1]
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         if self.whole is not None:
-            self.whole._check_weights()
+            self.whole.check_weights()
         elif self.network.write_counts() != self._versions:
             raise RuntimeError(
                 f"The features of row {self.step} belong to weights that are gone; ask for them in on_step_state."

@@ -7,7 +7,6 @@ whose class sets ``takes_stacks`` also computes with a leading axis of runs on i
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from li2_lightning._compat import write_count
+from li2_lightning._compat import copy_without_parameters, write_count
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.networks.kernel import Observer
 from li2_lightning.plugins import Registry
@@ -208,12 +207,11 @@ def stacked(networks: Sequence[Network]) -> Network:
         networks: of one class and of equal shapes; their options may differ in the output scale.
     """
     first = networks[0]
-    whole = copy.copy(first)
-    whole._parameters = {}
+    whole: Network = copy_without_parameters(first)
     for name, parameter in first.named_parameters():
         members = [network.get_parameter(name) for network in networks]
         storage = torch.stack([member.detach() for member in members])
-        whole._parameters[name] = nn.Parameter(storage, requires_grad=parameter.requires_grad)
+        whole.register_parameter(name, nn.Parameter(storage, requires_grad=parameter.requires_grad))
         for member, part in zip(members, storage.unbind(), strict=True):
             member.data = part
     scales = [float(network.output_scale) for network in networks]

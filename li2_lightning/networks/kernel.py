@@ -73,7 +73,7 @@ class Observer(Protocol):
         """Receive the next rows in the backward pass."""
 
     def add_weighted_sums(self, sums: Tensor) -> None:
-        """Receive row_weightsᵀF over all rows, …×m×K."""
+        """Receive row_weightsᵀF over all rows, N×m×K; N = 1 for a run by itself."""
 
 
 def blocked_outputs(
@@ -194,7 +194,7 @@ class _BlockedOutputs(torch.autograd.Function):
                 outputs.append((features @ readout[block.runs]).flatten(0, 1))
             if observe is not None:
                 observe.add_first_pass(_pairs(features) if is_complex else features)
-        return torch.cat(outputs).view(*index.shape[:2], -1)
+        return torch.cat(outputs).view(*index.shape[:2], readout.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -207,7 +207,9 @@ class _BlockedOutputs(torch.autograd.Function):
         gradient = gradient.contiguous()
         by_row = gradient
         if weights is not None:
-            by_row = torch.cat([gradient, weights.view(*gradient.shape[:2], -1).to(gradient.dtype)], dim=-1)
+            by_row = torch.cat(
+                [gradient, weights.view(*gradient.shape[:2], weights.shape[-1]).to(gradient.dtype)], dim=-1
+            )
         for_table = torch.zeros_like(table).flatten(0, 1) if ctx.needs_input_grad[0] else None
         products = table.new_zeros(len(table), by_row.shape[-1], table.shape[-1])
         for block in _blocks(table, index):

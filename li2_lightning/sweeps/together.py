@@ -16,7 +16,7 @@ from li2_lightning.module import Li2Module
 from li2_lightning.runs.checkpoints import Start
 from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.wandb import logging_to, wandb_mode
-from li2_lightning.stack import JoinOptimizers, Member, Stack
+from li2_lightning.sweeps.stack import JoinOptimizers, Member, Stack
 from li2_lightning.trainer import build_trainer, quiet_lightning, stopping_on_signals
 
 # Builds the Trainer, the module and the data of a run whose directory is the second argument.

@@ -144,6 +144,6 @@ def test_an_mp4_without_the_extra(
 def test_every_picture_names_the_blocks_alike(group: FiniteGroup, labels: list[str], legend: str) -> None:
     """The frames of a film take the same labels and legend; see `test_every_group_has_a_film`."""
     weights = np.random.default_rng(0).standard_normal((2 * group.order, 5))
-    shown = features_figure(weights, group, 0).axes[0]
-    assert [tick.get_text() for tick in shown.get_yticklabels()] == labels
-    assert shown.get_ylabel().startswith(legend)
+    shown = [text.get_text().replace("\n", " ") for text in features_figure(weights, group, 0).axes[0].texts]
+    assert [text for text in shown if text in labels] == labels
+    assert any(text.startswith(legend) for text in shown)

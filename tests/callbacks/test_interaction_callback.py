@@ -101,7 +101,9 @@ def test_a_transition_waits_through_a_checkpoint() -> None:
     after.measure = lambda module, state: {SHARE: 1.0}  # type: ignore[method-assign]
     for step in (8, 9):
         state = SimpleNamespace(
-            step=step, is_last=False, whole=None, log=lambda name, value, step=step: logged.append(f"{step} {name}")
+            step=step,
+            is_last=False,
+            log_all=lambda columns, step=step: logged.extend(f"{step} {name}" for name in columns),
         )
         after.on_step_state(None, None, state)  # type: ignore[arg-type]
     assert logged == [f"8 {SHARE}"]

@@ -160,7 +160,7 @@ def test_the_task_and_its_config() -> None:
         ({"order": 15, "index": 0}, r"^task\.index is 0, but there is 1 group of order 15; allowed is 1\.$"),
         ({"order": 128, "index": 1}, r"^task\.order is 128; allowed is an integer from 1 to 127\.$"),
         ({"order": 0, "index": 1}, r"^task\.order is 0; allowed is an integer from 1 to 127\.$"),
-        ({"order": 21}, r"^The task 'small_group' needs task\.index; it takes order, index, num_operands=2\.$"),
+        ({"order": 21}, r"^The task 'small_group' needs task\.index; it takes order, index, num_operands=2, word=None"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_one_sentence(options: dict[str, Any], message: str) -> None:

@@ -70,7 +70,7 @@ class Notes:
         self.second_pass.append(features.clone())
 
     def add_weighted_sums(self, sums: Tensor) -> None:
-        self.weighted_sums = sums
+        (self.weighted_sums,) = sums
 
 
 @pytest.mark.parametrize("columns", [None, 1, 3])

@@ -28,7 +28,7 @@ MOST_NODES = 8
 # edges and widths of the frames.
 WIDTH, HEIGHT = 12.0, 4.6
 BOTTOM, TALL = 0.55, HEIGHT - 0.85
-LEGEND = 0.12
+LEGEND = 0.16
 SHARES, SCALE, NODES = (0.75, 4.6), (5.5, 0.2), (6.6, 4.6)
 
 
@@ -93,7 +93,15 @@ def draw_panels(figure: Figure, weights: npt.NDArray[np.inexact], group: FiniteG
     # Drawing an image changes the limits.
     axes.set_xlim(0, WIDTH)
     axes.set_ylim(0, HEIGHT)
-    axes.text(LEGEND, BOTTOM + TALL / 2, block_legend(group), rotation=90, ha="center", va="center", fontsize=8)
+    axes.text(
+        LEGEND,
+        BOTTOM + TALL / 2,
+        block_legend(group).replace("; ", ";\n"),
+        rotation=90,
+        ha="center",
+        va="center",
+        fontsize=8,
+    )
 
 
 def _draw_shares(axes: Axes, shares: npt.NDArray[np.floating], labels: list[str], step: int) -> None:

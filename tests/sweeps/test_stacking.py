@@ -1,0 +1,148 @@
+"""Which runs of a sweep are trained together, and how the sweep says so."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import train
+from li2_lightning.sweeps.plan import Job
+from li2_lightning.sweeps.stacking import automatic, describe, kind, obstacle, stacks
+from tests.cli.conftest import TINY, CommandLine
+
+pytest_plugins = ("tests.cli.conftest",)
+GIGABYTE = 2**30
+
+
+def job(*overrides: str) -> Job:
+    values = OmegaConf.merge({"task": {"order": 7}, "network": {"width": 8}}, OmegaConf.from_dotlist(list(overrides)))
+    return Job(list(overrides), " ".join(overrides), Path("-".join(overrides) or "none"), train.read_config(values))
+
+
+def config(*overrides: str) -> Any:
+    return job(*overrides).config
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=3",
+        "data.seed=5",
+        "optimizer.lr=0.5",
+        "optimizer.weight_decay=0",
+        "optimizer.hidden.betas=[0.8,0.9]",
+        "network.output_scale=2",
+        "network.readout_init_scale=0.1",
+        "network.hidden_init_scale=3",
+        "stop_at_test_accuracy=0.5",
+        "stack=4",
+    ],
+)
+def test_runs_that_differ_in_a_number_are_of_one_kind(override: str) -> None:
+    assert kind(config(override)) == kind(config())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "task.order=8",
+        "network.width=9",
+        "max_steps=7",
+        "loss=cross_entropy",
+        "data.batch_size=4",
+        "data.train_fraction=0.5",
+        "optimizer.hidden.name=muon",
+        "network.activation=relu",
+        "callbacks.gram.exact=true",
+        "scheduler.name=cosine",
+        "trainer.precision=64-true",
+        "optimizer.hidden.amsgrad=true",
+    ],
+)
+def test_runs_of_other_shapes_or_other_plug_ins_are_of_another_kind(override: str) -> None:
+    assert kind(config(override)) != kind(config())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("network.name=transformer", "network.activation=relu"), "network.name=transformer"),
+        (("trainer.compile=true",), "trainer.compile=true"),
+        (("trainer.devices=2",), "trainer.devices=2"),
+        (("trainer.precision=16-mixed",), "trainer.precision=16-mixed"),
+        (("trainer.extra.gradient_clip_val=1",), "trainer.extra.gradient_clip_val"),
+    ],
+)
+def test_what_cannot_be_stacked_has_a_reason(overrides: tuple[str, ...], reason: str) -> None:
+    assert obstacle(config(*overrides)) == reason
+    assert obstacle(config()) is None
+
+
+def test_kinds_are_divided_into_stacks_of_even_size_and_processes_share_them() -> None:
+    jobs = [job(f"seed={seed}", "stack=4") for seed in range(10)] + [job("network.width=9")]
+    sizes = [[len(stack) for stack in stacks(jobs, processes, GIGABYTE)] for processes in (1, None, 2, 11)]
+    assert sizes[0] == sizes[1] == [3, 3, 4, 1]
+    assert sizes[2] == [3, 3, 4, 1]
+    assert sizes[3] == [1] * 11
+    assert sorted(own.label for stack in stacks(jobs, 2, GIGABYTE) for own in stack) == sorted(
+        own.label for own in jobs
+    )
+
+
+def test_auto_fits_the_memory_and_leaves_large_runs_alone() -> None:
+    small, large = config("task.order=31", "network.width=64"), config("task.order=71", "network.width=2048")
+    assert automatic(small, 8 * GIGABYTE) == 32
+    assert 1 <= automatic(small, GIGABYTE // 64) < 32
+    assert automatic(large, 64 * GIGABYTE) == 1
+
+
+def test_the_opening_says_how_many_runs_are_together_and_why_others_are_not() -> None:
+    jobs = [job(f"seed={seed}") for seed in range(5)] + [
+        job("trainer.compile=true"),
+        job("stack=1"),
+        job("max_steps=9"),
+    ]
+    assert describe(stacks(jobs, 1, GIGABYTE)) == (
+        "5 runs in 1 stack; 1 by itself (trainer.compile=true); 1 by itself (stack=1); "
+        "1 by itself (no other run of its shape, or a large one)"
+    )
+    assert describe(stacks(jobs[5:], 1, GIGABYTE)) == ""
+
+
+def test_a_sweep_trains_its_runs_together_and_each_has_its_files(command_line: CommandLine, workplace: Path) -> None:
+    arguments = ("-m", *TINY, "callbacks=minimal", "name=sweep", "seed=0,1", "optimizer.lr=0.1,0.01,1e30")
+    outcome = command_line(*arguments)
+    assert outcome.code == 1, outcome
+    told = outcome.out.splitlines()
+    assert told[:2] == ["Sweep: 6 runs, 0 finished already, 6 to go.", "6 runs in 1 stack."]
+    assert told[2].startswith("Runs 1–6 of 6: seed=0 optimizer.lr=0.1 … seed=1 optimizer.lr=1e30 (0 of 6 done")
+    assert told[-1] == "Sweep: 4 of 6 done, 2 failed, 0 running."
+    assert outcome.out.count("Files: ") == 4
+    assert len(re.findall(r"^failed: seed=[01] optimizer\.lr=1e30: Training diverged", outcome.err, re.M)) == 2
+    states = [json.loads(path.read_text())["status"] for path in workplace.glob("outputs/sweep/*/summary.json")]
+    assert sorted(states) == ["diverged"] * 2 + ["finished"] * 4
+    again = command_line(*arguments)
+    assert "4 finished already, 2 failed or refused, 0 to go" in again.out
+
+
+@pytest.mark.parametrize("stack", ["0", "many", "-2", "1.5"])
+def test_a_stack_that_is_no_number_of_runs_is_refused(stack: str, command_line: CommandLine) -> None:
+    outcome = command_line(*TINY, f"stack={stack}")
+    assert outcome.code == 2
+    assert f"stack='{stack}' does not fit; it is auto or a number of runs, at least 1." in outcome.err
+
+
+@pytest.mark.slow
+def test_workers_take_stacks(command_line: CommandLine, workplace: Path) -> None:
+    outcome = command_line(
+        "-m", *TINY, "callbacks=minimal", "name=sweep", "seed=0,1,2,3,4,5", "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome
+    assert "6 runs in 2 stacks." in outcome.out
+    assert len(list(workplace.glob("outputs/sweep/*/summary.json"))) == 6
