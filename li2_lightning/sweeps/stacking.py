@@ -61,9 +61,16 @@ def kind(config: Config) -> str:
 
 
 def _without_numbers(value: Any) -> Any:
+    """Options of a plug-in without its numbers and lists of numbers; what is left says what is computed."""
     if isinstance(value, Mapping):
-        return {key: _without_numbers(entry) for key, entry in value.items()}
-    return 0 if isinstance(value, int | float) and not isinstance(value, bool) else value
+        return {key: _without_numbers(entry) for key, entry in value.items() if not _is_number(entry)}
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_is_number, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def stacks(jobs: Sequence[Job], processes: int | None, memory: int) -> list[list[Job]]:

@@ -49,7 +49,7 @@ def test_columns_are_those_of_explicit_projectors(tiny_run: Any, overrides: list
         centred = seen.outputs - seen.outputs.mean(dim=0)
         norms = torch.stack([(centred @ P).square().sum() for P in projectors])
         for block, share in zip(blocks, norms / norms.sum(), strict=True):
-            assert row[f"circuits/logit_share/{block.label}"] == pytest.approx(share.item(), rel=1e-9)
+            assert row[f"circuits/logit_share/{block.label.replace(' ', '')}"] == pytest.approx(share.item(), rel=1e-9)
         assert row["circuits/logit_gini"] == pytest.approx(inequality(norms / ranks), rel=1e-9)
         halves = seen.weights["W"].split(group.order)
         parts = torch.stack([sum((P.to(h.dtype) @ h).abs().square().sum(dim=0) for h in halves) for P in projectors])  # type: ignore[misc]

@@ -120,10 +120,10 @@ def test_a_sweep_trains_its_runs_together_and_each_has_its_files(command_line: C
     assert outcome.code == 1, outcome
     told = outcome.out.splitlines()
     assert told[:2] == ["Sweep: 6 runs, 0 finished already, 6 to go.", "6 runs in 1 stack."]
-    assert told[2].startswith("Runs 1–6 of 6: seed=0 optimizer.lr=0.1 … seed=1 optimizer.lr=1e30 (0 of 6 done")
+    assert told[2].startswith("Runs 1–6 of 6: seed=0 optimizer.lr=0.1 … seed=1 optimizer.lr=1e+30 (0 of 6 done")
     assert told[-1] == "Sweep: 4 of 6 done, 2 failed, 0 running."
     assert outcome.out.count("Files: ") == 4
-    assert len(re.findall(r"^failed: seed=[01] optimizer\.lr=1e30: Training diverged", outcome.err, re.M)) == 2
+    assert len(re.findall(r"^failed: seed=[01] optimizer\.lr=1e\+30: Training diverged", outcome.err, re.M)) == 2
     states = [json.loads(path.read_text())["status"] for path in workplace.glob("outputs/sweep/*/summary.json")]
     assert sorted(states) == ["diverged"] * 2 + ["finished"] * 4
     again = command_line(*arguments)
