@@ -164,10 +164,8 @@ class Li2Module(lightning.LightningModule):
             self._passes = Passes(self.network, self.loss, self.data, precision, self.ridge, self._compiled)
         return self._passes
 
-    def on_train_batch_start(self, batch: Rows, batch_idx: int) -> None:
-        self.position.random_state = random_state()
-
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
+        self.position.random_state = random_state()
         due = self.is_due() and not self.has_eval_point
         self.to_train_point()
         if self.data.is_full_batch:

@@ -117,7 +117,7 @@ def block_rows(width: int, item_size: int) -> int:
     return max(32, BLOCK_BYTES // (width * item_size))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Block:
     """Some rows of one run, or all rows of some runs.
 
