@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def stack_times(order: int, width: int, runs: int, steps: int) -> list[float]:
         if isinstance(outcome, Exception):
             raise outcome
     starts = StepClock.times[::runs]
-    return [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    return [after - before for before, after in pairwise(starts)]
 
 
 def _alone(order: int, width: int, steps: int) -> list[float]:
