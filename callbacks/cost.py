@@ -29,6 +29,7 @@ class Cost(lightning.Callback):
     seconds_per_step         median time from one update to the next, measurements and logging included
     seconds_per_update       median time of the optimizer's update alone
     steps                    number of timed steps: those of the last process of the run, without its first five
+    runs_together            number of runs in the stack of the last step; times are shares of the time of all
     parameter_bytes          trained parameters
     optimizer_state_bytes    every tensor of the optimizer's state dict, at the end
     =======================  =======================================================================================
@@ -42,6 +43,7 @@ class Cost(lightning.Callback):
         self._update_began = 0.0
         self._steps: list[float] = []
         self._updates: list[float] = []
+        self._together = 1
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
         self._update_began = _clock(pl_module.device)
@@ -51,8 +53,10 @@ class Cost(lightning.Callback):
     ) -> None:
         now = _clock(pl_module.device)
         if self._ended is not None:
-            self._steps.append(now - self._ended)
-            self._updates.append(now - self._update_began)
+            # In a stack the steps of all runs take this time together.
+            self._together = pl_module.position.together
+            self._steps.append((now - self._ended) / self._together)
+            self._updates.append((now - self._update_began) / self._together)
         self._ended = now
 
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
@@ -66,6 +70,7 @@ class Cost(lightning.Callback):
                 "seconds_per_step": statistics.median(steps) if steps else None,
                 "seconds_per_update": statistics.median(updates) if updates else None,
                 "steps": len(steps),
+                "runs_together": self._together,
                 "parameter_bytes": _bytes(p for p in module.network.parameters() if p.requires_grad),
                 "optimizer_state_bytes": _bytes(_tensors(module.optimizer.state_dict())),
             },

@@ -65,12 +65,14 @@ class Position:
         finite_row: the newest row whose training loss was finite.
         waiting: rows that are not on the host yet.
         random_state: of the global sources, before the forward pass of the present step.
+        together: the number of runs that take this step together, this run included.
     """
 
     row: int = -1
     finite_row: int | None = None
     waiting: list[dict[str, Tensor | float]] = field(default_factory=list)
     random_state: dict[str, Any] = field(default_factory=dict)
+    together: int = 1
 
 
 class Li2Module(lightning.LightningModule):

@@ -144,6 +144,7 @@ class Stack(lightning.LightningModule):
         )
         self._optimizers = self._join([module.optimizer for module in modules], self._optimizer_failed)
         for module in modules:
+            module.position.together = len(modules)
             count_as_stepped(module.optimizer)
         of_each: list[list[Any]] = [member.trainer.callbacks for member in self._members]  # type: ignore[attr-defined]
         self._callbacks: list[tuple[Any, ...]] = list(zip(*of_each, strict=True))
