@@ -98,19 +98,19 @@ def _print_memory(order: int, width: int, train_size: int, everything: bool) -> 
     small = {"task": {"order": 7}, "network": {"width": 8}, "data": {"train_size": 20}}
     callbacks = EVERYTHING if everything else NOTHING
     step_times(small, callbacks, ".", 3)
-    before = _peak()
+    before = peak()
     values = {"task": {"order": order}, "network": {"width": width}, "data": {"train_size": train_size}}
     # The ring of updates is full after 20 steps.
     step_times(values, callbacks, ".", 25)
-    peak = _peak() - before
+    highest = peak() - before
     activation, parameters = 4 * train_size * width, 4 * 3 * order * width
     # Adam: weights, gradients and two moments. A callback stores the last 20 updates of W in the ring.
     state, ring = 4 * parameters, 20 * 4 * 2 * order * width if everything else 0
-    found = {"peak": peak, "state": state, "activations": (peak - state) / activation, "ring": ring / activation}
+    found = {"peak": highest, "state": state, "activations": (highest - state) / activation, "ring": ring / activation}
     print(json.dumps(found))
 
 
-def _peak() -> int:
+def peak() -> int:
     """Peak resident memory of this process in bytes."""
     status = Path("/proc/self/status")
     if status.exists():

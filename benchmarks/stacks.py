@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import train
 from benchmarks.loops import Problem
 from benchmarks.measure import Contender, Figure, in_turns, loop_times, ratios
 from benchmarks.ours import EVERYTHING, StepClock, step_times
+from benchmarks.processes import peak
 
 SIZES = {"M=31, K=64": (31, 64), "M=23, K=256": (23, 256), "M=71, K=512": (71, 512), "M=71, K=2048": (71, 2048)}
 RUNS = (1, 4, 16, 32)
@@ -110,14 +110,14 @@ def _megabytes(order: int, width: int, runs: int) -> float:
     if runs == 1:
         return 0.0
 
-    def peak(count: int) -> float:
+    def peak_of(count: int) -> float:
         command = [sys.executable, "-m", "benchmarks.stacks", json.dumps([order, width, count])]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
-    return (peak(runs) - peak(1)) / (runs - 1) / 1024
+    return (peak_of(runs) - peak_of(1)) / (runs - 1) / 1e6
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     stack_times(*json.loads(sys.argv[1]), steps=3)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak())
