@@ -24,11 +24,13 @@ class JointStep:
 
     Args:
         optimizers: one of each run, all with the same roles.
-        failed: called with the position of a run and the error of its own step.
+        alone: called with the position of a run and a step of its own; it makes the step and handles its error.
     """
 
-    def __init__(self, optimizers: Sequence[CompositeOptimizer], failed: Callable[[int, Exception], None]) -> None:
-        self._failed = failed
+    def __init__(
+        self, optimizers: Sequence[CompositeOptimizer], alone: Callable[[int, Callable[[], Any]], None]
+    ) -> None:
+        self._step_alone = alone
         self._together: list[Optimizer] = []
         self._alone: list[tuple[int, Callable[[], Any]]] = []
         whole = [position for position, optimizer in enumerate(optimizers) if _has_hooks(optimizer)]
@@ -51,11 +53,7 @@ class JointStep:
             finally:
                 optimizer.param_groups = groups
         for position, step in self._alone:
-            try:
-                step()
-            # An optimizer may be foreign code, and its error ends its own run alone.
-            except Exception as error:
-                self._failed(position, error)
+            self._step_alone(position, step)
 
 
 def _has_hooks(optimizer: Optimizer) -> bool:

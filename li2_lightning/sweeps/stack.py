@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ from li2_lightning.measurement.rows import call_hook, rows_to_host
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.base import Network, stacked
-from li2_lightning.seeds import random_state
+from li2_lightning.seeds import plain_random_state, random_state, set_random_state
 
 # The hooks of a step that Lightning calls on callbacks.
 STEP_HOOKS = (
@@ -46,8 +46,11 @@ STEP_HOOKS = (
     "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end",
 )  # fmt: skip
 
-# Makes one object that steps the optimizers of several runs, and calls a function with the place of a run that fails.
-JoinOptimizers = Callable[[list[Any], Callable[[int, Exception], None]], Any]
+# Packages whose code draws no random numbers from the global sources while it trains.
+OURS = ("li2_lightning", "callbacks", "optimizers", "lightning", "torch")
+
+# Makes one object that steps the optimizers of several runs; a run's own step goes through a function with its place.
+JoinOptimizers = Callable[[list[Any], Callable[[int, Callable[[], Any]], None]], Any]
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Member:
         trainer: holds the run's callbacks, loggers and directory; it does not loop itself.
         module, data: the run's.
         finish: called once, when the run has left the stack, with the error that ended it, if any.
+        random_state: of the global sources after the run was built; where code from outside this project may draw from
+            them, each run goes on with its own state.
         batches: the rows of each further step.
         batch: the rows of the present step.
         error: the error for which the run leaves the stack at the end of the present step.
@@ -67,6 +72,7 @@ class Member:
     module: Li2Module
     data: TableDataModule
     finish: Callable[[Exception | None], None]
+    random_state: dict[str, Any] = field(default_factory=random_state)
     batches: Iterator[Rows] = field(default_factory=lambda: iter(()))
     batch: Rows | None = None
     error: Exception | None = None
@@ -77,6 +83,16 @@ class Member:
             base = getattr(lightning.Callback, name)
             own = [callback for callback in self.trainer.callbacks if getattr(type(callback), name) is not base]  # type: ignore[attr-defined]
             self.hooks[name] = [getattr(callback, name) for callback in own]
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether the run has a callback, an optimizer or a loss from outside this project and its libraries."""
+        parts = [*self.trainer.callbacks, self.module.loss]  # type: ignore[attr-defined]
+        for optimizer in self.module.optimizer.children.values():  # type: ignore[attr-defined]
+            while optimizer is not None:
+                parts.append(optimizer)
+                optimizer = getattr(optimizer, "inner", None)
+        return any(type(part).__module__.partition(".")[0] not in OURS for part in parts)
 
 
 class Stack(lightning.LightningModule):
@@ -142,7 +158,8 @@ class Stack(lightning.LightningModule):
             ridge,
             runs=len(modules),
         )
-        self._optimizers = self._join([module.optimizer for module in modules], self._optimizer_failed)
+        self._swaps = any(member.may_draw for member in self._members)
+        self._optimizers = self._join([module.optimizer for module in modules], self._step_alone)
         for module in modules:
             module.position.together = len(modules)
             count_as_stepped(module.optimizer)
@@ -178,11 +195,24 @@ class Stack(lightning.LightningModule):
         """Call a function of a run that has not failed; its error ends this run alone."""
         if member.error is None:
             try:
-                call(*args)
+                with self._random_numbers_of(member):
+                    call(*args)
             except Interrupted:
                 raise
             except Exception as error:
                 member.error = error
+
+    @contextmanager
+    def _random_numbers_of(self, member: Member) -> Iterator[None]:
+        """In a stack with code from outside, let the global sources of random numbers be those of one run."""
+        if not self._swaps:
+            yield
+            return
+        set_random_state(plain_random_state(member.random_state))
+        try:
+            yield
+        finally:
+            member.random_state = random_state()
 
     def call(self, hook: str, *args: Callable[[Member], Any]) -> None:
         """Call a hook of Lightning on the callbacks of every run, each with its own Trainer, module and arguments."""
@@ -208,11 +238,12 @@ class Stack(lightning.LightningModule):
             member.batches = iter(member.data.train_dataloader())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        before = random_state()
         for member in self._members:
             member.batch = next(member.batches)
-            member.module.position.random_state = before
         self.call("on_train_batch_start", lambda member: member.batch, lambda member: batch_idx)
+        before = random_state()
+        for member in self._members:
+            member.module.position.random_state = member.random_state if self._swaps else before
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         first, step = self._members[0].module, self.global_step
@@ -337,12 +368,13 @@ class Stack(lightning.LightningModule):
                 self._guard(member, call_hook, member.trainer, "on_interrupt", member.module)
             raise Interrupted(self.stop_signal, f"Stopped by {signal.Signals(self.stop_signal).name}.")
 
-    def _optimizer_failed(self, place: int, error: Exception) -> None:
+    def _step_alone(self, place: int, step: Callable[[], Any]) -> None:
+        """Make the step of an optimizer that is not joined with those of other runs."""
         member = self._members[place]
-        if isinstance(error, RuntimeError) and is_step_overflow(error):
+        self._guard(member, step)
+        if isinstance(member.error, RuntimeError) and is_step_overflow(member.error):
             row = member.module.last_row
-            error = DivergenceError(f"Training diverged: the update after row {row} overflows.")
-        member.error = member.error or error
+            member.error = DivergenceError(f"Training diverged: the update after row {row} overflows.")
 
     def stop(self, error: BaseException) -> None:
         """End every run that is left with the error that ended the loop."""

@@ -6,12 +6,14 @@ import csv
 import json
 import math
 import os
+import random
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -262,6 +264,25 @@ def test_an_optimizer_and_a_loss_that_were_written_for_one_run_work(configs: Any
     shared = ("optimizer.hidden.name=tests.sweeps.test_stack:Descent", "loss=tests.sweeps.test_stack:Halved")
     alone = [train.run(config) for config in configs("alone", EACH, *shared)]
     for one, other in zip(alone, train.run_stack(configs("together", EACH, *shared)), strict=True):
+        assert_same(rows(one), rows(other))
+
+
+class Draws(Diagnostic):
+    """Somebody's callback that draws from every global source of random numbers."""
+
+    def measure(self, module: Any, state: Any) -> dict[str, Any]:
+        return {"own/draws": random.random() + float(np.random.rand()) + float(torch.rand(()))}  # noqa: NPY002
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        torch.rand(3)
+
+
+def test_random_numbers_of_a_plug_in_are_those_of_the_run_alone(configs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = train.build_callbacks
+    monkeypatch.setattr(train, "build_callbacks", lambda sections: [*build(sections), Draws()])
+    alone = [train.run(config) for config in configs("alone", EACH)]
+    assert len({row["own/draws"] for result in alone for row in rows(result)}) == 75
+    for one, other in zip(alone, train.run_stack(configs("together", EACH)), strict=True):
         assert_same(rows(one), rows(other))
 
 
