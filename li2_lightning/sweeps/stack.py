@@ -11,9 +11,10 @@ A run leaves the stack when it ends, diverges, or fails; the stack gets smaller,
 
 from __future__ import annotations
 
+import io
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,8 @@ STEP_HOOKS = (
     "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end",
 )  # fmt: skip
 
+# The number of lines that tell the progress of a stack.
+LINES = 10
 # Packages whose code draws no random numbers from the global sources while it trains.
 OURS = ("li2_lightning", "callbacks", "optimizers", "lightning", "torch")
 
@@ -65,6 +68,7 @@ class Member:
             them, each run goes on with its own state.
         batches: the rows of each further step.
         batch: the rows of the present step.
+        accuracy: on the test rows, of the newest row.
         error: the error for which the run leaves the stack at the end of the present step.
     """
 
@@ -75,6 +79,7 @@ class Member:
     random_state: dict[str, Any] = field(default_factory=random_state)
     batches: Iterator[Rows] = field(default_factory=lambda: iter(()))
     batch: Rows | None = None
+    accuracy: float | None = None
     error: Exception | None = None
     hooks: dict[str, list[Callable[..., None]]] = field(default_factory=dict)
 
@@ -107,6 +112,7 @@ class Stack(lightning.LightningModule):
         super().__init__()
         self._members, self._join = list(members), join
         self._state: StepState | None = None
+        self._next_line = 0
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
 
@@ -124,9 +130,11 @@ class Stack(lightning.LightningModule):
             checkpoints: of each run the file, or None.
             loop: the ``fit_loop`` of the Trainer that drives the stack.
         """
-        for member, checkpoint in zip(list(self._members), checkpoints, strict=True):
+        for place, (member, checkpoint) in enumerate(zip(list(self._members), checkpoints, strict=True)):
             try:
-                begin_fit(member.trainer, member.module, member.data, checkpoint, loop)
+                # All runs would print the same lines; their warnings are on stderr.
+                with redirect_stdout(io.StringIO()) if place else nullcontext():
+                    begin_fit(member.trainer, member.module, member.data, checkpoint, loop)
             # The error of one run, whatever it is, ends this run alone.
             except Exception as error:
                 self._leave(member, error)
@@ -357,7 +365,22 @@ class Stack(lightning.LightningModule):
         waiting = [member.module.take_waiting() for member in self._members]
         rows = iter(rows_to_host([row for own in waiting for row in own]))
         for member, own in zip(self._members, waiting, strict=True):
-            self._guard(member, member.module.receive, [next(rows) for _ in own])
+            received = [next(rows) for _ in own]
+            self._guard(member, member.module.receive, received)
+            if received:
+                member.accuracy = received[-1].get("test/accuracy")
+        self._show_progress()
+
+    def _show_progress(self) -> None:
+        """Print a line at every tenth of the steps."""
+        step, last = max(member.module.last_row for member in self._members), self.trainer.max_steps
+        if step < self._next_line:
+            return
+        spacing = max(1, last // LINES)
+        self._next_line = (step // spacing + 1) * spacing
+        known = [member.accuracy for member in self._members if member.accuracy is not None]
+        accuracy = f"  test accuracy {min(known):.3f} to {max(known):.3f}" if known else ""
+        print(f"step {step}/{last}  {len(self._members)} runs{accuracy}", flush=True)
 
     def _obey(self) -> None:
         for member in self._members:

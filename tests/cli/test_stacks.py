@@ -18,6 +18,11 @@ def test_a_sweep_trains_its_runs_together_and_each_has_its_files(command_line: C
     told = outcome.out.splitlines()
     assert told[:2] == ["Sweep: 6 runs, 0 finished already, 6 to go.", "6 runs in 1 stack."]
     assert told[2].startswith("Runs 1–6 of 6: seed=0 optimizer.lr=0.1 … seed=1 optimizer.lr=1e+30 (0 of 6 done")
+    # The two that diverge have left by then.
+    assert [line.partition("  test")[0] for line in told if line.startswith("step ")] == [
+        "step 0/3  6 runs", "step 1/3  6 runs", "step 2/3  4 runs", "step 3/3  4 runs",
+    ]  # fmt: skip
+    assert outcome.out.count("forward and backward") == 1
     assert told[-1] == "Sweep: 4 of 6 done, 2 failed, 0 running."
     assert outcome.out.count("Files: ") == 4
     assert len(re.findall(r"^failed: seed=[01] optimizer\.lr=1e\+30: Training diverged", outcome.err, re.M)) == 2
