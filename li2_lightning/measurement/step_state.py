@@ -184,7 +184,7 @@ class StepState:
         """F of this rank's rows if it is in memory, from the forward pass or from `features`; else None."""
         if self._kept_features is not None:
             return at_least_single(self._kept_features.last)
-        return self._share_of(self.features) if "_features" in self.__dict__ else None
+        return self.features[..., share(self._count), :] if "_features" in self.__dict__ else None
 
     @torch.no_grad()
     def share_blocks(self) -> Iterator[Tensor]:
