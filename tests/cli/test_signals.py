@@ -193,12 +193,15 @@ def test_a_run_survives_being_stopped_again_and_again(
 
 
 @pytest.mark.slow
-def test_a_signal_ends_a_whole_sweep(start_process: StartProcess, workplace: Path) -> None:
+@pytest.mark.parametrize(("stack", "begun"), [("1", ["s0"]), ("auto", ["s0", "s1"])])
+def test_a_signal_ends_a_whole_sweep(
+    stack: str, begun: list[str], start_process: StartProcess, workplace: Path
+) -> None:
     """Slow because it starts a process: 6 s."""
-    process = start_process("-m", *LONG, "seed=0,1")
+    process = start_process("-m", *LONG, "seed=0,1", f"stack={stack}")
     process.wait_for(lambda: rows_written(workplace) > 20)
     process.send(signal.SIGINT)
     assert process.wait().code == 130
-    runs = [entry.name for entry in (workplace / "outputs" / "cyclic-adam").iterdir()]
-    assert len(runs) == 1
-    assert runs[0].endswith("-s0")
+    runs = sorted((workplace / "outputs" / "cyclic-adam").iterdir())
+    assert [run.name.rpartition("-")[2] for run in runs] == begun
+    assert all((run / "checkpoints" / "last.ckpt").exists() for run in runs)
