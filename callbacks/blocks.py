@@ -26,7 +26,7 @@ class BlockDiagnostic(Diagnostic):
     # The columns that are left out without a group, for the message.
     group_columns = "the columns by block"
 
-    def __init__(self, every_n_steps: int = 1) -> None:
+    def __init__(self, every_n_steps: int | str = 1) -> None:
         super().__init__(every_n_steps)
         self.labels: list[str] = []
         self.blocks: list[slice] = []
@@ -52,7 +52,7 @@ class BlockDiagnostic(Diagnostic):
         return self._basis
 
     def node_shares(self, weights: Tensor, state: StepState) -> Tensor:
-        """The share of each node (columns of d×K weights) in each block, blocks×K."""
+        """The share of each node (columns of …×d×K weights) in each block, …×blocks×K."""
         return feature_shares(weights, self.basis(state).to(weights.dtype), self.blocks)
 
     def covered(self, weights: Tensor, state: StepState) -> Tensor:

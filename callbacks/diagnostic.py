@@ -58,11 +58,6 @@ class Diagnostic(lightning.Callback):
             state.log_all(self.measure(module, state))
 
     @classmethod
-    def measures_stacks(cls) -> bool:
-        """Whether the class itself is written for the leading axis of a stack; a subclass may be not."""
-        return bool(vars(cls).get("takes_stacks", False))
-
-    @classmethod
     def on_stack_state(
         cls, callbacks: Sequence[Any], modules: Sequence[Li2Module], whole: StepState, states: Sequence[StepState]
     ) -> None:

@@ -67,12 +67,9 @@ class Updates(Diagnostic):
             self._remember(pl_module.network, step)
 
     def _remember(self, network: Network, step: int) -> None:
-        if self.joint is None:
-            if self.track.step != step:
-                self.track.remember(_vectors(network), step)
-        elif (track := self.joint[0]).step != step:
-            assert track.network is not None
-            track.remember(_vectors(track.network), step)
+        track = self._shared
+        if track.step != step:
+            track.remember(_vectors(track.network or network), step)
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         self.log_row(module, state, self.separate().follow(state))
@@ -115,18 +112,23 @@ class Updates(Diagnostic):
             self.track, self.joint = track.of_run(place), None
         return self.track
 
-    def _seen(self) -> _Track:
-        """The track of this run by itself; in a stack a copy."""
-        return self.track if self.joint is None else self.joint[0].of_run(self.joint[1])
+    @property
+    def _shared(self) -> _Track:
+        """The track that this run is part of."""
+        return self.track if self.joint is None else self.joint[0]
+
+    def _own(self, values: Tensor) -> Tensor:
+        """This run's part of a tensor of the track; in a stack a copy."""
+        return values if self.joint is None else values[self.joint[1]].clone()
 
     def state_dict(self) -> dict[str, Any]:
-        track = self._seen()
-        return {**super().state_dict(), "gram": track.gram, "count": track.count}
+        track = self._shared
+        return {**super().state_dict(), "gram": self._own(track.gram), "count": track.count}
 
     def window_dict(self) -> dict[str, Any]:
         """The updates in the window, and their Gram matrix, by which they are matched with a checkpoint."""
-        track = self._seen()
-        return {"updates": track.window, "gram": track.gram}
+        track = self._shared
+        return {"updates": [self._own(update) for update in track.window], "gram": self._own(track.gram)}
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]

@@ -50,6 +50,11 @@ class Interrupted(Li2Error):
         self.signum = signal.Signals(signum)
         self.exit_code = 128 + signum
 
+    @classmethod
+    def by(cls, signum: int) -> Interrupted:
+        """The error of a run that stops in the middle of its steps."""
+        return cls(signum, f"Stopped by {signal.Signals(signum).name}.")
+
 
 class OtherRankError(Li2Error):
     """Another rank of the run failed; this process ends with ``exit_code``.

@@ -206,19 +206,6 @@ def _for_each_run(
     return torch.stack(present) if len(present) == len(results) else None
 
 
-def takes_stacks(part: object) -> bool:
-    """Whether the class of a loss or of a network is itself written for the leading axis of a stack of runs.
-
-    A subclass may be not, so the class of ``part`` must declare it.
-    """
-    return takes_stacks_class(type(part))
-
-
-def takes_stacks_class(kind: object) -> bool:
-    """`takes_stacks` for the class itself."""
-    return bool(vars(kind).get("takes_stacks", False))
-
-
 @LOSSES.register("stablemax")
 class StableMax(Loss):
     """L = −(1/n) Σ_i log(s(o_iy)/Σ_c s(o_ic)) with s(x) = x + 1 for x ≥ 0 and 1/(1 − x) for x < 0.

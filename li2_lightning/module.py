@@ -226,7 +226,7 @@ class Li2Module(lightning.LightningModule):
         if signum is not None:
             self.hand_over()
             call_hook(self.trainer, "on_interrupt", self)
-            raise Interrupted(signum, f"Stopped by {signal.Signals(signum).name}.")
+            raise Interrupted.by(signum)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Lightning calls this after the hooks of the callbacks, which therefore see the eval point.
@@ -243,8 +243,12 @@ class Li2Module(lightning.LightningModule):
         except RuntimeError as error:
             if not is_step_overflow(error):
                 raise
-            raise DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.") from error
+            raise self.overflow() from error
         self.network.normalize()
+
+    def overflow(self) -> DivergenceError:
+        """The error of an update that `is_step_overflow` recognizes."""
+        return DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.")
 
     def _check_trainer(self) -> None:
         """Refuse settings of a user's own Trainer that would make the rows wrong (`build_trainer` makes none)."""

@@ -35,6 +35,14 @@ Options = Mapping[str, Any]
 # -- names ---------------------------------------------------------------------------------------------------
 
 
+def takes_stacks(kind: Any) -> bool:
+    """Whether a class is written for the leading axis of a stack of runs: it sets ``takes_stacks`` itself.
+
+    A subclass may be not, so it must declare it again.
+    """
+    return bool(vars(kind).get("takes_stacks", False))
+
+
 @cache
 def _entry_points(scan: Callable[..., Any], group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """What the installed packages announce for a group. A scan reads a file of every package, some 10 ms in all.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from li2_lightning.plugins import takes_stacks
 from optimizers.composite import CompositeOptimizer, JointState
 
 # Entries of a parameter group that belong to its parameters; the other entries are its hyperparameters.
@@ -64,7 +65,7 @@ def _step_together(children: Sequence[Optimizer]) -> bool:
     first = children[0]
     if any(type(child) is not type(first) or _has_hooks(child) for child in children):
         return False
-    if vars(type(first)).get("takes_stacks", False):
+    if takes_stacks(type(first)):
         return True
     groups = [group for child in children for group in child.param_groups]
     # A rate beyond float32 makes the step of its run fail, which must not end the step of the others.

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from li2_lightning.data import Rows
 from li2_lightning.distributed.collectives import gather_rows, sum_over_ranks, world_size
-from li2_lightning.losses import Loss, RunByRun, one_hot, takes_stacks
+from li2_lightning.losses import Loss, RunByRun, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums
 from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Activity, Network
+from li2_lightning.plugins import takes_stacks
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 
@@ -51,7 +52,7 @@ class Passes:
         runs: int | None = None,
     ) -> None:
         self.network, self.data, self.ridge = network, data, ridge
-        self.loss = loss if runs is None or takes_stacks(loss) else RunByRun(loss)
+        self.loss = loss if runs is None or takes_stacks(type(loss)) else RunByRun(loss)
         self._precision, self._call = precision, call
         device = data.train.labels.device
         self._train_statistics, self._test_statistics = (RowStatistics(runs).to(device) for _ in range(2))

@@ -33,12 +33,13 @@ from li2_lightning._compat import (
 )
 from li2_lightning.clock import clock
 from li2_lightning.data import Rows, TableDataModule
-from li2_lightning.errors import DivergenceError, Interrupted
+from li2_lightning.errors import Interrupted
 from li2_lightning.measurement.passes import Passes
 from li2_lightning.measurement.rows import call_hook, rows_to_host
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.base import Network, stacked
+from li2_lightning.plugins import takes_stacks
 from li2_lightning.seeds import plain_random_state, random_state, set_random_state
 
 # The hooks of a step that Lightning calls on callbacks.
@@ -348,7 +349,7 @@ class Stack(lightning.LightningModule):
     ) -> None:
         """Call ``on_step_state`` of the callbacks at one place of every run, at once where the class allows it."""
         first = callbacks[0]
-        if getattr(first, "measures_stacks", bool)():
+        if takes_stacks(type(first)):
             try:
                 first.on_stack_state(callbacks, modules, whole, states)
             except Exception as error:
@@ -389,15 +390,14 @@ class Stack(lightning.LightningModule):
             self._hand_over()
             for member in self._members:
                 self._guard(member, call_hook, member.trainer, "on_interrupt", member.module)
-            raise Interrupted(self.stop_signal, f"Stopped by {signal.Signals(self.stop_signal).name}.")
+            raise Interrupted.by(self.stop_signal)
 
     def _step_alone(self, place: int, step: Callable[[], Any]) -> None:
         """Make the step of an optimizer that is not joined with those of other runs."""
         member = self._members[place]
         self._guard(member, step)
         if isinstance(member.error, RuntimeError) and is_step_overflow(member.error):
-            row = member.module.last_row
-            member.error = DivergenceError(f"Training diverged: the update after row {row} overflows.")
+            member.error = member.module.overflow()
 
     def stop(self, error: BaseException) -> None:
         """End every run that is left with the error that ended the loop."""

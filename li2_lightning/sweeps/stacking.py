@@ -14,8 +14,8 @@ from functools import reduce
 from typing import Any
 
 from li2_lightning.config.schema import Config, to_plain
-from li2_lightning.losses import takes_stacks_class
 from li2_lightning.networks.base import NETWORKS
+from li2_lightning.plugins import takes_stacks
 from li2_lightning.sweeps.plan import Job
 from li2_lightning.tasks.tasks import build_task
 
@@ -34,7 +34,7 @@ OF_PLUGINS = ("optimizer", "scheduler")
 
 def obstacle(config: Config) -> str | None:
     """The setting for which a run is trained by itself; None where it can be part of a stack."""
-    if not takes_stacks_class(NETWORKS.find(config.network.name)):
+    if not takes_stacks(NETWORKS.find(config.network.name)):
         return f"network.name={config.network.name}"
     if config.trainer.compile:
         return "trainer.compile=true"
