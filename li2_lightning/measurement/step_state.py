@@ -201,7 +201,7 @@ class StepState:
 
     @torch.no_grad()
     def gram(self, nodes: Tensor | None = None) -> Tensor:
-        """F̃ᴴF̃ of some nodes, …×S×S, in `accumulation_dtype` (or its complex counterpart).
+        """F̃ᴴF̃, of all nodes in at least `accumulation_dtype`, of some nodes (…×S×S) in the dtype of the features.
 
         Args:
             nodes: indices of the nodes, …×S, one matrix for each list of S (in a stack N×…×S); None: all nodes (K×K),
@@ -210,14 +210,11 @@ class StepState:
         if nodes is None:
             products = self._share_of_gram()
         else:
-            rows = 1 if self.is_stack else 0  # the axis of rows
-            drawn = nodes.flatten(rows)
-            columns = self._share_of_columns(drawn) - self.feature_means.gather(-1, drawn).unsqueeze(-2)
-            centered = columns.unflatten(-1, nodes.shape[rows:]).movedim(rows, -2)  # type: ignore[no-untyped-call]
-            products = centered.mH @ centered
-        (total,) = sum_over_ranks(
-            products.to(self.accumulation_dtype.to_complex() if products.is_complex() else self.accumulation_dtype)
-        )
+            drawn = nodes.flatten(1 if self.is_stack else 0)
+            columns = self._share_of_columns(drawn).sub_(self.feature_means.gather(-1, drawn).unsqueeze(-2))
+            lists = columns.unflatten(-1, (-1, nodes.shape[-1])).unbind(-2)  # type: ignore[no-untyped-call]
+            products = torch.stack([F.mH @ F for F in lists], dim=-3).view(*nodes.shape, nodes.shape[-1])
+        (total,) = sum_over_ranks(products)
         return total
 
     def _share_of_gram(self) -> Tensor:
@@ -229,6 +226,7 @@ class StepState:
             runs, _ = places.next(F)
             centered = F - means[runs].unsqueeze(-2)
             products[runs] += centered.mH @ centered
+        products = products.to(torch.promote_types(products.dtype, self.accumulation_dtype))
         return products if self.is_stack else products[0]
 
     def _share_of_columns(self, nodes: Tensor) -> Tensor:
