@@ -207,36 +207,34 @@ class StepState:
             nodes: indices of the nodes, …×S, one matrix for each list of S (in a stack N×…×S); None: all nodes (K×K),
                 which costs more than a training step.
         """
-        if nodes is None:
-            products = self._share_of_gram()
-        else:
-            drawn = nodes.flatten(1 if self.is_stack else 0)
-            columns = self._share_of_columns(drawn).sub_(self.feature_means.gather(-1, drawn).unsqueeze(-2))
-            lists = columns.unflatten(-1, (-1, nodes.shape[-1])).unbind(-2)  # type: ignore[no-untyped-call]
-            products = torch.stack([F.mH @ F for F in lists], dim=-3).view(*nodes.shape, nodes.shape[-1])
-        (total,) = sum_over_ranks(products)
-        return total
-
-    def _share_of_gram(self) -> Tensor:
-        """F̃ᴴF̃ summed over this rank's rows."""
-        means = self.feature_means if self.is_stack else self.feature_means[None]
-        products = means.new_zeros(*means.shape, means.shape[-1])
+        drawn = None if nodes is None else nodes.flatten(1 if self.is_stack else 0)
+        means = self.feature_means if drawn is None else self.feature_means.gather(-1, drawn)
+        size = means.shape[-1] if nodes is None else nodes.shape[-1]
+        # One run without a leading axis is run 0 of its blocks, and the lists of nodes follow each other.
+        means = means if self.is_stack else means[None]
+        products = means.new_zeros(len(means), means.shape[-1] // size, size, size)
         places = Places(self._share_of(self.targets).shape[-1])
-        for F in self.share_blocks():
+        for F in self.share_blocks() if drawn is None else self._column_blocks(drawn):
             runs, _ = places.next(F)
             centered = F - means[runs].unsqueeze(-2)
-            products[runs] += centered.mH @ centered
-        products = products.to(torch.promote_types(products.dtype, self.accumulation_dtype))
-        return products if self.is_stack else products[0]
+            for place, columns in enumerate(centered.unflatten(-1, (-1, size)).unbind(-2)):  # type: ignore[no-untyped-call]
+                products[runs, place] += columns.mH @ columns
+        if nodes is None:
+            products = products.to(torch.promote_types(products.dtype, self.accumulation_dtype))
+        (total,) = sum_over_ranks(products)
+        shape = self.feature_means.shape if nodes is None else nodes.shape
+        return total.view(*shape, size)
 
-    def _share_of_columns(self, nodes: Tensor) -> Tensor:
-        """The columns of F that belong to ``nodes``, for this rank's rows."""
+    def _column_blocks(self, nodes: Tensor) -> Iterator[Tensor]:
+        """The columns of F that belong to ``nodes``, for this rank's rows, in blocks like those of `share_blocks`."""
         if self._share_in_memory is None and isinstance(self.network, TwoLayerNetwork):
             self.check_weights()
-            return self.network.node_features(self._rows.share().tokens, _columns(self.network.input_weights(), nodes))
-        if self.is_stack:
-            return _columns(self.features, nodes)
-        return torch.cat([block[:, nodes] for block in self.share_blocks()])
+            weights = _columns(self.network.input_weights(), nodes)
+            yield from self.network.node_blocks(self._rows.share().tokens, weights)
+        elif self.is_stack:
+            yield _columns(self.features, nodes)
+        else:
+            yield from (block[:, nodes] for block in self.share_blocks())
 
     def _share_of(self, rows: Tensor) -> Tensor:
         """This rank's rows out of the rows of all ranks, (…, n)."""
@@ -285,9 +283,10 @@ class StepState:
     def _local_sums(self) -> FeatureSums:
         """Sums over this rank's rows of F."""
         if self._sums is None:
-            self._sums = FeatureSums(self._share_of(self.targets), self.outputs.shape[-1])
+            sums = FeatureSums(self._share_of(self.targets), self.outputs.shape[-1])
             for F in self.share_blocks():
-                self._sums.add_first_pass(F)
+                sums.add_first_pass(F)
+            self._sums = sums
         return self._sums
 
     @quantity
