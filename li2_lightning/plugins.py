@@ -21,7 +21,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, TypeVar, cast
@@ -231,6 +231,9 @@ def _where(entry: Any) -> str:
 # -- options -------------------------------------------------------------------------------------------------
 
 
+_signature = lru_cache(maxsize=1024)(inspect.signature)
+
+
 def options_of(factory: Any, supplied: int = 0) -> tuple[dict[str, inspect.Parameter], bool]:
     """The parameters that the user may set, and whether ``**kwargs`` takes any other name.
 
@@ -239,7 +242,9 @@ def options_of(factory: Any, supplied: int = 0) -> tuple[dict[str, inspect.Param
         supplied: the number of leading parameters that the caller supplies, which the user therefore cannot set.
     """
     try:
-        parameters = list(inspect.signature(factory).parameters.values())
+        # Reading a signature takes a sweep of small runs longer than anything else that it does with options.
+        signature = inspect.signature if factory.__hash__ is None else _signature
+        parameters = list(signature(factory).parameters.values())
     except (ValueError, TypeError):  # some callables written in C have no signature
         return {}, True
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
