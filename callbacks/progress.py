@@ -89,8 +89,11 @@ class ProgressBar(lightning.Callback):
 
 
 def _total(trainer: lightning.Trainer) -> int | None:
-    """Number of steps of the run; None where a user's own Trainer counts epochs instead."""
-    return trainer.max_steps if trainer.max_steps >= 0 else None
+    """Number of steps of the run; None where no number of steps ends a user's own Trainer."""
+    if trainer.max_steps >= 0:
+        return trainer.max_steps
+    batches, epochs = trainer.limit_train_batches, trainer.max_epochs or -1
+    return batches * epochs if isinstance(batches, int) and epochs > 0 else None
 
 
 def _pair(row: Row, name: str) -> str:

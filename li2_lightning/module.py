@@ -39,7 +39,7 @@ from li2_lightning.errors import DivergenceError, InputError, Interrupted
 from li2_lightning.log import tell
 from li2_lightning.losses import Loss, build_loss
 from li2_lightning.measurement.evaluation import EvaluatedModule
-from li2_lightning.measurement.requirements import check_trainer
+from li2_lightning.measurement.requirements import check_trainer, make_folder
 from li2_lightning.measurement.rows import MONITORED, Position, Row, call_hook, offer, rows_to_host
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Network
@@ -214,6 +214,7 @@ class Li2Module(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         check_trainer(self.trainer)
+        make_folder(self.trainer)
         with self.trainer.precision_plugin.train_step_context():
             reason = self.network.why_plain()
         if reason is None and self._call is not None:
@@ -387,8 +388,7 @@ class Li2Module(EvaluatedModule):
         """Give rows on the host to callbacks and loggers; errors as for `hand_over`."""
         for row in rows:
             call_hook(self.trainer, "on_row", self, row)
-            if (stage := row.get("stage/index")) is not None:
-                offer(self.trainer, {"stage/index": stage})
+            offer(self.trainer, row)
             step = int(row["step"] or 0)
             for logger in self.trainer.loggers:
                 logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
@@ -437,7 +437,10 @@ class Li2Module(EvaluatedModule):
         """Queue a finished row."""
         self.position.waiting.append({"step": float(state.step), **state.columns})
         self.position.row = state.step
-        offer(self.trainer, {name: state.columns[name] for name in MONITORED})
+        if self.device.type != "cpu":
+            # The row waits, but Lightning's callbacks may look at it before it is on the host.
+            columns = {name: value for name in MONITORED if isinstance(value := state.columns.get(name), Tensor)}
+            self.trainer.callback_metrics.update(columns)
 
     @property
     def rows_are_due(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -88,8 +89,8 @@ class EvaluatedModule(lightning.LightningModule):
         elif stage != "predict":
             raise InputError(
                 "Every row of Li2Module describes the whole training and test set, so it takes a TableDataModule and "
-                f"no other loader; call trainer.{stage}(module, module.data), or give it TableDataModule(task, split) "
-                "with rows of your own."
+                f"no other loader; call trainer.{TrainerFn(stage).value}(module, module.data), or give it "
+                "TableDataModule(task, split) with rows of your own."
             )
         # The precision and the device are those of this Trainer.
         self._passes = None
@@ -199,10 +200,10 @@ class EvaluatedModule(lightning.LightningModule):
         self._evaluation = None
         add_ranks(*statistics)
         # Within a fit the loggers get the rows, and these values are for callbacks such as EarlyStopping.
-        within_fit = self.trainer.state.fn == "fit"
+        logger = False if self.trainer.state.fn == TrainerFn.FITTING else None
         for split, sums in zip(("train", "test"), statistics, strict=True):
             for name, value in sums.compute().items():
-                self.log(f"{split}/{name}", value, logger=not within_fit, batch_size=1)
+                self.log(f"{split}/{name}", value, logger=logger, batch_size=1)
 
     on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -73,3 +75,9 @@ def check_trainer(trainer: lightning.Trainer) -> None:
         )
     if trainer.precision not in PRECISIONS:
         raise InputError(f"precision={trainer.precision!r} is unknown to Li2Module; use {', '.join(PRECISIONS)}.")
+
+
+def make_folder(trainer: lightning.Trainer) -> None:
+    """Make the folder into which callbacks write; `train.run` has made that of a run, and a URL is none of ours."""
+    if trainer.is_global_zero and "://" not in str(trainer.default_root_dir):
+        Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,8 @@ from li2_lightning.clock import clock
 from li2_lightning.distributed.collectives import from_first
 
 Row = dict[str, float | None]
-# The columns that Lightning's callbacks, such as EarlyStopping, can monitor; so they can the stage, where there is one.
-MONITORED = ("train/loss", "train/accuracy", "test/loss", "test/accuracy")
+# The columns that Lightning's callbacks, such as EarlyStopping, can monitor; `Stages` adds the last one.
+MONITORED = ("train/loss", "train/accuracy", "test/loss", "test/accuracy", "stage/index")
 
 
 @dataclass
@@ -51,15 +51,15 @@ class Position:
     together: int = 1
 
 
-def offer(trainer: lightning.Trainer, columns: Mapping[str, Tensor | float]) -> None:
-    """Put columns of the newest row where Lightning's callbacks look for metrics.
+def offer(trainer: lightning.Trainer, row: Row) -> None:
+    """Put the columns `MONITORED` of a row where callbacks and progress bars of Lightning look for metrics.
 
-    ``self.log`` does the same for 0.3 ms a row, and cannot be called for the runs of a stack. Values on a device stay
-    there.
+    ``self.log`` would take a hundred times as long, and cannot be called for the runs of a stack.
     """
-    trainer.callback_metrics.update(
-        {name: v if isinstance(v, Tensor) else torch.tensor(v) for name, v in columns.items()}
-    )
+    values = {name: value for name in MONITORED if (value := row.get(name)) is not None}
+    trainer.progress_bar_metrics.update(values)
+    tensors = torch.tensor(list(values.values()), dtype=torch.float64).unbind()
+    trainer.callback_metrics.update(zip(values, tensors, strict=True))
 
 
 def call_hook(trainer: lightning.Trainer, name: str, *args: Any) -> None:
