@@ -7,8 +7,7 @@ import lightning
 import numpy as np
 import torch
 
-from li2_lightning.data import TableDataModule
-from li2_lightning.module import Li2Module
+from li2_lightning import Li2Module, TableDataModule
 from li2_lightning.tasks.splits import Split
 from li2_lightning.tasks.tasks import Task
 

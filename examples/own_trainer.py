@@ -7,7 +7,7 @@ import lightning
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from li2_lightning.module import Li2Module
+from li2_lightning import Li2Module
 
 # The keys that differ from their defaults, as for train.run.
 CONFIG = {

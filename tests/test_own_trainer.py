@@ -20,10 +20,9 @@ import train
 from callbacks.gradient import Gradient
 from callbacks.report import Report
 from callbacks.stages import Stages
-from li2_lightning.data import TableDataModule
+from li2_lightning import Li2Module, TableDataModule
 from li2_lightning.errors import InputError
 from li2_lightning.measurement.rows import MONITORED
-from li2_lightning.module import Li2Module
 from li2_lightning.tasks.splits import Split
 from li2_lightning.tasks.tasks import Task
 from li2_lightning.trainer import quiet_lightning
@@ -105,6 +104,8 @@ def test_lightnings_own_interface_gives_the_numbers_of_a_run(
     assert best.best_model_score is not None
     assert best.best_model_score.item() == pytest.approx(min(losses), rel=1e-6)
     row = run.rows[5 * (1 + losses.index(min(losses)))]
+    (reloaded,) = trainer.test(datamodule=module.data, ckpt_path="best", weights_only=True, verbose=False)
+    assert reloaded == pytest.approx(measures(row), rel=1e-6)
     loaded = Li2Module.load_from_checkpoint(best.best_model_path)
     for found in (
         trainer.validate(loaded, loaded.data, verbose=False),

@@ -206,5 +206,5 @@ def test_the_network_of_a_run_computes_its_outputs(small_sweep: Path) -> None:
     torch.testing.assert_close(network.compute_features(operands).last.detach(), F)
     torch.testing.assert_close(run.network(12).W, network.W, rtol=0, atol=0)
     assert run.checkpoint("best").name == "best.ckpt"
-    with pytest.raises(InputError, match="Unknown checkpoint of .*'row-000005'"):
+    with pytest.raises(InputError, match=r"Unknown checkpoint of .*'row-000005'"):
         run.network(5)
