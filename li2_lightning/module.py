@@ -8,7 +8,7 @@ An optimizer with ``train()`` and ``eval()`` has two sets of weights. At the tra
 updates are made. From the backward pass to the update the weights are at the eval point: rows are measured there, by a
 forward pass of their own, and checkpoints hold these weights.
 
-Beside Lightning's hooks, a callback may have those of `li2_lightning.measurement.rows`.
+Besides Lightning's hooks, a callback may have those of `li2_lightning.measurement.rows`.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Li2Module(EvaluatedModule):
         """The module of a run with its initial weights and its optimizer.
 
         Args:
-            config: the config of a run, or the keys of it that differ from their defaults, as for ``train.run``.
+            config: the keys that differ from their defaults, as for ``train.run``; or what `read_config` made of them.
             data: rows of your own, of any task; None takes those of the config.
             weights: the parameters of the network by name (W, V, …); None takes the initial weights of the config.
 

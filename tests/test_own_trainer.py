@@ -250,8 +250,9 @@ def test_a_fit_continues_from_a_checkpoint_of_lightning(
         values: dict[str, Any] = {**VALUES, "optimizer": {"lr": 0.02, "hidden": role, "output": role}}
     else:
         values = VALUES
-    whole, all_rows = Li2Module.from_config(values), Rows()
-    make_trainer(all_rows, max_steps=8).fit(whole, whole.data)
+    # A validation between two updates, and a checkpoint within it, change nothing.
+    whole, all_rows, within = Li2Module.from_config(values), Rows(), ModelCheckpoint(tmp_path, save_top_k=-1)
+    make_trainer(all_rows, within, max_steps=8, val_check_interval=3).fit(whole, whole.data)
     module = Li2Module.from_config(values)
     keep = ModelCheckpoint(tmp_path / "keep", every_n_train_steps=5, save_top_k=-1, filename="{step}")
     make_trainer(keep, max_steps=6).fit(module, module.data)
@@ -259,6 +260,9 @@ def test_a_fit_continues_from_a_checkpoint_of_lightning(
     loaded = Li2Module.load_from_checkpoint(path)
     (found,) = make_trainer().validate(loaded, loaded.data, verbose=False)
     assert found == pytest.approx(measures(all_rows.rows[5]), rel=1e-5), "weights of row 5"
+    validated = Li2Module.load_from_checkpoint(tmp_path / "epoch=0-step=6.ckpt")
+    (found,) = make_trainer().validate(validated, validated.data, verbose=False)
+    assert found == pytest.approx(measures(all_rows.rows[6]), rel=1e-5), "weights of row 6"
     resumed, rows = Li2Module.from_config(values), Rows()
     make_trainer(keep, rows, max_steps=8).fit(resumed, resumed.data, ckpt_path=path, weights_only=True)
     assert (rows.steps, rows.last) == ([5, 6, 7, 8], [8])
