@@ -126,7 +126,7 @@ def test_lightnings_own_interface_gives_the_numbers_of_a_run(
     "overrides",
     [
         ["network.batch_norm=true", "loss=projected_mse"],
-        ["network.readout=ridge"],
+        pytest.param(["network.readout=ridge"], marks=pytest.mark.slow),
         pytest.param(
             ["network.complex_weights=true", "data.batch_size=8", "data.evaluate_every_n_steps=2"],
             marks=pytest.mark.slow,
