@@ -160,6 +160,11 @@ class TableDataModule(lightning.LightningDataModule):
         self.train, self.test = self.train.to(device), self.test.to(device)
         self.train_share, self.test_share = self.train.share(), self.test.share()
 
+    def teardown(self, stage: str) -> None:
+        # Lightning has the module on the CPU between two calls of a Trainer.
+        for name in ("train", "test", "train_share", "test_share"):
+            setattr(self, name, getattr(self, name).to(torch.device("cpu")))
+
     def train_dataloader(self) -> Iterator[Rows]:
         assert self.trainer is not None
         return self._batches(self.trainer)

@@ -104,11 +104,6 @@ class Li2Module(EvaluatedModule):
         # The handler of a signal sets this number; the run stops after a backward pass, when its state is consistent.
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
-        if self.has_eval_point and network.config.normalize_weights:
-            raise InputError(
-                "network.normalize_weights=true acts on the weights that are trained; this optimizer is evaluated at "
-                "others, which are not normalized; choose another optimizer or leave it false."
-            )
         self._state: StepState | None = None
 
     @classmethod
@@ -297,8 +292,7 @@ class Li2Module(EvaluatedModule):
         return trainer.should_stop or is_last_batch or self.global_step + 1 == trainer.max_steps
 
     def on_train_epoch_end(self) -> None:
-        # The one epoch of a run ends with its last update. A trainer with several epochs goes on after most of them.
-        # Lightning's own question, fit_loop.done, prints its answer.
+        # A Trainer with several epochs goes on after most of them. (Lightning's fit_loop.done would print its answer.)
         trainer, epochs = self.trainer, self.trainer.current_epoch + 1
         may_stop = epochs >= (trainer.min_epochs or 0) and self.global_step >= (trainer.min_steps or 0)
         if epochs == trainer.max_epochs or self.global_step == trainer.max_steps or (trainer.should_stop and may_stop):
@@ -306,9 +300,16 @@ class Li2Module(EvaluatedModule):
         else:
             self.hand_over()
 
-    def on_fit_end(self) -> None:
-        # For a run that was stopped between epochs, as by EarlyStopping, or before its first update.
+    def on_train_end(self) -> None:
+        # For a run that a callback stopped at the end of an epoch, as EarlyStopping does.
         self.end()
+
+    def on_fit_end(self) -> None:
+        if not self._announced:
+            # For a run that was stopped before its first update. Lightning has moved the weights to the CPU.
+            self.data.teardown("fit")
+            self._passes = None
+            self.end()
 
     def end(self) -> None:
         """Publish the last row, which describes the present weights; once, whatever ended the run."""

@@ -51,6 +51,11 @@ class EvaluatedModule(lightning.LightningModule):
         super().__init__()
         self.network, self.loss, self.optimizer, self.ridge = network, loss, optimizer, ridge
         self.has_eval_point = all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
+        if self.has_eval_point and network.config.normalize_weights:
+            raise InputError(
+                "network.normalize_weights=true acts on the weights that are trained; this optimizer is evaluated at "
+                "others, which are not normalized; choose another optimizer or leave it false."
+            )
         # While the weights are at the eval point: a copy of the train point, since optimizer.train() rounds.
         self._train_point: dict[str, Tensor] = {}
         self._moved = False
