@@ -17,7 +17,7 @@ from li2_lightning.networks.base import Activity, Features, Network
 from li2_lightning.networks.kernel import Places
 from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
-from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
+from li2_lightning.theory.lazy import backpropagated_gradient, center
 
 # Attributes of a run of a stack that are its part of those of the whole stack.
 PARTS = ("outputs", "targets", "readout_gradient", "_rows", "_kept_features")
@@ -208,19 +208,28 @@ class StepState:
                 which costs more than a training step.
         """
         if nodes is None:
-            centered = (
-                center(self.features) if self.is_stack else torch.cat(list(self.share_blocks())) - self.feature_means
-            )
+            products = self._share_of_gram()
         else:
             rows = 1 if self.is_stack else 0  # the axis of rows
             drawn = nodes.flatten(rows)
             columns = self._share_of_columns(drawn) - self.feature_means.gather(-1, drawn).unsqueeze(-2)
             centered = columns.unflatten(-1, nodes.shape[rows:]).movedim(rows, -2)  # type: ignore[no-untyped-call]
-        products = centered.mH @ centered
+            products = centered.mH @ centered
         (total,) = sum_over_ranks(
             products.to(self.accumulation_dtype.to_complex() if products.is_complex() else self.accumulation_dtype)
         )
         return total
+
+    def _share_of_gram(self) -> Tensor:
+        """F̃ᴴF̃ summed over this rank's rows."""
+        means = self.feature_means if self.is_stack else self.feature_means[None]
+        products = means.new_zeros(*means.shape, means.shape[-1])
+        places = Places(self._share_of(self.targets).shape[-1])
+        for F in self.share_blocks():
+            runs, _ = places.next(F)
+            centered = F - means[runs].unsqueeze(-2)
+            products[runs] += centered.mH @ centered
+        return products if self.is_stack else products[0]
 
     def _share_of_columns(self, nodes: Tensor) -> Tensor:
         """The columns of F that belong to ``nodes``, for this rank's rows."""
@@ -246,9 +255,16 @@ class StepState:
         return center(self.one_hot_targets)
 
     @quantity
+    def _error(self) -> tuple[Tensor, Tensor]:
+        """R, and the mean of Y − Ŷ over the rows, (…, C)."""
+        error = self.one_hot_targets - self.outputs
+        mean = error.mean(dim=-2)
+        return error.sub_(mean.unsqueeze(-2)), mean
+
+    @property
     def residual(self) -> Tensor:
         """R = P₁⊥(Y − Ŷ), n × C."""
-        return residual(self.outputs, self.one_hot_targets)
+        return self._error[0]
 
     @quantity
     def centered_features(self) -> Tensor:
@@ -339,15 +355,15 @@ class StepState:
         """Q = F̃ᴴR, K × C (= FᴴR, since R is centred).
 
         Where the training step has computed ∂L/∂V, Q is a multiple of it plus terms of rank one, and no product with F
-        is needed: ∂L/∂Ŷ = −(2/n)D (`Loss.error`) gives FᴴD = −(n/2β)·∂L/∂V, and R = P₁⊥(D + δ1ᵀ)
+        is needed: ∂L/∂Ŷ = −(2/n)D (`Loss.summed_error`) gives FᴴD = −(n/2β)·∂L/∂V, and R = P₁⊥(D + δ1ᵀ)
         (`Loss.ignored_class_mean`).
         """
-        error = self._loss.error(self.outputs, self.targets)
+        n, beta = self._count, self.network.output_scale
+        error = self._loss.summed_error(n * self._error[1])
         if error is None or self.readout_gradient is None:
             return self._sum_residual_features()
-        n, beta = self._count, self.network.output_scale
         mean = self.feature_means.conj()
-        left, right = [mean], [-error.sum(dim=-2).to(mean.dtype)]
+        left, right = [mean], [-error.to(mean.dtype)]
         if self._ignored_class_mean is not None:
             ignored = self._ignored_class_mean.sum(dim=-1, keepdim=True)
             left.append(self._second_pass_sums[1] - ignored * mean)
