@@ -61,9 +61,7 @@ class EvaluatedModule(lightning.LightningModule):
         self._moved = False
         self._call, self._rows = call, rows
         self._passes: Passes | None = None
-        # What the training rows give at some weights, the data, and the number of writes that made these weights.
-        self._reference: tuple[Reference, TableDataModule, list[int]] | None = None
-        # During a validation or a test, the same with the sums over the training rows and over the rows of the loader.
+        # During a validation or a test: what the training rows give, and the sums over them and over the loader's rows.
         self._evaluation: tuple[Reference, RowStatistics, RowStatistics] | None = None
 
     # -- the rows and the weights -------------------------------------------------------------------------------------
@@ -142,31 +140,23 @@ class EvaluatedModule(lightning.LightningModule):
         """The outputs Ŷ of any rows at the present weights, n × C; the prediction is ``argmax(-1)``.
 
         They are the outputs from which a row of metrics.csv has its accuracies, in ``train()`` and ``eval()`` mode
-        alike: batch norm takes the statistics of the training rows, and a loss that fits an offset per class adds it.
-        The outputs can be differentiated with respect to the weights. The first call after a change of the weights
-        makes a pass over the training rows.
+        alike. With batch norm, a ridge readout, or a loss that fits an offset per class, they come with a pass over the
+        training rows. They can be differentiated with respect to the weights.
 
         Args:
             tokens: operands, n × k, int64, on the device of the module.
 
         Raises:
-            InputError: the module has no training rows.
+            InputError: training rows are needed, and the module has none.
         """
-        reference = self._fitted()
+        activity = self.network(tokens)
+        if not activity.moments and self.ridge is None and type(self.loss).offset is Loss.offset:
+            return activity.outputs  # type: ignore[no-any-return]
+        # A tensor made in inference mode could not be differentiated through.
+        with torch.inference_mode(False):
+            reference = Passes(self.network, self.loss, self.data, nullcontext, self.ridge).reference()
         outputs = self.network(tokens, reference.moments).outputs
         return self.loss.fitted_outputs(outputs, reference.outputs, reference.labels)
-
-    def _fitted(self) -> Reference:
-        """What the training rows give at the present weights."""
-        data, writes = self.data, self.network.write_counts()
-        known = self._reference
-        if known is None or known[1] is not data or known[2] != writes or known[0].outputs.device != self.device:
-            # A tensor made in inference mode could not be differentiated through later.
-            with torch.inference_mode(False):
-                passes = Passes(self.network, self.loss, data, nullcontext, self.ridge)
-                known = passes.reference(), data, self.network.write_counts()
-            self._reference = known
-        return known[0]
 
     def predict_step(self, batch: Rows | Tensor | Sequence[Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The outputs of a batch, n × C: of `Rows`, of tokens, or of a tuple that begins with tokens."""
