@@ -24,44 +24,38 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, leave)
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import CALLBACKS, build_callbacks, with_defaults
+from callbacks import CALLBACKS, build_callbacks
 from li2_lightning._compat import config_groups, is_first_rank
 from li2_lightning.cli.hydra_errors import explain_groups, explain_keys, prepare, show_error
 from li2_lightning.config import CONFIGS
-from li2_lightning.config.checks import load_config
-from li2_lightning.config.identity import input_digests, multiplied, multiply, ridge_strength
-from li2_lightning.config.schema import Config, OptimizerConfig, to_plain
+from li2_lightning.config.checks import read_config
+from li2_lightning.config.schema import Config
 from li2_lightning.data import TableDataModule
 from li2_lightning.distributed.launcher import is_follower, run_as_follower
 from li2_lightning.distributed.machine import use_threads
 from li2_lightning.distributed.rank_group import RankGroup
-from li2_lightning.losses import LOSSES, build_loss
+from li2_lightning.losses import LOSSES
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.networks.base import NETWORKS
-from li2_lightning.networks.build import build_network
-from li2_lightning.runs.checkpoints import Start, read_weights
+from li2_lightning.runs.checkpoints import Start
 from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.terminal import print_summary
 from li2_lightning.runs.wandb import logging_to, reporting_to_agent, wandb_mode
-from li2_lightning.seeds import generator, keeping_random_state
 from li2_lightning.sweeps.together import Outcome, Together
 from li2_lightning.sweeps.worker import run_in_sweep
-from li2_lightning.tasks.splits import build_split, data_seed
-from li2_lightning.tasks.tasks import TASKS, build_task
+from li2_lightning.tasks.tasks import TASKS
 from li2_lightning.trainer import (
     build_trainer,
     join_process_group,
@@ -74,13 +68,8 @@ from optimizers import (
     ROLES,
     SCHEDULES,
     JointStep,
-    build_optimizer,
-    build_scheduler,
-    check_cover,
     describe,
     knows_length,
-    rehearse,
-    spell_out,
 )
 
 Assembled = tuple[lightning.Trainer, Li2Module, TableDataModule]
@@ -102,21 +91,6 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
     command = [sys.executable, str(Path(__file__).resolve())]
     with RankGroup(config, command, join_process_group, plugin_modules(config)) as ranks:
         return lead(config, ranks) if ranks.is_first else follow(config, ranks)
-
-
-def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
-    """The checked config, with the defaults of callbacks and optimizers written into it.
-
-    Equal settings therefore share a hash, and config.yaml holds every value that was used.
-
-    Raises:
-        InputError: a key, a value or a plug-in does not fit.
-    """
-    config = load_config(values)
-    config.callbacks = with_defaults(config.callbacks)
-    config.optimizer = OptimizerConfig(**spell_out(asdict(config.optimizer), multiplied(config)))
-    multiply(config)
-    return config
 
 
 def lead(config: Config, ranks: RankGroup) -> RunResult:
@@ -189,38 +163,15 @@ def run_stack(configs: Sequence[Config], ended: Callable[[int, Outcome], None] |
 
 
 def assemble(config: Config, directory: Path, ranks: RankGroup, shows_progress: bool = True) -> Assembled:
-    """Config → task → network → module → callbacks → trainer, the same on every rank; writes nothing."""
+    """Config → data → module → callbacks → trainer, the same on every rank; writes nothing."""
     if config.trainer.threads is not None:
         use_threads(config.trainer.threads, ranks.processes_here)
     keep_freed_memory()
     lightning.seed_everything(config.seed, verbose=False)
-    dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
 
-    task = build_task(asdict(config.task))
-    split = build_split(task, asdict(config.data), config.seed)
-    ranks.check_rows(len(split.train))
-    seed = data_seed(asdict(config.data), config.seed)
-    data = TableDataModule(task, split, config.data.batch_size, seed, config.data.label_noise)
-    weights = read_weights(config.network.initial_weights, "network.initial_weights")
-    network = build_network(config.network, task, dtype, generator(config.seed, "initial weights"), weights)
-    check_cover(list(network.named_parameters()), network.roles())
-    build = partial(build_optimizer, config=asdict(config.optimizer), layouts=network.layouts())
-    with keeping_random_state():
-        rehearse(build, network.roles())
-    optimizer = build(network.roles())
-    scheduler = build_scheduler(optimizer, config.scheduler, config.max_steps)
-    module = Li2Module(
-        network,
-        build_loss(config.loss),
-        optimizer,
-        scheduler,
-        ridge=ridge_strength(config, len(split.train)),
-        evaluate_every_n_steps=config.data.evaluate_every_n_steps or data.steps_per_pass,
-        stop_at_test_accuracy=config.stop_at_test_accuracy,
-        compile_network=config.trainer.compile,
-        config=to_plain(config),
-        inputs=input_digests(config),
-    )
+    data = TableDataModule.from_config(config)
+    ranks.check_rows(len(data.train))
+    module = Li2Module.from_config(config, data)
     sections = config.callbacks if shows_progress else {**config.callbacks, "progress": {"enabled": False}}
     trainer = build_trainer(config, directory, build_callbacks(sections), ranks.environment)
     return trainer, module, data

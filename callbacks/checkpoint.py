@@ -17,9 +17,9 @@ from li2_lightning._compat import dump_checkpoint
 from li2_lightning.clock import clock
 from li2_lightning.errors import DivergenceError, InputError
 from li2_lightning.files import link_or_copy, replacing, row_files
-from li2_lightning.measurement.rows import Row
+from li2_lightning.measurement.rows import Position, Row
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.module import Li2Module, Position
+from li2_lightning.module import Li2Module
 from li2_lightning.networks.libraries import library, use_library
 from li2_lightning.runs.checkpoints import WINDOW, check_plain, remove_windows
 from li2_lightning.runs.metrics_csv import rows_written

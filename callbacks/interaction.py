@@ -78,7 +78,7 @@ class Interaction(Diagnostic):
 
 def equilibrium_ridge(module: Li2Module, state: StepState) -> Tensor | float:
     """η of the ridge equilibrium of the readout βV on F̃, which is the η of V divided by β²."""
-    beta = module.network_config.output_scale
+    beta = module.network.config.output_scale
     if module.ridge is not None:
         return module.ridge / beta**2
     decay = output_decay(module)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from callbacks.diagnostic import positive_integer
 from callbacks.registry import CALLBACKS
+from li2_lightning.log import tell
 from li2_lightning.measurement.rows import Row
 from li2_lightning.module import Li2Module
 from li2_lightning.runs.terminal import describe_transition
@@ -67,7 +68,7 @@ class ProgressBar(lightning.Callback):
         self._print_line()
 
     def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
-        self._print(describe_transition(transition.to_dict()))
+        tell(describe_transition(transition.to_dict()))
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop()
@@ -75,16 +76,10 @@ class ProgressBar(lightning.Callback):
     def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: Any) -> None:
         self._stop()
 
-    def _print(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
-        else:
-            print(line, flush=True)
-
     def _print_line(self) -> None:
         """Print the line of the newest row, unless it was printed before."""
         if self._line is not None:
-            print(self._line, flush=True)
+            tell(self._line)
             self._line = None
 
     def _stop(self) -> None:
@@ -94,8 +89,11 @@ class ProgressBar(lightning.Callback):
 
 
 def _total(trainer: lightning.Trainer) -> int | None:
-    """Number of steps of the run; None where a user's own Trainer counts epochs instead."""
-    return trainer.max_steps if trainer.max_steps >= 0 else None
+    """Number of steps of the run; None where no number of steps ends a user's own Trainer."""
+    if trainer.max_steps >= 0:
+        return trainer.max_steps
+    batches, epochs = trainer.limit_train_batches, trainer.max_epochs or -1
+    return batches * epochs if isinstance(batches, int) and epochs > 0 else None
 
 
 def _pair(row: Row, name: str) -> str:

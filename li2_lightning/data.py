@@ -5,9 +5,11 @@ Every rank keeps all rows (a few integers each) and trains and evaluates on its 
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -15,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from li2_lightning.config.checks import load_config
+from li2_lightning.config.schema import Config
 from li2_lightning.distributed.collectives import share, world_size
 from li2_lightning.errors import InputError
 from li2_lightning.seeds import generator
-from li2_lightning.tasks.splits import Split
-from li2_lightning.tasks.tasks import Task
+from li2_lightning.tasks.splits import Split, build_split, data_seed
+from li2_lightning.tasks.tasks import Task, build_task
 
 
 @dataclass
@@ -70,12 +74,28 @@ class Rows:
             yield self.take(slice(start, start + size))
 
 
+class Once:
+    """A loader of one batch."""
+
+    def __init__(self, batch: Rows) -> None:
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Rows]:
+        yield self._batch
+
+
 class TableDataModule(lightning.LightningDataModule):
     """Training and test rows of a task, without loader workers and without copies.
 
     One Lightning epoch is the whole run: the loader never ends, and the trainer stops at ``max_steps``. The batch of a
     step depends on the seed and the step alone. So a resumed run gets the batches of an uninterrupted run, and several
     ranks divide the batch that a single process would take.
+
+    The loaders of validation and test have one batch, the test rows. That of prediction has the whole table in the
+    order of the task.
 
     Attributes:
         train, test: all rows, on every rank.
@@ -91,13 +111,38 @@ class TableDataModule(lightning.LightningDataModule):
             and the last batch of a pass has the rows that are left.
     """
 
-    def __init__(self, task: Task, split: Split, batch_size: int | None, seed: int, label_noise: float = 0.0) -> None:
+    def __init__(
+        self, task: Task, split: Split, batch_size: int | None = None, seed: int = 0, label_noise: float = 0.0
+    ) -> None:
         super().__init__()
         self.task = task
         self.train = self.train_share = _with_wrong_labels(_rows(task, split.train), task, label_noise, seed)
         self.test = self.test_share = _rows(task, split.test)
         self.seed = seed
         self.batch_size = None if batch_size is None or batch_size >= len(self.train) else batch_size
+
+    @classmethod
+    def from_config(cls, config: Config | Mapping[str, Any] | None = None) -> TableDataModule:
+        """The rows of a run: the sections ``task`` and ``data`` of its config, and its seed.
+
+        Args:
+            config: the config, or the keys of it that differ from their defaults.
+
+        Raises:
+            InputError: a key or value does not fit, or a file is missing.
+        """
+        config = config if isinstance(config, Config) else load_config(config or {})
+        task, data = build_task(asdict(config.task)), asdict(config.data)
+        split = build_split(task, data, config.seed)
+        return cls(task, split, config.data.batch_size, data_seed(data, config.seed), config.data.label_noise)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Ten hexadecimal digits that change with the training rows and their labels."""
+        digest = hashlib.sha256()
+        for values in (self.train.tokens, self.train.labels):
+            digest.update(values.cpu().numpy().tobytes())
+        return digest.hexdigest()[:10]
 
     @property
     def is_full_batch(self) -> bool:
@@ -115,9 +160,24 @@ class TableDataModule(lightning.LightningDataModule):
         self.train, self.test = self.train.to(device), self.test.to(device)
         self.train_share, self.test_share = self.train.share(), self.test.share()
 
+    def teardown(self, stage: str) -> None:
+        # Lightning has the module on the CPU between two calls of a Trainer.
+        for name in ("train", "test", "train_share", "test_share"):
+            setattr(self, name, getattr(self, name).to(torch.device("cpu")))
+
     def train_dataloader(self) -> Iterator[Rows]:
         assert self.trainer is not None
         return self._batches(self.trainer)
+
+    def val_dataloader(self) -> Once:
+        return Once(self.test_share)
+
+    def test_dataloader(self) -> Once:
+        return Once(self.test_share)
+
+    def predict_dataloader(self) -> Once:
+        every = np.arange(len(self.task.labels))
+        return Once(_rows(self.task, every).to(self.train.labels.device).share())
 
     def transfer_batch_to_device(self, batch: Rows, device: torch.device, dataloader_idx: int) -> Rows:
         """Return the batch: `setup` has moved all rows once."""

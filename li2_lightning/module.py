@@ -8,30 +8,21 @@ An optimizer with ``train()`` and ``eval()`` has two sets of weights. At the tra
 updates are made. From the backward pass to the update the weights are at the eval point: rows are measured there, by a
 forward pass of their own, and checkpoints hold these weights.
 
-Besides Lightning's hooks a callback may define:
-
-* ``on_step_state(trainer, module, state)``: called once for each row, to add columns (`StepState.log`);
-* ``on_row(trainer, module, row)``: called with each finished row on the host, in order; an undefined value is None, and
-  values that the callback adds to the dictionary become part of the row;
-* ``on_stage_transition(trainer, module, transition)``: called when a `li2_lightning.theory.stages.Transition` is
-  declared;
-* ``on_last_row(trainer, module)``: called once, after the ``on_row`` of the last row;
-* ``on_interrupt(trainer, module)``: called when a signal stops the run at the weights of the newest row.
+Besides Lightning's hooks, a callback may have those of `li2_lightning.measurement.rows`.
 """
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -39,44 +30,33 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from li2_lightning._compat import has_gradient_hooks, is_step_overflow
 from li2_lightning.cadence import is_marked
-from li2_lightning.config.schema import PRECISIONS, NetworkConfig
+from li2_lightning.config.checks import read_config
+from li2_lightning.config.identity import input_digests, ridge_strength
+from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.data import Rows, TableDataModule
 from li2_lightning.distributed.collectives import sum_over_ranks, world_size
-from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import DivergenceError, InputError, Interrupted
-from li2_lightning.losses import Loss
-from li2_lightning.measurement.passes import Passes
-from li2_lightning.measurement.rows import Row, call_hook, rows_to_host
+from li2_lightning.log import tell
+from li2_lightning.losses import Loss, build_loss
+from li2_lightning.measurement.evaluation import EvaluatedModule
+from li2_lightning.measurement.requirements import check_trainer, make_folder
+from li2_lightning.measurement.rows import MONITORED, Position, Row, call_hook, offer, rows_to_host
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.networks.base import Activity, Network
-from li2_lightning.runs.checkpoints import updates_left
+from li2_lightning.networks.base import Network
+from li2_lightning.networks.build import build_optimizer, restore_network
+from li2_lightning.runs.checkpoints import network_weights, read_checkpoint, read_weights, updates_left
 from li2_lightning.seeds import random_state
 
 # Rows that collect on an accelerator before one transfer moves them to the host.
 ROWS_PER_TRANSFER = 16
 
 
-@dataclass
-class Position:
-    """What changes with every row; apart from the module, in which setting an attribute takes ten times as long.
-
-    Attributes:
-        row: the newest row that was measured.
-        finite_row: the newest row whose training loss was finite.
-        waiting: rows that are not on the host yet.
-        random_state: of the global sources, before the forward pass of the present step.
-        together: the number of runs that take this step together, this run included.
-    """
-
-    row: int = -1
-    finite_row: int | None = None
-    waiting: list[dict[str, Tensor | float]] = field(default_factory=list)
-    random_state: dict[str, Any] = field(default_factory=dict)
-    together: int = 1
-
-
-class Li2Module(lightning.LightningModule):
+class Li2Module(EvaluatedModule):
     """Trains a network on a `TableDataModule` and publishes one row after the other.
+
+    `from_config` and `load_from_checkpoint` make one; any Trainer of Lightning takes it:
+    ``lightning.Trainer(max_steps=400).fit(module, module.data)``. A further fit goes on from the weights and the state
+    of the optimizer that the fit before has left.
 
     Args:
         network: `li2_lightning.networks.base.Network`.
@@ -90,6 +70,7 @@ class Li2Module(lightning.LightningModule):
         compile_network: run the network through ``torch.compile``.
         config: the plain config, kept in every checkpoint.
         inputs: digests of the input files (`li2_lightning.config.identity.input_digests`), kept in every checkpoint.
+        data: the rows that `data` gives where the Trainer has none.
     """
 
     def __init__(
@@ -105,14 +86,16 @@ class Li2Module(lightning.LightningModule):
         compile_network: bool = False,
         config: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
+        data: TableDataModule | None = None,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.loss = loss
-        self.ridge = ridge
+        # In a partial: a module as an attribute would put its weights into every checkpoint a second time.
+        call = partial(torch.compile(network)) if compile_network else None
+        super().__init__(network, loss, optimizer, ridge, call, data)
+        self.scheduler = scheduler
         self.evaluate_every_n_steps = evaluate_every_n_steps
         self.stop_at_test_accuracy = stop_at_test_accuracy
         self.config, self.inputs = dict(config or {}), dict(inputs or {})
+        self.save_hyperparameters(self.config)
         self.position = Position()
         # Whether the last row is published, and whether the run was asked to stop before that row.
         self._ended = self._announced = self._stopped = False
@@ -121,50 +104,94 @@ class Li2Module(lightning.LightningModule):
         # The handler of a signal sets this number; the run stops after a backward pass, when its state is consistent.
         self.stop_signal: int | None = None
         self.signal_handlers: dict[int, Any] = {}
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.has_eval_point = all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
-        if self.has_eval_point and network.config.normalize_weights:
-            raise InputError(
-                "network.normalize_weights=true acts on the weights that are trained; this optimizer is evaluated at "
-                "others, which are not normalized; choose another optimizer or leave it false."
-            )
-        # While the weights are at the eval point: a copy of the train point, since optimizer.train() rounds.
-        self._train_point: dict[str, Tensor] = {}
-        self._compiled: Callable[..., Activity] | None = None
-        if compile_network:
-            compiled = torch.compile(network)
-            # A function: a module as an attribute would put its weights into every checkpoint a second time.
-            self._compiled = lambda tokens: compiled(tokens)
-        self._passes: Passes | None = None
         self._state: StepState | None = None
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config | Mapping[str, Any] | None = None,
+        data: TableDataModule | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Li2Module:
+        """The module of a run with its initial weights and its optimizer.
+
+        Args:
+            config: the keys that differ from their defaults, as for ``train.run``; or what `read_config` made of them.
+            data: rows of your own, of any task; None takes those of the config.
+            weights: the parameters of the network by name (W, V, …); None takes the initial weights of the config.
+
+        Raises:
+            InputError: a key, a value or a plug-in does not fit, or a file is missing.
+        """
+        config = config if isinstance(config, Config) else read_config(config or {})
+        data = data or TableDataModule.from_config(config)
+        initial = read_weights(config.network.initial_weights, "network.initial_weights") if weights is None else None
+        network = restore_network(config, data.task, weights or initial, None if initial else "weights")
+        optimizer, scheduler = build_optimizer(config, network)
+        return cls(
+            network,
+            build_loss(config.loss),
+            optimizer,
+            scheduler,
+            ridge=ridge_strength(config, len(data.train)),
+            evaluate_every_n_steps=config.data.evaluate_every_n_steps or data.steps_per_pass,
+            stop_at_test_accuracy=config.stop_at_test_accuracy,
+            compile_network=config.trainer.compile,
+            config=to_plain(config),
+            inputs=input_digests(config),
+            data=data,
+        )
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | PathLike[str],
+        map_location: str | torch.device | None = None,
+        weights_only: bool | None = None,
+        *,
+        data: TableDataModule | None = None,
+    ) -> Li2Module:
+        """The module with the weights of a checkpoint: of a run, or of Lightning's ModelCheckpoint.
+
+        The config in the checkpoint describes the module. ``trainer.fit(module, module.data, ckpt_path=...)`` restores
+        the optimizer, too.
+
+        Args:
+            checkpoint_path: the file; no code in it is run.
+            map_location: the device of the weights; None is the CPU.
+            weights_only: Lightning's argument; a checkpoint of this project is plain data in any case.
+            data: the rows, for a module that was made with rows of your own.
+
+        Raises:
+            InputError: the file cannot be read, a plug-in that its config names is unknown, or the rows of the
+                checkpoint are others.
+        """
+        where = str(checkpoint_path)
+        checkpoint = read_checkpoint(Path(checkpoint_path), where)
+        ours = checkpoint["li2_lightning"]
+        if not ours["config"]:
+            raise InputError(f"{where} has no config, since its module was not made by Li2Module.from_config.")
+        config = read_config(ours["config"])
+        rows = data or TableDataModule.from_config(config)
+        if ours.get("training_rows", rows.fingerprint) != rows.fingerprint:
+            raise InputError(
+                f"{where} was trained on other rows than {'those given' if data else 'its config describes'}; give "
+                "load_from_checkpoint the rows of its module as data=."
+            )
+        module = cls.from_config(config, rows, network_weights(checkpoint))
+        return module if map_location is None else module.to(map_location)
 
     @property
     def last_row(self) -> int:
         """The newest row that was measured; −1 before the first."""
         return self.position.row
 
-    @property
-    def network_config(self) -> NetworkConfig:
-        """The ``network`` section."""
-        return self.network.config
-
     # -- training ---------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Optimizer | OptimizerLRSchedulerConfig:
         if self.scheduler is None:
             return self.optimizer
-        return {
-            "optimizer": self.optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"},
-        }
-
-    @property
-    def passes(self) -> Passes:
-        """The forward passes of this run; the rows are on the device from `setup` on."""
-        if self._passes is None:
-            precision = self.trainer.precision_plugin.train_step_context
-            self._passes = Passes(self.network, self.loss, self.data, precision, self.ridge, self._compiled)
-        return self._passes
+        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         self.position.random_state = random_state()
@@ -181,18 +208,22 @@ class Li2Module(lightning.LightningModule):
         return losses.sum() / batch.total
 
     def on_fit_start(self) -> None:
-        self._check_trainer()
+        check_trainer(self.trainer)
+        make_folder(self.trainer)
         with self.trainer.precision_plugin.train_step_context():
             reason = self.network.why_plain()
-        if reason is None and self._compiled is not None:
+        if reason is None and self._call is not None:
             reason = "trainer.compile"
-        if self.trainer.is_global_zero:
-            kernel = "rows in blocks that stay in cache" if reason is None else f"the plain formula ({reason})"
-            print(f"forward and backward: {kernel}")
-            if self.has_eval_point:
-                print("rows: by a forward pass of their own, at the optimizer's eval point")
+        kernel = "rows in blocks that stay in cache" if reason is None else f"the plain formula ({reason})"
+        tell(f"forward and backward: {kernel}")
+        if self.has_eval_point:
+            tell("rows: by a forward pass of their own, at the optimizer's eval point")
 
     def on_train_start(self) -> None:
+        # A fit has a last row of its own; and a further Trainer counts its steps, and so the rows, from 0.
+        self._ended = self._announced = self._stopped = False
+        if self.last_row > self.global_step:
+            self.position.row, self.position.finite_row = -1, None
         # Lightning has just installed its own handlers, which would end the run after this step without a checkpoint.
         for signum, handler in self.signal_handlers.items():
             signal.signal(signum, handler)
@@ -250,48 +281,35 @@ class Li2Module(lightning.LightningModule):
         """The error of an update that `is_step_overflow` recognizes."""
         return DivergenceError(f"Training diverged: the update after row {self.last_row} overflows.")
 
-    def _check_trainer(self) -> None:
-        """Refuse settings of a user's own Trainer that would make the rows wrong (`build_trainer` makes none)."""
-        trainer = self.trainer
-        if not isinstance(getattr(trainer, "datamodule", None), TableDataModule):
-            raise InputError("Li2Module trains on a TableDataModule only; call trainer.fit(module, data) with one.")
-        accumulates = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if trainer.accumulate_grad_batches != 1 or accumulates:
-            raise InputError(
-                "Li2Module makes one update a batch, since every row describes one update; leave out "
-                "accumulate_grad_batches and GradientAccumulationScheduler and choose data.batch_size."
-            )
-        if trainer.max_steps < 0 and not isinstance(trainer.limit_train_batches, int):
-            raise InputError(
-                "An epoch of Li2Module never ends by itself; give the Trainer max_steps, or limit_train_batches with "
-                "max_epochs."
-            )
-        if trainer.world_size != world_size() or not isinstance(
-            trainer.strategy, SingleDeviceStrategy | SummingStrategy
-        ):
-            raise InputError(
-                f"{type(trainer.strategy).__name__} does not sum the gradients of uneven shares; train with train.run "
-                "and trainer.devices, or on one device with strategy='auto'."
-            )
-        if trainer.precision not in PRECISIONS:
-            raise InputError(f"precision={trainer.precision!r} is unknown to Li2Module; use {', '.join(PRECISIONS)}.")
-
     @property
     def is_last_update(self) -> bool:
         """Before an update: whether it is the last, because of ``max_steps`` or a request to stop.
 
         A decision that follows the update (a time limit) is not known here.
         """
-        return self.trainer.should_stop or self.global_step + 1 == self.trainer.max_steps
+        trainer = self.trainer
+        is_last_batch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        return trainer.should_stop or is_last_batch or self.global_step + 1 == trainer.max_steps
 
     def on_train_epoch_end(self) -> None:
-        # The one epoch of a run ends with its last update. A trainer with several epochs goes on after most of them.
-        if self.trainer.fit_loop.done:
+        # A Trainer with several epochs goes on after most of them. (Lightning's fit_loop.done would print its answer.)
+        trainer, epochs = self.trainer, self.trainer.current_epoch + 1
+        may_stop = epochs >= (trainer.min_epochs or 0) and self.global_step >= (trainer.min_steps or 0)
+        if epochs == trainer.max_epochs or self.global_step == trainer.max_steps or (trainer.should_stop and may_stop):
             self.end()
+        else:
+            self.hand_over()
+
+    def on_train_end(self) -> None:
+        # For a run that a callback stopped at the end of an epoch, as EarlyStopping does.
+        self.end()
 
     def on_fit_end(self) -> None:
-        # For a run that was stopped between epochs or before its first update.
-        self.end()
+        if not self._announced:
+            # For a run that was stopped before its first update. Lightning has moved the weights to the CPU.
+            self.data.teardown("fit")
+            self._passes = None
+            self.end()
 
     def end(self) -> None:
         """Publish the last row, which describes the present weights; once, whatever ended the run."""
@@ -318,25 +336,9 @@ class Li2Module(lightning.LightningModule):
     def after_last_row(self) -> None:
         """Give out the rows that wait, and announce the last of them to the callbacks, once."""
         if not self._announced:
-            self._ended = self._announced = True
+            self._ended, self._announced, self._stops_next = True, True, False
             self.hand_over()
             call_hook(self.trainer, "on_last_row", self)
-
-    @torch.no_grad()
-    def to_eval_point(self) -> None:
-        """Move the weights to the eval point; before the first update both points are the same."""
-        if self.has_eval_point and not self._train_point and self.global_step > 0:
-            self._train_point = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-            self.optimizer.eval()  # type: ignore[attr-defined]
-
-    @torch.no_grad()
-    def to_train_point(self) -> None:
-        """Move the weights back to the train point, to the same bits."""
-        if self.has_eval_point:
-            self.optimizer.train()  # type: ignore[attr-defined]
-            for name, weight in self._train_point.items():
-                self.network.get_parameter(name).copy_(weight)
-            self._train_point = {}
 
     def _add_ranks(self) -> int | None:
         """Sum the gradients of all ranks, in place; return the signal at which all ranks stop now, or None."""
@@ -357,13 +359,6 @@ class Li2Module(lightning.LightningModule):
     def is_due(self) -> bool:
         """Whether this step has a row that has not been measured."""
         return self.global_step > self.last_row and is_marked(self.evaluate_every_n_steps, self.global_step)
-
-    @property
-    def data(self) -> TableDataModule:
-        """The training and test rows of this run."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, TableDataModule)
-        return data
 
     def readout_gradient(self, network: Network) -> Tensor | None:
         """∂L/∂V over all training rows at the weights of the row, if the gradient of V is that; else None.
@@ -394,6 +389,7 @@ class Li2Module(lightning.LightningModule):
         """Give rows on the host to callbacks and loggers; errors as for `hand_over`."""
         for row in rows:
             call_hook(self.trainer, "on_row", self, row)
+            offer(self.trainer, row)
             step = int(row["step"] or 0)
             for logger in self.trainer.loggers:
                 logger.log_metrics({k: v for k, v in row.items() if v is not None}, step)
@@ -420,9 +416,11 @@ class Li2Module(lightning.LightningModule):
             "inputs": self.inputs,
             "is_last": self._ended,
             "updates_left": int(not self._stopped) if self.trainer.should_stop else None,
+            "training_rows": self.data.fingerprint,
         }
         if self._train_point:
             checkpoint["li2_lightning"]["train_point"] = dict(self._train_point)
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["li2_lightning"]
@@ -440,6 +438,10 @@ class Li2Module(lightning.LightningModule):
         """Queue a finished row."""
         self.position.waiting.append({"step": float(state.step), **state.columns})
         self.position.row = state.step
+        if self.device.type != "cpu":
+            # The row waits, but Lightning's callbacks may look at it before it is on the host.
+            columns = {name: value for name in MONITORED if isinstance(value := state.columns.get(name), Tensor)}
+            self.trainer.callback_metrics.update(columns)
 
     @property
     def rows_are_due(self) -> bool:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 from li2_lightning.errors import InputError, nearest, reason, unknown
@@ -226,6 +227,14 @@ def _announced(point: EntryPoint) -> str:
 
 def _where(entry: Any) -> str:
     return f"{entry.__module__}.{getattr(entry, '__qualname__', type(entry).__name__)}"
+
+
+def package(name: str) -> ModuleType:
+    """One of the packages of plug-ins, ``optimizers`` or ``callbacks``.
+
+    They import this library, which therefore finds them by name, and only when it reads a config or builds from it.
+    """
+    return importlib.import_module(name)
 
 
 # -- options -------------------------------------------------------------------------------------------------

@@ -27,39 +27,12 @@ from li2_lightning.clock import clock
 from li2_lightning.config.schema import Config
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import InputError, unknown
+from li2_lightning.measurement.requirements import EXTRA, REFUSED, why_refused
 
 # glibc's parameters of mallopt, and the largest value it takes for the second.
 TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**25
 
 
-# ``trainer.extra``: the arguments of Lightning's Trainer that a run may have beside those of `build_trainer`.
-EXTRA = (
-    "profiler", "gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly", "fast_dev_run", "max_time",
-    "deterministic", "benchmark", "enable_model_summary",
-)  # fmt: skip
-# Why every other argument is refused.
-REFUSED = {
-    "it is a key of its own, trainer.{name}": ("accelerator", "devices", "num_nodes", "precision"),
-    "it is a key of its own, {name}": ("max_steps",),
-    "ranks divide the rows and sum their gradients in a way of ours": (
-        "strategy", "plugins", "use_distributed_sampler", "sync_batchnorm",
-    ),
-    "the sections logger and callbacks and the key output_dir say where a run is kept": (
-        "logger", "callbacks", "default_root_dir", "enable_checkpointing", "model_registry", "enable_autolog_hparams",
-    ),
-    "callbacks.progress shows the progress": ("enable_progress_bar",),
-    "a run is one endless epoch, whose length is max_steps and whose rows are those of the data section": (
-        "max_epochs", "min_epochs", "min_steps", "limit_train_batches", "overfit_batches",
-        "reload_dataloaders_every_n_epochs",
-    ),
-    "a run has no validation loop, because each row measures both splits": (
-        "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval",
-        "check_val_every_n_epoch", "num_sanity_val_steps", "inference_mode",
-    ),
-    "data.evaluate_every_n_steps says which rows there are": ("log_every_n_steps",),
-    "every row describes one update; data.batch_size says how many rows an update takes": ("accumulate_grad_batches",),
-    "it switches off the callbacks, which measure the rows": ("barebones",),
-}  # fmt: skip
 PROFILERS: dict[str, type[Profiler]] = {"advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 # The hooks of this project, which Lightning's profilers do not know of.
 OUR_HOOKS = ("on_step_state", "on_row", "on_stage_transition", "on_last_row")
@@ -124,6 +97,8 @@ def build_trainer(
                 "enable_checkpointing": False,
                 "enable_progress_bar": False,
                 "enable_model_summary": False,
+                # The loggers get the config with its hash, from the code that makes them.
+                "enable_autolog_hparams": False,
                 "limit_val_batches": 0,
             }
             built = lightning.Trainer(**arguments | extra)
@@ -162,13 +137,12 @@ def _extra_arguments(config: Config, directory: Path, callbacks: Sequence[lightn
     Raises:
         InputError: an argument is unknown or is refused, with the reason.
     """
-    reasons = {name: reason for reason, names in REFUSED.items() for name in names}
     for name in config.trainer.extra:
-        if name in reasons:
-            reason = reasons[name].format(name=name)
+        if (reason := why_refused(name)) is not None:
             raise InputError(f"trainer.extra.{name} is refused: {reason}; trainer.extra takes {', '.join(EXTRA)}.")
         if name not in EXTRA:
-            raise unknown("key of trainer.extra:", name, [*EXTRA, *reasons], ", ".join(EXTRA))
+            refused = [name for names in REFUSED.values() for name in names]
+            raise unknown("key of trainer.extra:", name, [*EXTRA, *refused], ", ".join(EXTRA))
     extra = dict(config.trainer.extra)
     chosen = extra.get("profiler")
     if chosen is not None:

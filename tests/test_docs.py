@@ -15,10 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from li2_lightning.cli.hydra_errors import prepare
 from li2_lightning.cli.main import main
+from li2_lightning.config.checks import read_config
 from tests.cli.conftest import ROOT
 from tests.cli.test_configs import composed
 from tests.cli.test_readme import commands, fenced
-from train import read_config
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

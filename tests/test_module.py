@@ -532,13 +532,6 @@ def test_a_strategy_that_does_not_sum_gradients_is_refused(
         module.on_fit_start()
 
 
-def test_a_loader_without_our_data_is_refused(fit: Fit) -> None:
-    module = fit()[1]
-    trainer = lightning.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    with quiet_lightning(), pytest.raises(InputError, match="TableDataModule"):
-        trainer.fit(module, train_dataloaders=[0, 1])
-
-
 class Scaling(lightning.Callback):
     """Multiplies the gradients at a hook of Lightning's."""
 

@@ -12,11 +12,10 @@ import lightning
 import pytest
 import torch
 
-from li2_lightning.config.checks import load_config
+from li2_lightning.config.checks import load_config, read_config
 from li2_lightning.config.identity import config_hash
 from li2_lightning.errors import InputError
 from li2_lightning.trainer import EXTRA, REFUSED, build_trainer
-from train import read_config
 
 REFUSED_NAMES = [name for names in REFUSED.values() for name in names]
 SGD = ("optimizer.hidden.name=sgd", "optimizer.output.name=sgd", "optimizer.lr=0.5", "optimizer.weight_decay=0",

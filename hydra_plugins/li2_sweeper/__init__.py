@@ -49,11 +49,11 @@ class Sweeper(HydraSweeper):
     def sweep(self, arguments: list[str]) -> None:
         from li2_lightning._compat import end_joblib_workers, job_error
         from li2_lightning.cli.hydra_errors import quoted, to_hydra
+        from li2_lightning.config.checks import read_config
         from li2_lightning.distributed.machine import search_path
         from li2_lightning.errors import InputError
         from li2_lightning.sweeps.lead import Sweep
         from li2_lightning.sweeps.plan import plan
-        from train import read_config
 
         assert self.config is not None
         assert self.launcher is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -11,9 +12,26 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from li2_lightning.config.identity import run_name
-from li2_lightning.config.schema import Config, NetworkConfig, declared, keys, to_plain
+from li2_lightning.config.identity import multiplied, multiply, run_name
+from li2_lightning.config.schema import Config, NetworkConfig, OptimizerConfig, declared, keys, to_plain
 from li2_lightning.errors import InputError, nearest, readable, unknown
+from li2_lightning.plugins import package
+
+
+def read_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
+    """The checked config, with the defaults of callbacks and optimizers written into it.
+
+    Equal settings therefore share a hash, and config.yaml holds every value that was used.
+
+    Raises:
+        InputError: a key, a value or a plug-in does not fit.
+    """
+    config = load_config(values)
+    config.callbacks = package("callbacks").with_defaults(config.callbacks)
+    spelled = package("optimizers").spell_out(asdict(config.optimizer), multiplied(config))
+    config.optimizer = OptimizerConfig(**spelled)
+    multiply(config)
+    return config
 
 
 def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from li2_lightning.losses import Loss, RunByRun, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums
 from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
 from li2_lightning.measurement.step_state import StepState
-from li2_lightning.networks.base import Activity, Network
+from li2_lightning.networks.base import Activity, Moments, Network
 from li2_lightning.plugins import takes_stacks
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
@@ -26,6 +27,20 @@ class SplitRows(Protocol):
     train: Rows
     train_share: Rows
     test_share: Rows
+
+
+@dataclass
+class Reference:
+    """What the outputs of any rows take from the training rows at the same weights.
+
+    Attributes:
+        outputs, labels: of this rank's training rows; the loss may fit an offset per class to them.
+        moments: their statistics for batch norm.
+    """
+
+    outputs: Tensor
+    labels: Tensor
+    moments: tuple[Moments, ...]
 
 
 class Passes:
@@ -84,6 +99,22 @@ class Passes:
             activity = self._forward_training_rows(self.data.train_share, sums)
             losses = self.loss.fitted_rows(activity.outputs, self.data.train_share.labels)
             return self._measure(step, activity, losses, sums)
+
+    @torch.no_grad()
+    def reference(self) -> Reference:
+        """What the outputs of any rows take from the training rows, at the present weights."""
+        rows = self.data.train_share.to(self.network.V.device)
+        with self._precision():
+            activity = self._forward_training_rows(rows, None)
+        return Reference(activity.outputs, rows.labels, activity.moments)
+
+    @torch.no_grad()
+    def evaluate(self, rows: Rows, reference: Reference) -> tuple[Tensor, Tensor]:
+        """The loss of each of some rows, (n,), and their outputs, n × C, as for the test rows of a row of metrics."""
+        with self._precision():
+            outputs = self.network.evaluate(rows.tokens, reference.moments)
+            outputs = self.loss.fitted_outputs(outputs, reference.outputs, reference.labels)
+            return self.loss.rows(outputs, rows.labels), outputs
 
     @torch.no_grad()
     def solve_readout(self) -> None:

@@ -1,7 +1,7 @@
 """Reading finished and unfinished runs, for notebooks, tables and figures.
 
 run = li2_lightning.load_run("outputs/latest")
-run["optimizer.lr"], run.metrics["test/accuracy"], run.stages, run.weights()["W"]
+run["optimizer.lr"], run.metrics["test/accuracy"], run.stages, run.weights()["W"], run.network()(tokens).outputs
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from li2_lightning.config.checks import load_config
 from li2_lightning.config.identity import NOT_HASHED, is_within
 from li2_lightning.errors import InputError, unknown
+from li2_lightning.networks.base import Network
+from li2_lightning.networks.build import restore_network
 from li2_lightning.runs.checkpoints import network_weights, read_checkpoint
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import first_step, read_metrics
@@ -109,23 +112,50 @@ class Run:
         """The first step at which ``column`` was at least ``level``; None if it never was."""
         return first_step(self.metrics, column, level) if column in self.metrics else None
 
-    def weights(self, checkpoint: str = "last") -> dict[str, Tensor]:
-        """The network's parameters by name (W, V, …), inputs × outputs.
+    def checkpoint(self, name: str | int = "last") -> Path:
+        """The file of a checkpoint, for ``Li2Module.load_from_checkpoint``.
 
         Args:
-            checkpoint: a file of ``checkpoints/`` without its suffix: "last", "row-000100".
+            name: a file of ``checkpoints/`` without its suffix ("last", "best", "stage-3"), or the number of a row.
+
+        Raises:
+            InputError: the run has kept no such checkpoint.
+        """
+        name = f"row-{name:06d}" if isinstance(name, int) else name
+        folder = self.directory / "checkpoints"
+        kept = [file.stem for file in folder.glob("*.ckpt")]
+        if name not in kept:
+            if not kept:
+                raise InputError(f"{self.directory} has kept no checkpoint.")
+            raise unknown(f"checkpoint of {self.directory}:", name, kept)
+        return folder / f"{name}.ckpt"
+
+    def weights(self, checkpoint: str | int = "last") -> dict[str, Tensor]:
+        """The network's parameters by name (W, V, …), inputs × outputs, at the eval point.
+
+        Args:
+            checkpoint: as for `checkpoint`.
 
         Raises:
             InputError: the checkpoint does not exist or cannot be loaded.
         """
-        folder = self.directory / "checkpoints"
-        path = folder / f"{checkpoint}.ckpt"
-        kept = [file.stem for file in folder.glob("*.ckpt")]
-        if checkpoint not in kept:
-            if not kept:
-                raise InputError(f"{self.directory} has kept no checkpoint.")
-            raise unknown(f"checkpoint of {self.directory}:", checkpoint, kept)
+        path = self.checkpoint(checkpoint)
         return network_weights(read_checkpoint(path, str(path)))
+
+    def network(self, checkpoint: str | int = "last") -> Network:
+        """The trained network, at the eval point: ``network(tokens)`` gives outputs and features of rows.
+
+        With batch norm, give `Network.forward` the moments of the training rows, or take
+        ``Li2Module.load_from_checkpoint(run.checkpoint())``, which has them.
+
+        Args:
+            checkpoint: as for `checkpoint`.
+
+        Raises:
+            InputError: as for `weights` and `task`, or the config names a plug-in that is unknown here.
+        """
+        config, path = load_config(self.config), self.checkpoint(checkpoint)
+        return restore_network(config, self.task, self.weights(checkpoint), str(path))
 
     def __getitem__(self, key: str) -> Any:
         """The value or section of the config at a dotted key; an unknown key is an `InputError`."""

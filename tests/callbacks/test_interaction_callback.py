@@ -52,7 +52,7 @@ def dense(F: Tensor, ridge: float) -> tuple[float, float]:
 )
 def test_the_columns_are_those_of_the_whole_inverse(tiny_run: Any, overrides: list[str], ridge: str) -> None:
     run = tiny_run(OFF, "max_steps=4", "optimizer.lr=0.05", *overrides, callbacks=[Interaction(2, PAIRS)])
-    n, beta = len(run.data.train.labels), run.module.network_config.output_scale
+    n, beta = len(run.data.train.labels), run.module.network.config.output_scale
     for row in run.rows:
         if row["step"] % 2 and "data.batch_size=5" not in overrides:
             assert row[SHARE] is None

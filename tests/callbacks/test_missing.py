@@ -32,7 +32,7 @@ def dense(run: Any, group: groups.FiniteGroup, step: int) -> dict[str, Any]:
     projectors = [torch.tensor(block.projector) for block in isotypic_blocks(group)[1:]]
     Y = functional.one_hot(run.data.train.labels, group.order).double()
     R, Yc = (m - m.mean(dim=0) for m in (Y - seen.outputs, Y))
-    V = run.module.network_config.output_scale * seen.weights["V"]
+    V = run.module.network.config.output_scale * seen.weights["V"]
     F = seen.features - seen.features.mean(dim=0)
 
     def by_block(of: Any) -> Tensor:

@@ -16,13 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS
 from callbacks.registry import KEEPING, MEASURING
-from li2_lightning.config.checks import load_config
+from li2_lightning.config.checks import load_config, read_config
 from li2_lightning.config.identity import config_hash
 from li2_lightning.config.schema import Config
 from li2_lightning.runs.directory import RunDirectory
 from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import ROOT, CommandLine
-from train import read_config
 
 CONFIGS = ROOT / "configs"
 VARIATIONS = [path.relative_to(CONFIGS).with_suffix("") for path in sorted(CONFIGS.glob("*/*.yaml"))]

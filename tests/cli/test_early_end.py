@@ -103,7 +103,7 @@ def test_ctrl_c_in_one_of_the_other_commands_is_one_line(
     ],
     ids=["in an import", "in one that catches everything", "ignored"],
 )
-@pytest.mark.parametrize("module", ["hydra", "torch"])
+@pytest.mark.parametrize("module", ["hydra", "lightning"])
 def test_ctrl_c_during_the_imports_is_one_line(
     module: str, source: str, ignored: bool, code: int, err: str, tmp_path: Path
 ) -> None:

@@ -16,13 +16,12 @@ from callbacks import registry as callback_registry
 from callbacks.gram import Gram
 from callbacks.registry import KEEPING
 from li2_lightning.config import identity
-from li2_lightning.config.checks import load_config
+from li2_lightning.config.checks import load_config, read_config
 from li2_lightning.config.identity import NOT_HASHED, config_hash, multiply, ridge_strength, run_name
 from li2_lightning.config.schema import Config, NetworkConfig, keys, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.tasks.tasks import TASKS
 from optimizers import OPTIMIZERS, SCHEDULES, schedules
-from train import read_config
 
 
 def merged(**values: Any) -> Config:

@@ -190,3 +190,21 @@ def test_a_config_that_is_not_ours_makes_no_run(tmp_path: Path, text: str) -> No
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match="holds no runs"):
         find_runs([tmp_path])
+
+
+def test_the_network_of_a_run_computes_its_outputs(small_sweep: Path) -> None:
+    run = load_run(small_sweep / "latest")
+    network = run.network()
+    operands, labels = torch.from_numpy(run.task.operands), torch.from_numpy(run.task.labels)
+    right = network(operands).outputs.argmax(-1) == labels
+    for split, rows in (("train", run.split.train), ("test", run.split.test)):
+        assert right[rows].double().mean().item() == run.metrics[f"{split}/accuracy"].iloc[-1]
+    W, V = (run.weights()[name] for name in ("W", "V"))
+    one = torch.eye(7)
+    F = (torch.cat([one[operands[:, 0]], one[operands[:, 1]]], dim=1) @ W).square()
+    torch.testing.assert_close(network(operands).outputs.detach(), F @ V)
+    torch.testing.assert_close(network.compute_features(operands).last.detach(), F)
+    torch.testing.assert_close(run.network(12).W, network.W, rtol=0, atol=0)
+    assert run.checkpoint("best").name == "best.ckpt"
+    with pytest.raises(InputError, match=r"Unknown checkpoint of .*'row-000005'"):
+        run.network(5)
