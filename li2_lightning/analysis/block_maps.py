@@ -41,22 +41,24 @@ class BlockMap:
     values: npt.NDArray[np.float64]
 
 
-def missing_maps(run: Run) -> list[BlockMap]:
-    """The maps of ``features/blocks.npz``; empty where the run has no such file.
+def missing_maps(run: Run) -> dict[str, BlockMap]:
+    """The maps of ``features/blocks.npz`` by the keys of `TITLES`; empty where the run has no such file.
 
     Raises:
         InputError: the file cannot be read.
     """
     path = run.directory / "features" / "blocks.npz"
     if not path.exists():
-        return []
+        return {}
     try:
         arrays = read_npz(path, ("steps", "labels", *TITLES))
         labels = [str(label) for label in arrays["labels"]]
         shape = len(arrays["steps"]), len(labels)
         if wrong := [name for name in TITLES if arrays[name].shape != shape]:
             raise ValueError(f"its array {wrong[0]!r} is not steps × labels")
-        return [BlockMap(title, arrays["steps"], labels, arrays[name].astype(float)) for name, title in TITLES.items()]
+        return {
+            name: BlockMap(title, arrays["steps"], labels, arrays[name].astype(float)) for name, title in TITLES.items()
+        }
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {message(error)}; remove it to do without its maps.") from error
 

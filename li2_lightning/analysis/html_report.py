@@ -79,7 +79,7 @@ def write_run_report(run: Run, path: Path | None = None) -> Path:
         _section(
             "Missing features",
             "By isotypic block of the group, on the training rows (callback missing).",
-            [*_charts(run, MISSING_CHARTS), *map(_map, missing_maps(run))],
+            [*_charts(run, MISSING_CHARTS), *map(_map, missing_maps(run).values())],
         ),
         _section(
             "Progress measures",
