@@ -181,7 +181,9 @@ def test_the_site_builds_without_a_warning(hooks: ModuleType, tmp_path: Path, mo
     index = json.loads((tmp_path / "search" / "search_index.json").read_text(encoding="utf-8"))
     found = {entry["location"].partition("#")[0] for entry in index["docs"]}
     pages = {str(page.relative_to(DOCS).with_suffix(".html")) for page in PAGES}
-    assert pages | {f"api/{package}.html" for package in hooks.packages()} <= found
+    notebooks = {f"notebooks/{path.stem}.html" for path in (DOCS / "notebooks").glob("*.ipynb")}
+    assert len(notebooks) == 2
+    assert pages | notebooks | {f"api/{package}.html" for package in hooks.packages()} <= found
     assert "predicted_maxima" in (tmp_path / "api" / "li2_lightning.theory.html").read_text(encoding="utf-8")
     assert 'href="play/index.html"' in (tmp_path / "play.html").read_text(encoding="utf-8")
     assert {path.name for path in (tmp_path / "play").iterdir()} == {"index.html", "page.js", "trainer.js"}
