@@ -185,6 +185,7 @@ def test_the_site_builds_without_a_warning(hooks: ModuleType, tmp_path: Path, mo
     assert len(notebooks) == 2
     assert pages | notebooks | {f"api/{package}.html" for package in hooks.packages()} <= found
     assert "predicted_maxima" in (tmp_path / "api" / "li2_lightning.theory.html").read_text(encoding="utf-8")
+    assert "(best E*)" in (tmp_path / "columns.html").read_text(encoding="utf-8"), "no emphasis"
     assert 'href="play/index.html"' in (tmp_path / "play.html").read_text(encoding="utf-8")
     assert {path.name for path in (tmp_path / "play").iterdir()} == {"index.html", "page.js", "trainer.js"}
     for page in tmp_path.rglob("*.html"):
