@@ -69,5 +69,6 @@ def logit_maps(run: Run) -> list[BlockMap]:
     rows = run.metrics[names].dropna()
     if rows.empty:
         return []
-    labels = [str(name).removeprefix(LOGITS) for name in names]
+    # The name of a column has no spaces.
+    labels = [str(name).removeprefix(LOGITS).replace("=", " = ") for name in names]
     return [BlockMap("Share of the logits", rows.index.to_numpy(), labels, rows.to_numpy())]
