@@ -12,9 +12,11 @@ from types import ModuleType
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from li2_lightning.cli.hydra_errors import prepare
 from li2_lightning.cli.main import main
+from li2_lightning.config.identity import config_hash
 from tests.cli.conftest import ROOT
 from tests.cli.test_configs import composed
 from tests.cli.test_readme import commands, fenced
@@ -110,6 +112,16 @@ def test_every_run_of_the_docs_composes(
         for override, sweeps in zip(read, swept, strict=True)
     ]  # fmt: skip
     assert read_config(composed(*(word for word in first if word))).max_steps > 0
+
+
+def test_every_lever_of_the_page_of_tasks_is_one() -> None:
+    """Each changes the run, and is read as it stands."""
+    (table,) = re.findall(r"## Levers\n.*", (DOCS / "tasks.md").read_text(encoding="utf-8"), re.DOTALL)
+    levers = re.findall(r"`([\w.]+=[^`]+)`", table)
+    assert len(levers) > 10
+    known = config_hash(read_config({}))
+    for lever in levers:
+        assert config_hash(read_config(OmegaConf.from_dotlist(lever.split()))) != known, lever
 
 
 class Parsed(BaseException):
