@@ -25,7 +25,7 @@ ELSEWHERE = (["li2", "verify"],)
 def test_the_commands_of_a_page_run(
     page: Path, command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs are shrunk; a sweep keeps its grid. Runs that a command reads are made first where no command has left them."""
+    """Runs are shrunk; a sweep keeps its grid. Runs that a command reads are made first if no command has left them."""
     (block,) = fenced((DOCS / "start" / "4-write-an-optimizer.md").read_text(encoding="utf-8"), "python")
     (workplace / "my_module.py").write_text(block)
     (workplace / "table.csv").write_text("0,1\n1,0\n")
