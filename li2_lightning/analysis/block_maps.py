@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from li2_lightning.errors import InputError, message
 from li2_lightning.files import read_npz
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import block_legend
 from li2_lightning.runs.load import Run
 
 TITLES = {
@@ -72,3 +74,17 @@ def logit_maps(run: Run) -> list[BlockMap]:
     # The name of a column has no spaces.
     labels = [str(name).removeprefix(LOGITS).replace("=", " = ") for name in names]
     return [BlockMap("Share of the logits", rows.index.to_numpy(), labels, rows.to_numpy())]
+
+
+def known_group(run: Run) -> FiniteGroup | None:
+    """The group of the task; None where there is none, or the file of its Cayley table is gone."""
+    try:
+        return run.task.group
+    except InputError:
+        return None
+
+
+def legend(run: Run) -> str:
+    """The meaning of the labels of blocks, as a sentence; empty without a group."""
+    group = known_group(run)
+    return "" if group is None else f"Labels: {block_legend(group)}."

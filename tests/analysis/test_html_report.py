@@ -299,6 +299,7 @@ def test_missing_features_and_progress_measures_are_sections_of_runs_that_have_t
     page = without_scripts(html)
     assert "<h2>Missing features</h2>" in page
     assert "<h2>Progress measures</h2>" in page
+    assert page.count("Labels: k: frequency.") == 2
     drawn = figures(html)
     maps = {
         f["layout"]["title"]["text"]: trace for f in drawn.values() for trace in f["data"] if trace["type"] == "heatmap"
