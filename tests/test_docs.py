@@ -72,6 +72,15 @@ def test_an_anchor_is_that_of_github(heading: str, anchor: str, hooks: ModuleTyp
     assert hooks.slug(heading) == anchor
 
 
+@pytest.mark.parametrize("page", TEXTS, ids=name)
+def test_every_row_of_a_table_is_below_a_head(page: Path) -> None:
+    """A blank line within a table would show the rest as text."""
+    lines = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL).split("\n")
+    for above, line, below in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+        if line.startswith("|") and not above.startswith("|"):
+            assert re.fullmatch(r"\|[-|: ]+\|", below), line
+
+
 # What README says, too, runs in tests/cli/test_readme.py.
 SAID = {tuple(words) for words in commands((ROOT / "README.md").read_text(encoding="utf-8"))}
 COMMANDS = {tuple(words): page for page in PAGES for words in commands(page.read_text(encoding="utf-8"))}
