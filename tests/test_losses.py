@@ -10,6 +10,7 @@ from torch import Tensor
 
 from li2_lightning.errors import InputError
 from li2_lightning.losses import LOSSES, CrossEntropy, CrossEntropyInFloat64, Loss, StableMax, build_loss, one_hot
+from li2_lightning.plugins import takes_stacks
 from li2_lightning.theory.lazy import ridge_readout
 
 NAMES = ["mse", "projected_mse", "cross_entropy", "cross_entropy_float64", "stablemax"]
@@ -159,6 +160,13 @@ def test_cross_entropy_in_float64_is_that_of_float64_with_gradients_in_the_preci
     assert gradient[0].tolist() == pytest.approx([-2 * math.exp(-25), math.exp(-25), math.exp(-25)], rel=1e-4)
     near = draw(6, 3)
     assert build_loss("cross_entropy_float64")(near, LABELS) == build_loss("cross_entropy")(near, LABELS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if takes_stacks(LOSSES.find(name))])
+def test_the_rows_of_a_stack_are_those_of_each_run(name: str) -> None:
+    loss, outputs, labels = build_loss(name), draw(2, 6, 3), torch.stack([LABELS, LABELS.flip(0)])
+    rows = torch.stack([loss.fitted_rows(*run) for run in zip(outputs, labels, strict=True)])
+    torch.testing.assert_close(loss.fitted_rows(outputs, labels), rows, rtol=1e-12, atol=0)
 
 
 def test_one_hot_puts_a_one_at_each_label() -> None:
