@@ -13,8 +13,8 @@ from tests.cli.test_readme import commands, fenced
 
 DOCS = ROOT / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if commands(page.read_text(encoding="utf-8"))]
-# Three steps, and no picture at their end.
-SHRUNK = ("max_steps=3", "logger.mode=disabled", "trainer.threads=1", "callbacks.report.enabled=false",
+# Steps for one window of 20 updates, and no picture at their end.
+SHRUNK = ("max_steps=22", "logger.mode=disabled", "trainer.threads=1", "callbacks.report.enabled=false",
           "callbacks.pictures.enabled=false")  # fmt: skip
 # With all groups it takes minutes; tests/verification/ checks every theorem.
 ELSEWHERE = (["li2", "verify"],)
@@ -25,7 +25,10 @@ ELSEWHERE = (["li2", "verify"],)
 def test_the_commands_of_a_page_run(
     page: Path, command_line: CommandLine, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs are shrunk; a sweep keeps its grid. Runs that a command reads are made first if no command has left them."""
+    """Runs are shrunk; a sweep keeps its grid, with one seed unless the command names others.
+
+    Runs that a command reads are made first if no command has left them.
+    """
     (block,) = fenced((DOCS / "start" / "4-write-an-optimizer.md").read_text(encoding="utf-8"), "python")
     (workplace / "my_module.py").write_text(block)
     (workplace / "table.csv").write_text("0,1\n1,0\n")
@@ -36,7 +39,8 @@ def test_the_commands_of_a_page_run(
     def train(*arguments: str) -> None:
         # The width of an experiment may be what it sweeps.
         width = [] if any(word.startswith("experiment=") for word in arguments) else ["network.width=8"]
-        outcome = command_line(*arguments, *SHRUNK, *width)
+        seed = [] if any(word.startswith("seed=") for word in arguments) else ["seed=0"]
+        outcome = command_line(*arguments, *SHRUNK, *width, *seed)
         assert outcome.code == 0, outcome
 
     train()
