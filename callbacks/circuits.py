@@ -26,7 +26,7 @@ class Circuits(BlockDiagnostic):
     circuits/logit_gini             Gini coefficient over the blocks of ‖P₁⊥ŶΠ_k‖² per dimension of the block
     circuits/weight_gini            the same of Σ_j‖Π_k w_j‖², over all nodes and operands
     circuits/weight_norm            ‖θ‖, over all parameters
-    circuits/softmax_collapse       share of training rows whose loss is 0 in float32, so that they drive nothing
+    circuits/softmax_collapse       share of training rows whose loss is 0 for outputs in float32: they drive nothing
     ==============================  =================================================================================
 
     A block is learned if some node has more than half of itself in it (``features/coverage``). Constants over the

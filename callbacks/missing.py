@@ -68,9 +68,9 @@ class Missing(BlockDiagnostic):
 
     def __init__(
         self,
-        every_n_steps: int = 1,
-        table_every_n_steps: int = 10,
-        ascent_every_n_steps: int = 100,
+        every_n_steps: int | str = 1,
+        table_every_n_steps: int | str = 10,
+        ascent_every_n_steps: int | str = 100,
         new_nodes: int = 64,
         ascent_steps: int = 20,
     ) -> None:

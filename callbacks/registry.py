@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 
+from li2_lightning.cadence import spelled_once
 from li2_lightning.errors import InputError
 from li2_lightning.plugins import Registry, beyond_defaults, identifies, options_of
 
@@ -89,4 +90,5 @@ def _read(label: str, section: Mapping[str, Any]) -> tuple[str, bool, dict[str, 
         raise InputError(f"callbacks.{label}.name={name!r} does not fit; it is the name or import path of a callback.")
     if label in MEASURING + KEEPING and name != label:
         raise InputError(f"callbacks.{label}.name={name!r} would replace a callback of ours; give yours another label.")
-    return name, enabled, CALLBACKS.fit(name, CALLBACKS.find(name), options, f"callbacks.{label}")
+    fitted = CALLBACKS.fit(name, CALLBACKS.find(name), options, f"callbacks.{label}")
+    return name, enabled, {key: spelled_once(v) if key.endswith("every_n_steps") else v for key, v in fitted.items()}

@@ -56,7 +56,7 @@ class Spectra(Diagnostic):
 
     needs_float64 = True
 
-    def __init__(self, every_n_steps: int = 100, kernel_columns: int = 128) -> None:
+    def __init__(self, every_n_steps: int | str = 100, kernel_columns: int = 128) -> None:
         super().__init__(every_n_steps)
         self.kernel_columns = positive_integer("spectra.kernel_columns", kernel_columns)
 

@@ -52,3 +52,8 @@ def cadence(key: str, value: Any) -> int | str:
         raise InputError(f"{key}={value!r} does not fit; it is {ALLOWED}.")
     checked: int | str = value
     return checked
+
+
+def spelled_once(value: Any) -> Any:
+    """``log`` for ``log10``, and any other value as it is: equal cadences are equal values, with one hash."""
+    return "log" if value == "log10" else value

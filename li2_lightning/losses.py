@@ -177,6 +177,24 @@ class CrossEntropy(Loss):
         return losses.view(labels.shape)
 
 
+@LOSSES.register("cross_entropy_float64")
+class CrossEntropyInFloat64(CrossEntropy):
+    """Cross-entropy whose softmax and logarithm are in float64, whatever the precision of the network.
+
+    In float32 the loss of a row and its gradient are 0 once the output at the label is some 17 above the others; in
+    float64 they are 0 at some 37. The gradient that reaches the outputs has the precision of the outputs again, which
+    can hold numbers that small.
+
+    Source: Prieto et al., "Grokking at the edge of numerical stability", arXiv:2501.04697.
+    """
+
+    takes_stacks = True
+    needs_float64 = True
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return super().rows(outputs.double(), labels)
+
+
 class RunByRun(Loss):
     """A loss that is not written for the leading axis of a stack, computed for one run after the other.
 

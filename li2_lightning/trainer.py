@@ -27,6 +27,7 @@ from li2_lightning.clock import clock
 from li2_lightning.config.schema import Config
 from li2_lightning.distributed.strategy import SummingStrategy
 from li2_lightning.errors import InputError, unknown
+from li2_lightning.losses import LOSSES
 from li2_lightning.measurement.requirements import EXTRA, REFUSED, why_refused
 
 # glibc's parameters of mallopt, and the largest value it takes for the second.
@@ -181,7 +182,8 @@ def check_device(device: str, config: Config, callbacks: Sequence[lightning.Call
     """Raise an `InputError` for a run that needs float64 on Apple's GPU, which has none.
 
     Ratios and small matrices are computed in float32 there. The linear systems of the ridge readout and of the
-    interaction columns (``needs_float64`` of a callback) are too ill-conditioned for that.
+    interaction columns are too ill-conditioned for that. A callback or a loss that cannot do without float64 says so
+    (``needs_float64``).
     """
     if device != "mps":
         return
@@ -190,6 +192,8 @@ def check_device(device: str, config: Config, callbacks: Sequence[lightning.Call
         raise InputError(f"trainer.precision=64-true needs float64, which mps does not have; {remedy} or 32-true.")
     if config.network.readout == "ridge":
         raise InputError(f"network.readout=ridge is solved in float64, which mps does not have; {remedy}.")
+    if getattr(LOSSES.find(config.loss), "needs_float64", False):
+        raise InputError(f"loss={config.loss} is computed in float64, which mps does not have; {remedy}.")
     for callback in callbacks:
         if getattr(callback, "needs_float64", False):
             name = type(callback).__name__.lower()

@@ -12,10 +12,12 @@ from types import ModuleType
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from li2_lightning.cli.hydra_errors import prepare
 from li2_lightning.cli.main import main
 from li2_lightning.config.checks import read_config
+from li2_lightning.config.identity import config_hash
 from tests.cli.conftest import ROOT
 from tests.cli.test_configs import composed
 from tests.cli.test_readme import commands, fenced
@@ -70,6 +72,15 @@ def test_an_anchor_is_that_of_github(heading: str, anchor: str, hooks: ModuleTyp
     assert hooks.slug(heading) == anchor
 
 
+@pytest.mark.parametrize("page", TEXTS, ids=name)
+def test_every_row_of_a_table_is_below_a_head(page: Path) -> None:
+    """A blank line within a table would show the rest as text."""
+    lines = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL).split("\n")
+    for above, line, below in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+        if line.startswith("|") and not above.startswith("|"):
+            assert re.fullmatch(r"\|[-|: ]+\|", below), line
+
+
 # What README says, too, runs in tests/cli/test_readme.py.
 SAID = {tuple(words) for words in commands((ROOT / "README.md").read_text(encoding="utf-8"))}
 COMMANDS = {tuple(words): page for page in PAGES for words in commands(page.read_text(encoding="utf-8"))}
@@ -110,6 +121,16 @@ def test_every_run_of_the_docs_composes(
         for override, sweeps in zip(read, swept, strict=True)
     ]  # fmt: skip
     assert read_config(composed(*(word for word in first if word))).max_steps > 0
+
+
+def test_every_lever_of_the_page_of_tasks_is_one() -> None:
+    """Each changes the run, and is read as it stands."""
+    (table,) = re.findall(r"## Levers\n.*", (DOCS / "tasks.md").read_text(encoding="utf-8"), re.DOTALL)
+    levers = re.findall(r"`([\w.]+=[^`]+)`", table)
+    assert len(levers) > 10
+    known = config_hash(read_config({}))
+    for lever in levers:
+        assert config_hash(read_config(OmegaConf.from_dotlist(lever.split()))) != known, lever
 
 
 class Parsed(BaseException):
@@ -181,8 +202,11 @@ def test_the_site_builds_without_a_warning(hooks: ModuleType, tmp_path: Path, mo
     index = json.loads((tmp_path / "search" / "search_index.json").read_text(encoding="utf-8"))
     found = {entry["location"].partition("#")[0] for entry in index["docs"]}
     pages = {str(page.relative_to(DOCS).with_suffix(".html")) for page in PAGES}
-    assert pages | {f"api/{package}.html" for package in hooks.packages()} <= found
+    notebooks = {f"notebooks/{path.stem}.html" for path in (DOCS / "notebooks").glob("*.ipynb")}
+    assert len(notebooks) == 2
+    assert pages | notebooks | {f"api/{package}.html" for package in hooks.packages()} <= found
     assert "predicted_maxima" in (tmp_path / "api" / "li2_lightning.theory.html").read_text(encoding="utf-8")
+    assert "(best E*)" in (tmp_path / "columns.html").read_text(encoding="utf-8"), "no emphasis"
     assert 'href="play/index.html"' in (tmp_path / "play.html").read_text(encoding="utf-8")
     assert {path.name for path in (tmp_path / "play").iterdir()} == {"index.html", "page.js", "trainer.js"}
     for page in tmp_path.rglob("*.html"):

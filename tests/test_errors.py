@@ -11,7 +11,7 @@ from li2_lightning.networks.activations import ACTIVATIONS
 
 KEYS = list(keys())
 SCHEDULES = ("none", "step", "multistep", "exponential", "cosine", "linear_warmup")
-LOSSES = ("mse", "projected_mse", "cross_entropy", "stablemax")
+LOSSES = ("mse", "projected_mse", "cross_entropy", "cross_entropy_float64", "stablemax")
 NEAR = [
     # letters swapped, missing, doubled, wrong
     ("sede", KEYS, "seed"),

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from li2_lightning.errors import InputError
-from li2_lightning.losses import LOSSES, CrossEntropy, Loss, StableMax, build_loss, one_hot
+from li2_lightning.losses import LOSSES, CrossEntropy, CrossEntropyInFloat64, Loss, StableMax, build_loss, one_hot
+from li2_lightning.plugins import takes_stacks
 from li2_lightning.theory.lazy import ridge_readout
 
-NAMES = ["mse", "projected_mse", "cross_entropy", "stablemax"]
+NAMES = ["mse", "projected_mse", "cross_entropy", "cross_entropy_float64", "stablemax"]
 LABELS = torch.tensor([2, 0, 1, 2, 2, 0])
 
 
@@ -113,7 +114,9 @@ def test_the_ridge_readout_minimizes_the_loss_with_weight_decay(name: str, K: in
     assert V.abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), StableMax()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize(
+    "loss", [CrossEntropy(), CrossEntropyInFloat64(), StableMax()], ids=lambda loss: type(loss).__name__
+)
 def test_a_loss_that_is_not_squared_has_no_ridge_readout(loss: Loss) -> None:
     with pytest.raises(InputError, match=r"has no ridge readout; use network\.readout=gradient"):
         loss.ridge_problem(draw(6, 4), draw(6, 3))
@@ -144,6 +147,28 @@ def test_stablemax_still_drives_rows_that_have_collapsed_under_cross_entropy() -
     assert build_loss("stablemax")(outputs, labels) > 1e-3
 
 
+def test_cross_entropy_in_float64_is_that_of_float64_with_gradients_in_the_precision_of_the_outputs() -> None:
+    """25 above two others the loss is ln(1 + 2e⁻²⁵), which float32 rounds to 0. Near 0 the two losses agree."""
+    outputs, labels = torch.tensor([[25.0, 0.0, 0.0]], requires_grad=True), torch.tensor([0])
+    (collapsed,) = torch.autograd.grad(build_loss("cross_entropy")(outputs, labels), outputs)
+    loss = build_loss("cross_entropy_float64")(outputs, labels)
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    assert collapsed[0, 0] == 0
+    assert loss.dtype == torch.float64
+    assert loss.item() == pytest.approx(math.log1p(2 * math.exp(-25)), rel=1e-4)
+    assert gradient.dtype == torch.float32
+    assert gradient[0].tolist() == pytest.approx([-2 * math.exp(-25), math.exp(-25), math.exp(-25)], rel=1e-4)
+    near = draw(6, 3)
+    assert build_loss("cross_entropy_float64")(near, LABELS) == build_loss("cross_entropy")(near, LABELS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if takes_stacks(LOSSES.find(name))])
+def test_the_rows_of_a_stack_are_those_of_each_run(name: str) -> None:
+    loss, outputs, labels = build_loss(name), draw(2, 6, 3), torch.stack([LABELS, LABELS.flip(0)])
+    rows = torch.stack([loss.fitted_rows(*run) for run in zip(outputs, labels, strict=True)])
+    torch.testing.assert_close(loss.fitted_rows(outputs, labels), rows, rtol=1e-12, atol=0)
+
+
 def test_one_hot_puts_a_one_at_each_label() -> None:
     Y = one_hot(LABELS, 4, torch.float32)
     assert Y.dtype == torch.float32
@@ -151,9 +176,7 @@ def test_one_hot_puts_a_one_at_each_label() -> None:
 
 
 def test_an_unknown_loss_lists_the_known_ones() -> None:
-    with pytest.raises(
-        InputError, match=r"Unknown loss 'mes'; known are cross_entropy, mse, projected_mse, stablemax\. Did"
-    ):
+    with pytest.raises(InputError, match=r"Unknown loss 'mes'; known are cross_entropy, .*, stablemax\. Did"):
         build_loss("mes")
     assert LOSSES.names() == sorted(NAMES)
     assert all(isinstance(build_loss(name), Loss) for name in NAMES)

@@ -124,7 +124,7 @@ def assert_rows(run: Any, expected: list[dict[str, float]]) -> None:
             assert row[name] == pytest.approx(value, rel=tolerance, abs=1e-12), (row["step"], name)
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, "stablemax"])
+@pytest.mark.parametrize("loss", [*LOSSES, "cross_entropy_float64", "stablemax"])
 def test_ten_rows_of_every_loss_are_those_of_a_plain_loop(tiny_run: Any, tmp_path: Path, loss: str) -> None:
     plain = Plain(tmp_path)
     expected = plain.rows(10, loss)

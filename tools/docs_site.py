@@ -1,7 +1,8 @@
-"""Hooks of mkdocs (mkdocs.yml): the API reference, the demo, links that leave docs/, and anchors as on GitHub."""
+"""Hooks of mkdocs (mkdocs.yml): API reference, demo, notebooks, links that leave docs/, and anchors as on GitHub."""
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -26,9 +27,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for each package, and the demo as `play/`."""
+    """Add a page for each package and for each notebook, and the demo as `play/`."""
     for path in (ROOT / DEMO).iterdir():
         files.append(File.generated(config, f"play/{path.name}", content=path.read_text(encoding="utf-8")))
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        page = notebook.src_uri.removesuffix(".ipynb") + ".md"
+        files.append(File.generated(config, page, content=notebook_page(notebook)))
     for name, modules in packages().items():
         text = f"# {name}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
         files.append(File.generated(config, f"api/{name}.md", content=text))
@@ -36,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Link the demo in the site, and name any other file outside docs/ instead of linking it."""
+    """Link the demo and the pages of notebooks, and name any other file outside docs/ instead of linking it."""
 
     def name(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.file.src_uri), match[2]))
@@ -44,7 +48,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"[{match[1]}](play/{posixpath.basename(target)})"
         return match[0] if target.startswith("docs/") else f"{match[1]} (`{target}` in the repository)"
 
+    if not page.file.src_uri.startswith("notebooks/"):
+        markdown = markdown.replace(".ipynb)", ".md)")
     return LINK.sub(name, markdown)
+
+
+def notebook_page(notebook: File) -> str:
+    """The cells of a notebook as Markdown, with a link to the notebook below its title."""
+    cells = json.loads(notebook.content_string)["cells"]
+    code = {"markdown": "{}", "code": "```python\n{}\n```"}
+    title, *parts = [code[cell["cell_type"]].format("".join(cell["source"])) for cell in cells]
+    heading, _, rest = title.partition("\n")
+    name = posixpath.basename(notebook.src_uri)
+    return (
+        "\n\n".join([heading, f"This page is the notebook [{name}]({name}) without its outputs.", rest, *parts]) + "\n"
+    )
 
 
 def packages() -> dict[str, list[str]]:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from li2_lightning.errors import InputError, message
 from li2_lightning.files import read_npz
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import block_legend
 from li2_lightning.runs.load import Run
 
 TITLES = {
@@ -41,22 +43,24 @@ class BlockMap:
     values: npt.NDArray[np.float64]
 
 
-def missing_maps(run: Run) -> list[BlockMap]:
-    """The maps of ``features/blocks.npz``; empty where the run has no such file.
+def missing_maps(run: Run) -> dict[str, BlockMap]:
+    """The maps of ``features/blocks.npz`` by the keys of `TITLES`; empty where the run has no such file.
 
     Raises:
         InputError: the file cannot be read.
     """
     path = run.directory / "features" / "blocks.npz"
     if not path.exists():
-        return []
+        return {}
     try:
         arrays = read_npz(path, ("steps", "labels", *TITLES))
         labels = [str(label) for label in arrays["labels"]]
         shape = len(arrays["steps"]), len(labels)
         if wrong := [name for name in TITLES if arrays[name].shape != shape]:
             raise ValueError(f"its array {wrong[0]!r} is not steps × labels")
-        return [BlockMap(title, arrays["steps"], labels, arrays[name].astype(float)) for name, title in TITLES.items()]
+        return {
+            name: BlockMap(title, arrays["steps"], labels, arrays[name].astype(float)) for name, title in TITLES.items()
+        }
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {message(error)}; remove it to do without its maps.") from error
 
@@ -67,5 +71,20 @@ def logit_maps(run: Run) -> list[BlockMap]:
     rows = run.metrics[names].dropna()
     if rows.empty:
         return []
-    labels = [str(name).removeprefix(LOGITS) for name in names]
+    # The name of a column has no spaces.
+    labels = [str(name).removeprefix(LOGITS).replace("=", " = ") for name in names]
     return [BlockMap("Share of the logits", rows.index.to_numpy(), labels, rows.to_numpy())]
+
+
+def known_group(run: Run) -> FiniteGroup | None:
+    """The group of the task; None where there is none, or the file of its Cayley table is gone."""
+    try:
+        return run.task.group
+    except InputError:
+        return None
+
+
+def legend(run: Run) -> str:
+    """The meaning of the labels of blocks, as a sentence; empty without a group."""
+    group = known_group(run)
+    return "" if group is None else f"Labels: {block_legend(group)}."

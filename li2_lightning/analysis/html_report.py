@@ -27,7 +27,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from li2_lightning.analysis.block_maps import LOGITS, BlockMap, logit_maps, missing_maps
+from li2_lightning.analysis.block_maps import LOGITS, BlockMap, known_group, legend, logit_maps, missing_maps
 from li2_lightning.analysis.charts import CHARTS, MISSING_CHARTS, OTHER_TITLES, PROGRESS_CHARTS, Charts
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.features import features_figure, learned_nodes
@@ -78,12 +78,12 @@ def write_run_report(run: Run, path: Path | None = None) -> Path:
         _section("Curves", note, [*_charts(run, CHARTS), *_other_charts(run)]),
         _section(
             "Missing features",
-            "By isotypic block of the group, on the training rows (callback missing).",
-            [*_charts(run, MISSING_CHARTS), *map(_map, missing_maps(run))],
+            f"By isotypic block of the group, on the training rows (callback missing). {legend(run)}",
+            [*_charts(run, MISSING_CHARTS), *map(_map, missing_maps(run).values())],
         ),
         _section(
             "Progress measures",
-            "Columns of the callbacks circuits and spectra; docs/columns.md has their formulas.",
+            f"Columns of the callbacks circuits and spectra; docs/columns.md has their formulas. {legend(run)}",
             [*_charts(run, PROGRESS_CHARTS), *map(_map, logit_maps(run))],
         ),
     ]
@@ -364,12 +364,7 @@ def _features_picture(run: Run) -> str | None:
 
 def _film(run: Run) -> list[dict[str, Any]]:
     """The frames of the run's film with their steps, as data URLs; none for a run without snapshots."""
-    try:
-        known = run.task.group is not None
-    except InputError:
-        # The file of its Cayley table is gone.
-        known = False
-    if not known or not snapshots(run.directory):
+    if known_group(run) is None or not snapshots(run.directory):
         return []
     film, frames = Film(run, MOST_FRAMES), []
     for step, frame in zip(film.steps, film.frames(), strict=True):

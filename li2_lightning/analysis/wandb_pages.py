@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from li2_lightning.analysis.charts import MISSING_CHARTS, PROGRESS_CHARTS
 from li2_lightning.cli.commands import optional_module
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_of_seeds
@@ -71,19 +72,25 @@ SECTIONS = {
         Chart("Learning rate", ("optimizer/hidden_lr", "optimizer/output_lr"), log=True),
     ),
 }
-"""Sections in the order in which one reads a run; every column of `docs/columns.md` is in one chart."""
+"""Sections in the order in which one reads a run; every column that is on by default is in one chart."""
+
+MORE_SECTIONS = {
+    "Missing features": tuple(Chart(*chart) for chart in MISSING_CHARTS),
+    "Progress measures": tuple(Chart(*chart) for chart in PROGRESS_CHARTS),
+}
+"""Sections of callbacks that are off by default: closed in a view, and in a report where its runs have the columns."""
 
 PICTURES = ("features", "report")
 TABLE = "stage/transitions"
 HASH = "config_hash"
 
 
-def _panels(wr: Any, section: str) -> list[Any]:
+def _panels(wr: Any, section: str, charts: Sequence[Chart]) -> list[Any]:
     """The charts of a section, three in a row; the first section also has pictures and the table of transitions."""
     panels = [
         wr.LinePlot(title=chart.title, x="step", y=list(chart.columns), log_y=chart.log or None,
                     groupby_aggfunc="median", groupby_rangefunc="minmax")
-        for chart in SECTIONS[section]
+        for chart in charts
     ]  # fmt: skip
     if section == "Outcome":
         panels += [wr.MediaBrowser(title=name, media_keys=[name]) for name in PICTURES]
@@ -96,7 +103,10 @@ def _panels(wr: Any, section: str) -> list[Any]:
 def build_view(entity: str, project: str, name: str) -> Any:
     """The ``wandb_workspaces.workspaces.Workspace`` of a project."""
     ws, wr = _library()
-    sections = [ws.Section(name=section, panels=_panels(wr, section), is_open=True) for section in SECTIONS]
+    sections = [
+        ws.Section(name=section, panels=_panels(wr, section, charts), is_open=section in SECTIONS)
+        for section, charts in (SECTIONS | MORE_SECTIONS).items()
+    ]
     expr = optional_module("wandb_workspaces.expr", "li2 wandb-view", "wandb")
     columns = ["run:displayName", "summary:test/accuracy", "summary:train/accuracy", "summary:stage/index"]
     runs = ws.RunsetSettings(groupby=[expr.Config(HASH)], pinned_columns=columns)
@@ -114,8 +124,14 @@ def build_report(runs: Sequence[Run], entity: str, project: str, title: str) -> 
     differing = differing_settings(runs)
     blocks: list[Any] = [wr.P(f"{len(runs)} runs of {len(hashes)} settings. Seeds are a median with their range.")]
     blocks += [wr.H1("Outcome of each setting"), wr.MarkdownBlock(outcomes(runs))]
-    for section in SECTIONS:
-        panels = _panels(wr, section)
+    logged = {name for run in runs for name in run.metrics}
+    more = {
+        section: charts
+        for section, charts in MORE_SECTIONS.items()
+        if any(logged.intersection(chart.columns) for chart in charts)
+    }
+    for section, charts in (SECTIONS | more).items():
+        panels = _panels(wr, section, charts)
         if section == "Outcome" and differing:
             settings = [wr.ParallelCoordinatesPlotColumn(wr.Config(key)) for key in differing]
             outcome = wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric("test/accuracy"))

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from li2_lightning.cadence import spelled_once
 from li2_lightning.config.identity import multiplied, multiply, run_name
 from li2_lightning.config.schema import Config, NetworkConfig, OptimizerConfig, declared, keys, to_plain
 from li2_lightning.errors import InputError, nearest, readable, unknown
@@ -52,6 +53,7 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     assert isinstance(config, Config)
     if config.task.name == "cyclic" and config.task.order is None:
         config.task.order = 71
+    config.data.evaluate_every_n_steps = spelled_once(config.data.evaluate_every_n_steps)
     _check_values(config)
     _check_combinations(config)
     return config
@@ -122,7 +124,7 @@ def _check_combinations(config: Config) -> None:
     for role in ("hidden", "output", "embedding"):
         if "name" not in getattr(config.optimizer, role):
             raise InputError(f"optimizer.{role} has no name; say for example optimizer.{role}.name=adam.")
-    if network.readout == "ridge" and config.loss in ("cross_entropy", "stablemax"):
+    if network.readout == "ridge" and config.loss in ("cross_entropy", "cross_entropy_float64", "stablemax"):
         raise InputError(f"network.readout=ridge has no solution for loss={config.loss}; use mse or projected_mse.")
     if network.readout == "gradient" and network.ridge is not None:
         raise InputError(f"network.ridge={network.ridge} is read only with network.readout=ridge; add that or drop it.")

@@ -233,7 +233,10 @@ class Config:
         "auto", "in a sweep, the number of runs that are trained together; auto: by memory and size; 1: one by one"
     )
     stop_at_test_accuracy: float | None = setting(None, "end the run once test accuracy reaches this", range=ACCURACY)
-    loss: str = setting("mse", "a registered loss: mse, projected_mse, cross_entropy, stablemax, or an import path")
+    loss: str = setting(
+        "mse",
+        "a registered loss: mse, projected_mse, cross_entropy, cross_entropy_float64, stablemax, or an import path",
+    )
     task: TaskConfig = setting(TaskConfig, "the task to learn; each task takes some of these keys")
     data: DataConfig = setting(DataConfig, "the rows to train on and to test on")
     network: NetworkConfig = setting(NetworkConfig, "the network")

@@ -299,14 +299,14 @@ def test_missing_features_and_progress_measures_are_sections_of_runs_that_have_t
     page = without_scripts(html)
     assert "<h2>Missing features</h2>" in page
     assert "<h2>Progress measures</h2>" in page
+    assert page.count("Labels: k: frequency.") == 2
     drawn = figures(html)
     maps = {
         f["layout"]["title"]["text"]: trace for f in drawn.values() for trace in f["data"] if trace["type"] == "heatmap"
     }
     assert {"Share of the target that the outputs explain", "Share of the residual R", "Share of the logits"} < {*maps}
     for trace in maps.values():
-        # The map of the logits takes the names of its columns, which have no spaces.
-        assert [name.replace(" ", "") for name in trace["y"]] == ["k=1", "k=2", "k=3"]
+        assert trace["y"] == ["k = 1", "k = 2", "k = 3"]
     curves = {trace["name"] for name, f in drawn.items() for trace in f["data"] if "name" in trace}
     shares = {name for name in run.metrics if name.startswith("circuits/logit_share/")}
     assert len(shares) == 3

@@ -13,12 +13,13 @@ import wandb_workspaces.reports.v2.interface as reports
 import wandb_workspaces.workspaces as workspaces
 from wandb_workspaces import expr
 
-from li2_lightning.analysis.wandb_pages import SECTIONS, build_report, build_view, outline
+from li2_lightning.analysis.wandb_pages import MORE_SECTIONS, SECTIONS, build_report, build_view, outline
 from li2_lightning.cli.main import main
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import find_runs
 
 CHARTS = [chart for charts in SECTIONS.values() for chart in charts]
+MORE = [chart for charts in MORE_SECTIONS.values() for chart in charts]
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +62,13 @@ def test_the_view_has_its_sections_in_reading_order_and_groups_runs_by_their_has
     section = spec(view)["section"]
     shown = section["panelBankConfig"]["sections"]
     assert [part["name"] for part in shown] == [
-        "Outcome", "G_F", "Energy and features", "Interaction", "Updates"
+        "Outcome", "G_F", "Energy and features", "Interaction", "Updates", "Missing features", "Progress measures"
     ]  # fmt: skip
+    assert [part["isOpen"] for part in shown] == [*[True] * 5, *[False] * 2]
     assert section["runSets"][0]["grouping"] == [{"section": "config", "name": "config_hash.value"}]
     plots = [panel["config"] for part in shown for panel in part["panels"] if panel["viewType"].endswith("Line Plot")]
-    assert [(plot["chartTitle"], tuple(plot["metrics"])) for plot in plots] == [chart[:2] for chart in CHARTS]
-    assert [plot.get("yLogScale", False) for plot in plots] == [chart.log for chart in CHARTS]
+    assert [(plot["chartTitle"], tuple(plot["metrics"])) for plot in plots] == [chart[:2] for chart in CHARTS + MORE]
+    assert [plot.get("yLogScale", False) for plot in plots] == [chart.log for chart in CHARTS + MORE]
     assert {plot["xAxis"] for plot in plots} == {"step"}
     assert [panel["config"]["mediaKeys"] for panel in shown[0]["panels"] if panel["viewType"] == "Media Browser"] == [
         ["features"], ["report"]
@@ -90,6 +92,18 @@ def test_the_report_shows_the_runs_of_the_sweep_and_the_outcome_of_each_setting(
     lines = [line for line in outline(report).splitlines() if line.startswith("| lr=")]
     assert [line.split(" | ")[:3] for line in lines] == [["| lr=0.001", "2", "0"], ["| lr=0.02", "2", "0"]]
     assert "ParallelCoordinatesPlot: Settings and outcome: optimizer.lr, test/accuracy" in outline(report)
+    assert not [section for section in MORE_SECTIONS if section in outline(report).splitlines()]
+
+
+def test_the_report_has_a_section_of_a_callback_that_is_off_by_default_if_a_run_has_its_columns(
+    own_sweep: Path, asked: list[dict[str, Any]]
+) -> None:
+    path = next(own_sweep.rglob("metrics.csv"))
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},features/explained", *(f"{row},1" for row in rows)]) + "\n")
+    lines = outline(build_report(find_runs([own_sweep]), "somebody", "mine", "small")).splitlines()
+    assert "Missing features" in lines
+    assert "Progress measures" not in lines
 
 
 @pytest.mark.parametrize("command", [["wandb-view"], ["wandb-report"]])
@@ -120,7 +134,7 @@ def test_a_view_is_saved_as_it_was_built(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().out == "https://wandb.ai/me/mine?nw=1\n"
     (view,) = saved
     assert (view.entity, view.project, view.display_name) == ("me", "mine", "Reading order")
-    assert len(view.spec.section.panel_bank_config.sections) == len(SECTIONS)
+    assert len(view.spec.section.panel_bank_config.sections) == len(SECTIONS | MORE_SECTIONS)
 
 
 def test_what_the_server_refuses_is_one_sentence(

@@ -15,6 +15,7 @@ import train
 from callbacks import CALLBACKS, build_callbacks, with_defaults
 from callbacks.diagnostic import Cadence, Diagnostic
 from li2_lightning.errors import InputError
+from li2_lightning.plugins import options_of
 
 OURS = [
     "gradient",
@@ -119,6 +120,24 @@ def test_what_does_not_fit_is_one_sentence(sections: dict[str, Any], message: st
 def test_due_is_row_0_and_the_first_row_at_or_after_each_multiple(every: int, rows: Any, due: list[int]) -> None:
     cadence = Cadence("probe.every_n_steps", every)
     assert [row for row in rows if cadence.due(row)] == due
+
+
+CADENCES = [
+    (name, option)
+    for name in CALLBACKS
+    for option in options_of(CALLBACKS.find(name))[0]
+    if option.endswith("every_n_steps")
+]
+
+
+def test_every_cadence_of_a_callback_is_a_number_or_a_log_scale() -> None:
+    assert {"missing", "spectra", "circuits", "snapshots", "checkpoint"} < {name for name, _ in CADENCES}
+    for name, option in CADENCES:
+        written = {value: with_defaults({name: {option: value}})[name][option] for value in (7, "log", "log10", "log5")}
+        assert written == {7: 7, "log": "log", "log10": "log", "log5": "log5"}
+        build_callbacks({name: {option: "log5"}})
+        with pytest.raises(InputError, match=rf"^callbacks\.{name}\.{option}='logg' does not fit; it is an integer of"):
+            build_callbacks({name: {option: "logg"}})
 
 
 class DeadNodes(Diagnostic):

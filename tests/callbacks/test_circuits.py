@@ -67,11 +67,19 @@ def test_columns_are_those_of_explicit_projectors(tiny_run: Any, overrides: list
     assert anything
 
 
-@pytest.mark.parametrize(("scale", "share"), [(10.0, 0.0), (500.0, 1.0)])
-def test_rows_collapse_once_their_loss_is_zero_in_single_precision(
-    tiny_run: Any, tmp_path: Path, scale: float, share: float
+@pytest.mark.parametrize(
+    ("loss", "scale", "share"),
+    [
+        ("cross_entropy", 10.0, 0.0),
+        ("cross_entropy", 50.0, 1.0),
+        ("cross_entropy_float64", 50.0, 0.0),
+        ("cross_entropy_float64", 500.0, 1.0),
+    ],
+)
+def test_rows_collapse_once_their_loss_is_zero_with_outputs_in_single_precision(
+    tiny_run: Any, tmp_path: Path, loss: str, scale: float, share: float
 ) -> None:
-    """In float64, where this run trains, none of the losses is 0: e⁻¹⁰⁰ counts there."""
+    """The output at the label is half of the scale, 5, 25 or 250, and the others are 0."""
     W, V = np.zeros((6, 9)), np.zeros((9, 3))
     for a in range(3):
         for b in range(3):
@@ -80,7 +88,7 @@ def test_rows_collapse_once_their_loss_is_zero_in_single_precision(
             V[node, (a + b) % 3] = scale
     W -= 0.25  # with ReLU a node is active for one pair of operands alone
     np.savez(tmp_path / "w.npz", W=W, V=V)
-    options = ["task.order=3", "network.width=9", "network.activation=relu", "loss=cross_entropy", "max_steps=1"]
+    options = ["task.order=3", "network.width=9", "network.activation=relu", f"loss={loss}", "max_steps=1"]
     run = tiny_run(*options, ON, f"network.initial_weights={tmp_path / 'w.npz'}")
     assert run.rows[0]["circuits/softmax_collapse"] == share
 

@@ -92,6 +92,7 @@ def test_setting_one_hyperparameter_keeps_the_name_of_its_role() -> None:
         ({"network": {"ridge": 0.1}}, "network.readout=ridge"),
         ({"network": {"readout": "ridg"}}, "Did you mean 'ridge'"),
         ({"network": {"readout": "ridge"}, "loss": "cross_entropy"}, "cross_entropy"),
+        ({"network": {"readout": "ridge"}, "loss": "cross_entropy_float64"}, "cross_entropy_float64"),
         ({"network": {"readout": "ridge"}, "loss": "stablemax"}, "stablemax"),
         ({"data": {"label_noise": 1.5}}, "data.label_noise=1.5 is out of range"),
         ({"data": {"label_noise": -0.1}}, "in [0, 1]"),

@@ -81,6 +81,11 @@ def test_a_default_that_is_written_out_moves_no_run(values: dict[str, Any]) -> N
             {"optimizer": {"lr": 0.02}},
             {"optimizer": {role: {"lr": 0.02} for role in ("hidden", "output", "embedding")}},
         ),
+        ({"data": {"evaluate_every_n_steps": "log"}}, {"data": {"evaluate_every_n_steps": "log10"}}),
+        (
+            {"callbacks": {"gradient": {"every_n_steps": "log", "pairs_every_n_steps": "log"}}},
+            {"callbacks": {"gradient": {"every_n_steps": "log10", "pairs_every_n_steps": "log10"}}},
+        ),
     ],
     ids=str,
 )

@@ -26,9 +26,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
     [
         ({"trainer": {"precision": "64-true"}}, "trainer.precision=64-true"),
         ({"network": {"readout": "ridge"}}, "network.readout=ridge"),
+        ({"loss": "cross_entropy_float64"}, "loss=cross_entropy_float64"),
         ({}, "callbacks.interaction.enabled=false"),
     ],
-    ids=["float64", "ridge readout", "interaction columns"],
+    ids=["float64", "ridge readout", "loss", "interaction columns"],
 )
 def test_mps_refuses_what_needs_float64(values: dict[str, Any], words: str) -> None:
     config = load_config(values)

@@ -82,6 +82,9 @@ def draw_panels(
         shade_stages(axes, runs, last)
     for axes in grid[-1]:
         axes.set_xlabel("step (optimizer updates)")
+    # The label of a right-hand axis stays clear of that of the next panel.
+    for axes in part.axes:
+        axes.yaxis.labelpad = 1
     return list(grid.ravel())
 
 

@@ -11,7 +11,7 @@ const CHARTS = [
   {title: "What drives the nodes", columns: [["gradient/independence", "independence"], ["gradient/coupling", "coupling"]], range: [-1, 1]},
   {title: "Energy at unit norm", columns: [["energy/max", "largest"], ["energy/mean", "mean"]], range: [0, null]},
   {title: "Loss", columns: [["train/loss", "train"], ["test/loss", "test"]], range: [0, null]},
-  {title: "Features", columns: [["features/purity", "mean purity"], ["covered", "frequencies found"]], range: [0, 1]},
+  {title: "Features", columns: [["features/purity", "mean purity"], ["covered", "share of k found"]], range: [0, 1]},
 ];
 // Stops of the colour map of our pictures (magma).
 const MAGMA = [[0, 0, 4], [40, 17, 89], [101, 26, 128], [158, 47, 127], [212, 72, 103], [244, 118, 91], [254, 186, 128], [252, 253, 191]];

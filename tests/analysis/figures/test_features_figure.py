@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from PIL import Image
 
 from li2_lightning.analysis import overview
+from li2_lightning.analysis.block_maps import TITLES
 from li2_lightning.analysis.figures.features import BOTTOM, NODES, SHARES, TALL, draw_features, features_figure
 from li2_lightning.analysis.figures.style import DPI
 from li2_lightning.groups.finite_group import FiniteGroup, cyclic, dihedral, symmetric
@@ -87,3 +89,28 @@ def test_the_report_needs_no_layout_and_no_palette(small_sweep: Path, monkeypatc
     (figure,) = figures
     assert figure.get_layout_engine() is None
     assert_nothing_is_cut_off(figure)
+
+
+def test_the_overview_has_maps_of_steps_and_blocks_where_the_run_counted_them(
+    own_sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what is explained and of the gradient, with a row for each block in the order of the features."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(overview, "write_png", lambda figure, path: figures.append(figure))
+    directory = sorted(path.parent for path in own_sweep.rglob("features"))[0]
+    tables = {name: np.random.default_rng(place).random((4, 3)) for place, name in enumerate(TITLES)}
+    steps, labels = np.array([0, 5, 10, 12]), np.array(["k = 1", "k = 2", "k = 3"])
+    np.savez(directory / "features" / "blocks.npz", steps=steps, labels=labels, **tables)
+    overview.draw_overview(directory)
+    (figure,) = figures
+    assert_nothing_is_cut_off(figure)
+    maps = {
+        axes.get_title(loc="left"): axes for axes in figure.axes if axes.findobj(QuadMesh) and axes.get_title("left")
+    }
+    assert [*maps] == [TITLES["explained"], TITLES["gradient"]]
+    for name in ("explained", "gradient"):
+        axes = maps[TITLES[name]]
+        (mesh,) = axes.findobj(QuadMesh)
+        np.testing.assert_array_equal(np.asarray(mesh.get_array()), tables[name].T)  # type: ignore[attr-defined]
+        top_down = sorted(axes.get_yticklabels(), key=lambda label: -label.get_window_extent().y0)
+        assert [label.get_text() for label in top_down] == [*labels]
