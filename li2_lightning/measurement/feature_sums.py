@@ -9,6 +9,9 @@ from torch import Tensor
 
 from li2_lightning.networks.kernel import Places
 
+# Rows of a piece of a block whose squares are added up; they stay in cache from block to block.
+PIECE_ROWS = 64
+
 
 class FeatureSums:
     """Sums of two passes over this rank's rows of F (a `li2_lightning.networks.kernel.Observer`).
@@ -29,7 +32,7 @@ class FeatureSums:
         self._wide = torch.float32 if targets.device.type == "mps" else torch.float64
         self._class_sums = self._norms = self._weighted_sums = torch.empty(0)
         self._places = Places(self._targets.shape[1])
-        # The squares of the blocks of one run, added up, and the run.
+        # The squares of the pieces of one run, added up, and the run.
         self._squares: Tensor | None = None
         self._run = 0
         self._mean: Tensor | None = None
@@ -52,10 +55,11 @@ class FeatureSums:
                 self._close_run()
                 self._run = runs
             if self._squares is None:
-                # Blocks are added up and summed over rows at the end, a third of the work of summing each block.
-                self._squares = torch.zeros_like(F.real)
+                # Pieces are added up and summed over rows at the end, a third of the work of summing each piece.
+                self._squares = torch.zeros_like(F.real[:PIECE_ROWS])
             for part in parts:
-                self._squares[: len(F)].addcmul_(part, part)
+                for piece in part.split(PIECE_ROWS):
+                    self._squares[: len(piece)].addcmul_(piece, piece)
             return
         sums = self._class_sums[runs]
         first = self.num_classes * torch.arange(len(sums), device=F.device)[:, None]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from li2_lightning.networks.activations import Activation
-from li2_lightning.networks.matmul import product
+from li2_lightning.networks.matmul import add_product, product, write_product
 
 # Bytes of one block of features: a block, its gradient and the readout fit a core's share of the cache. At K=2048 a
 # step takes the same time from half to twice this size, and longer above it.
@@ -215,16 +215,10 @@ class _BlockedOutputs(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(table, readout, index)
         ctx.activation, ctx.is_complex, ctx.observe = activation, is_complex, observe
-        # Transposed, (C × K)(K × b): a product whose long side is contiguous in the result takes a third less time
-        # than (b × K)(K × C) where C is no multiple of the vector length.
-        transposed = readout.mT.contiguous()
         outputs = table.new_empty(*index.shape[:2], readout.shape[-1])
         for block in _blocks(table, index):
             features = block.features(activation, is_complex)
-            if isinstance(block.runs, int):
-                block.of(outputs).copy_(product(transposed[block.runs], features.mT).mT)
-            else:
-                torch.bmm(features, readout[block.runs], out=block.of(outputs))
+            write_product(block.of(outputs), features, readout[block.runs])
             if observe is not None:
                 observe.add_first_pass(_pairs(features) if is_complex else features)
         return outputs
@@ -245,11 +239,13 @@ class _BlockedOutputs(torch.autograd.Function):
             )
         for_table = torch.zeros_like(table).flatten(0, 1) if ctx.needs_input_grad[0] else None
         products = table.new_zeros(len(table), by_row.shape[-1], table.shape[-1])
+        space: Tensor | None = None
         for block in _blocks(table, index):
             by_feature = None
             if for_table is not None:
-                by_feature = product(block.of(gradient), readout[block.runs].mT)
-                by_feature = by_feature if isinstance(block.runs, int) else by_feature.flatten(0, 1)
+                # The first block is the largest.
+                space = torch.empty_like(block.space) if space is None else space[: len(block.space)]
+                by_feature = product(block.of(gradient), readout[block.runs].mT, block.whole(space)).view_as(space)
             for rows, z in block.gather():
                 if for_table is not None and by_feature is not None:
                     by_z = _differentiate(ctx.activation, z, by_feature[rows], ctx.is_complex)
@@ -259,7 +255,7 @@ class _BlockedOutputs(torch.autograd.Function):
                     _activate(ctx.activation, z, ctx.is_complex)
             if ctx.needs_input_grad[1]:
                 features = block.whole(block.space)
-                products[block.runs].add_(product(block.of(by_row).mT, features))
+                add_product(products[block.runs], block.of(by_row).mT, features)
                 if observe is not None:
                     observe.add_second_pass(_pairs(features) if ctx.is_complex else features)
         if observe is not None and weights is not None:
