@@ -2,9 +2,9 @@
 
     python -m benchmarks [--rounds 7] [--steps 12] [--threads N] [--quick] [--only steps tiers interaction …]
 
-Writes benchmarks/results.md and benchmarks/results.json after each part. Both have a section for each kind of processor;
-a section keeps the parts that are not measured, and the other sections stay as they are. The variables in `LIMITS` keep a
-processor from its wider instructions, as one without them; such a section says that it is emulated.
+Writes benchmarks/results.md and benchmarks/results.json after each part. Both have a section for each kind of
+processor; a section keeps the parts that are not measured, and the other sections stay as they are. The variables in
+`LIMITS` keep a processor from its wider instructions, as one without them; such a section says that it is emulated.
 The time of a contender in a round is the median over its steps. Ratios are computed within a round.
 """
 

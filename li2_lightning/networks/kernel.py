@@ -15,8 +15,9 @@ width, half the work of a complex one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Protocol
 
 import torch
@@ -144,19 +145,19 @@ class _Block:
     space: Tensor
     spare: Tensor
 
-    def gather(self) -> Iterator[tuple[slice, Tensor]]:
-        """XW in ``space``, piece by piece, each with its rows: each row is the sum of k rows of the table."""
-        for start in range(0, len(self.space), len(self.spare)):
-            rows = slice(start, start + len(self.spare))
-            piece, (first, *others) = self.space[rows], self.index[:, rows]
+    def gather(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """XW in ``space``, piece by piece, each with its part of ``index``. A row is the sum of k rows of the table."""
+        rows = len(self.spare)
+        for piece, index in zip(self.space.split(rows), self.index.split(rows, dim=1), strict=True):
+            first, *others = index
             torch.index_select(self.table, 0, first, out=piece)
             for operand in others:
                 piece.add_(torch.index_select(self.table, 0, operand, out=self.spare[: len(piece)]))
-            yield rows, piece
+            yield piece, index
 
     def features(self, activation: Activation, is_complex: bool) -> Tensor:
         """σ(XW) in ``space``, with the runs as a leading axis, where the block has several."""
-        for _, piece in self.gather():
+        for piece, _ in self.gather():
             _activate(activation, piece, is_complex)
         return self.whole(self.space)
 
@@ -241,15 +242,16 @@ class _BlockedOutputs(torch.autograd.Function):
         products = table.new_zeros(len(table), by_row.shape[-1], table.shape[-1])
         space: Tensor | None = None
         for block in _blocks(table, index):
-            by_feature = None
+            by_pieces: Iterable[Tensor | None] = repeat(None)
             if for_table is not None:
                 # The first block is the largest.
                 space = torch.empty_like(block.space) if space is None else space[: len(block.space)]
-                by_feature = product(block.of(gradient), readout[block.runs].mT, block.whole(space)).view_as(space)
-            for rows, z in block.gather():
-                if for_table is not None and by_feature is not None:
-                    by_z = _differentiate(ctx.activation, z, by_feature[rows], ctx.is_complex)
-                    for operand in block.index[:, rows]:
+                by_feature = product(block.of(gradient), readout[block.runs].mT, block.whole(space))
+                by_pieces = by_feature.view_as(space).split(len(block.spare))
+            for (z, operands), by_piece in zip(block.gather(), by_pieces, strict=False):
+                if for_table is not None and by_piece is not None:
+                    by_z = _differentiate(ctx.activation, z, by_piece, ctx.is_complex)
+                    for operand in operands:
                         for_table.index_add_(0, operand, by_z)
                 if ctx.needs_input_grad[1]:
                     _activate(ctx.activation, z, ctx.is_complex)
