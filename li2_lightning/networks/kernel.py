@@ -5,9 +5,9 @@ through every operation while it is in cache. The backward pass computes z again
 array with a row for each sample. Products are those of the plain formula, summed block by block; results differ from it
 by rounding alone.
 
-All blocks of a pass are in the same memory, and operations on single elements go through a block in pieces. Where each
-block had memory of its own, these operations took three times as long, since their operands had left the cache, and the
-heap grew to several times what was in use: malloc cannot give an aligned array the place of an equal one.
+All blocks of a pass are in the same memory. σ is written over z, piece by piece, so that a piece stays in the cache of a
+core between two operations. With memory of its own for every block and operand the heap grew to twice what was in use,
+since glibc's malloc seldom gives an aligned array the place of an equal one, and the blocks were out of cache.
 
 Complex numbers are stored as pairs of real ones: Re(FV) = [Re F, Im F]·[Re V; −Im V] is one real product of twice the
 width, half the work of a complex one.
