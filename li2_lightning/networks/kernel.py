@@ -5,9 +5,9 @@ through every operation while it is in cache. The backward pass computes z again
 array with a row for each sample. Products are those of the plain formula, summed block by block; results differ from it
 by rounding alone.
 
-All blocks of a pass are in the same memory. σ is written over z, piece by piece, so that a piece stays in the cache of a
-core between two operations. With memory of its own for every block and operand the heap grew to twice what was in use,
-since glibc's malloc seldom gives an aligned array the place of an equal one, and the blocks were out of cache.
+All blocks of a pass are in the same memory. σ is written over z, piece by piece, so that a piece stays in cache between
+two operations. With memory of its own for every block and operand the heap grew to twice what was in use, since glibc's
+malloc seldom gives an aligned array the place of an equal one, and the blocks were out of cache.
 
 Complex numbers are stored as pairs of real ones: Re(FV) = [Re F, Im F]·[Re V; −Im V] is one real product of twice the
 width, half the work of a complex one.
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from li2_lightning.networks.activations import Activation
-from li2_lightning.networks.matmul import add_product, product, write_product
+from li2_lightning.networks.matmul import add_product, arranged, product, write_product
 
 # Bytes of one block of features: a block, its gradient and the readout fit a core's share of the cache. At K=2048 a
 # step takes the same time from half to twice this size, and longer above it.
@@ -170,6 +170,11 @@ class _Block:
         return values[self.runs, self.rows] if isinstance(self.runs, int) else values[self.runs]
 
 
+def _rows(table: Tensor, index: Tensor) -> int:
+    """The rows of the largest block of one run."""
+    return min(block_rows(table.shape[-1], table.element_size()), index.shape[1])
+
+
 def _blocks(table: Tensor, index: Tensor, shared: bool = True) -> Iterator[_Block]:
     """The rows of a stack (W: N × d × K, index: N × n × k) in blocks that stay in cache.
 
@@ -217,6 +222,7 @@ class _BlockedOutputs(torch.autograd.Function):
         ctx.save_for_backward(table, readout, index)
         ctx.activation, ctx.is_complex, ctx.observe = activation, is_complex, observe
         outputs = table.new_empty(*index.shape[:2], readout.shape[-1])
+        readout = arranged(readout, _rows(table, index))
         for block in _blocks(table, index):
             features = block.features(activation, is_complex)
             write_product(block.of(outputs), features, readout[block.runs])
@@ -241,6 +247,7 @@ class _BlockedOutputs(torch.autograd.Function):
         for_table = torch.zeros_like(table).flatten(0, 1) if ctx.needs_input_grad[0] else None
         products = table.new_zeros(len(table), by_row.shape[-1], table.shape[-1])
         space: Tensor | None = None
+        readout = arranged(readout, _rows(table, index))
         for block in _blocks(table, index):
             by_pieces: Iterable[Tensor | None] = repeat(None)
             if for_table is not None:

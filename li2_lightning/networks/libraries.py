@@ -79,7 +79,7 @@ class OfOneDNN:
         # A product whose long side is contiguous in the result takes a third less time where the short side is no
         # multiple of the vector length.
         if len(left) > right.shape[1]:
-            out.copy_(self.product(right.mT.contiguous(), left.mT).mT)
+            out.copy_(self.product(right.mT, left.mT).mT)
         else:
             out.copy_(self.product(left, right))
 
@@ -149,7 +149,8 @@ def _cache() -> Path:
 def _machine() -> str:
     """What a ratio depends on: processor, torch, and the instructions that the environment allows."""
     allowed = [os.environ.get(name, "") for name in ("MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")]
-    return ", ".join([processor(), torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}", *allowed])
+    capability, version = torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}"
+    return ", ".join([processor(), capability, version, "products in given memory", *allowed])
 
 
 def _measure() -> float:
@@ -165,10 +166,11 @@ def _measure() -> float:
     with torch.no_grad(), _one_thread():
         for name, products in [*libraries.items()] * (ROUNDS + 1):
             assert products is not None
+            right = readout if name == TORCH else readout.mT.contiguous().mT
             for step, compute in (
-                ("outputs", functools.partial(products.write, outputs, features, readout)),
+                ("outputs", functools.partial(products.write, outputs, features, right)),
                 ("gradient of V", functools.partial(products.add, sums, by_row, features)),
-                ("gradient of F", functools.partial(products.product, outputs, readout.mT, features)),
+                ("gradient of F", functools.partial(products.product, outputs, right.mT, features)),
             ):
                 began = time.thread_time()
                 compute()

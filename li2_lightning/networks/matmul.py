@@ -33,13 +33,22 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     _products(left, right).add(total, left, right)
 
 
+def arranged(right: Tensor, rows: int) -> Tensor:
+    """B in the memory layout that is fastest for several products AB of one B (…×k×n), each A with so many rows."""
+    return right.mT.contiguous().mT if _is_for_onednn(rows, right) else right
+
+
 def _products(left: Tensor, right: Tensor) -> Products:
     wants_gradient = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
-    is_single = left.dtype == torch.float32 and left.device.type == "cpu"
     is_batch = left.ndim > 2 or right.ndim > 2
-    if is_batch or not is_single or wants_gradient or len(left) * right.numel() < SMALL or library() != ONEDNN:
+    if is_batch or wants_gradient or not _is_for_onednn(len(left), right):
         return OF_TORCH
     return onednn() or OF_TORCH
+
+
+def _is_for_onednn(rows: int, right: Tensor) -> bool:
+    is_single = right.dtype == torch.float32 and right.device.type == "cpu"
+    return is_single and rows * right.shape[-2:].numel() >= SMALL and library() == ONEDNN
 
 
 def squared_magnitudes(values: Tensor) -> Tensor:

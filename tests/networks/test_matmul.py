@@ -10,7 +10,7 @@ from torch import Tensor
 
 from li2_lightning.networks import libraries
 from li2_lightning.networks.libraries import ONEDNN, TORCH, use_library
-from li2_lightning.networks.matmul import SMALL, add_product, product, squared_magnitudes, write_product
+from li2_lightning.networks.matmul import SMALL, add_product, arranged, product, squared_magnitudes, write_product
 
 m, k, n = 100, 150, 160
 assert m * k * n > SMALL
@@ -56,6 +56,14 @@ def test_a_product_is_written_to_given_memory_or_added_to_it(rows: int, columns:
     add_product(total, left, right)
     for found, sums in ((out, expected), (product(left, right, space), expected), (total, start + expected)):
         torch.testing.assert_close(found.double(), sums.double(), rtol=0, atol=5e-5)
+
+
+def test_arranging_changes_the_layout_alone_and_only_for_large_matrices_of_onednn() -> None:
+    right = draw(k, n).float()
+    assert torch.equal(arranged(right, m), right)
+    assert arranged(right, m).mT.is_contiguous() == (libraries.library() == ONEDNN)
+    for unchanged in (arranged(right, 2), arranged(right.double(), m)):
+        assert unchanged.is_contiguous()
 
 
 def test_batches_are_written_and_added_too() -> None:
