@@ -62,8 +62,9 @@ class Places:
 
 
 class Observer(Protocol):
-    """Receives every block of features in order, while the block is in cache; it must not change a block.
+    """Receives every block of features in order, while the block is in cache.
 
+    It must neither change a block nor keep it, since the next block takes its memory.
     A block has some rows of one run (b × K), or all rows of the next runs of a stack (g × n × K); `Places` tells which.
     The forward pass is the first pass over the features. The backward pass is the second one, since the gradient of V
     needs the features again; where V has no gradient there is no second pass.
@@ -193,9 +194,10 @@ def _blocks(table: Tensor, index: Tensor, shared: bool = True) -> Iterator[_Bloc
     memory = flat.new_empty(largest, flat.shape[-1]) if shared else None
 
     def block(of: Runs, rows: slice) -> _Block:
-        operands = index[of, rows].flatten(0, -2).mT.contiguous()
+        part = index[of, rows]
+        operands = part.flatten(0, -2).mT.contiguous()
         space = flat.new_empty(operands.shape[1], flat.shape[-1]) if memory is None else memory[: operands.shape[1]]
-        return _Block(of, rows, operands, flat, index[of, rows].shape[-2], space, spare)
+        return _Block(of, rows, operands, flat, part.shape[-2], space, spare)
 
     if together == 1:
         for run in range(runs):
@@ -246,13 +248,14 @@ class _BlockedOutputs(torch.autograd.Function):
             )
         for_table = torch.zeros_like(table).flatten(0, 1) if ctx.needs_input_grad[0] else None
         products = table.new_zeros(len(table), by_row.shape[-1], table.shape[-1])
-        space: Tensor | None = None
+        memory: Tensor | None = None
         readout = arranged(readout, _rows(table, index))
         for block in _blocks(table, index):
             by_pieces: Iterable[Tensor | None] = repeat(None)
             if for_table is not None:
                 # The first block is the largest.
-                space = torch.empty_like(block.space) if space is None else space[: len(block.space)]
+                memory = torch.empty_like(block.space) if memory is None else memory
+                space = memory[: len(block.space)]
                 by_feature = product(block.of(gradient), readout[block.runs].mT, block.whole(space))
                 by_pieces = by_feature.view_as(space).split(len(block.spare))
             for (z, operands), by_piece in zip(block.gather(), by_pieces, strict=False):

@@ -116,6 +116,20 @@ def test_blocks_of_a_pass_share_memory_and_blocks_handed_out_do_not(monkeypatch:
     assert len({block.data_ptr() for block in handed_out}) == 5
 
 
+def test_large_runs_of_a_stack_have_the_gradients_of_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run has a short block at its end."""
+    monkeypatch.setattr(kernel, "BLOCK_BYTES", 1)
+    runs = [(draw(2 * M, K, seed=s), draw(K, C, seed=10 + s), problem(2, torch.float64)[2]) for s in range(3)]
+    results = []
+    for W, V, index in (*runs, tuple(torch.stack(parts) for parts in zip(*runs, strict=True))):
+        W, V = W.clone().requires_grad_(), V.clone().requires_grad_()
+        outputs = blocked_outputs(W, V, index, find_activation("square"))
+        results.append((outputs.detach(), *torch.autograd.grad(outputs.square().sum(), (W, V))))
+    *single, stack = results
+    for parts, whole in zip(zip(*single, strict=True), stack, strict=True):
+        assert torch.equal(torch.stack(parts), whole)
+
+
 @pytest.mark.parametrize("piece_bytes", [1, 7 * 8 * K])
 @pytest.mark.parametrize("runs", [None, 3])
 def test_the_size_of_a_piece_changes_nothing(
