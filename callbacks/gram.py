@@ -73,7 +73,7 @@ class Gram(Diagnostic):
         self._order = self._order.to(norms.device)
         weights = torch.stack([norms.sqrt(), norms], dim=-2)
         nodes = draw_nodes(weights, self._order, self.sampled_columns)
-        lengths, products = state.gram(nodes).abs().unbind(-3)
-        values = torch.stack([lengths, products.square()], dim=-3)
+        values = state.gram(nodes).abs()
+        values.select(-3, 1).square_()
         lengths, squares = estimated_off_diagonal_sum(values, nodes, weights).unbind(-1)
         return lengths, squares

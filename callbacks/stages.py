@@ -104,7 +104,7 @@ def no_equilibrium(module: Li2Module) -> str | None:
     The equilibrium F̃ᵀR = ηV belongs to a squared loss with coupled weight decay of V. A ridge readout satisfies it by
     definition.
     """
-    if type(module.loss).error is Loss.error:  # no squared loss
+    if type(module.loss).summed_error is Loss.summed_error:  # no squared loss
         return f"the loss {type(module.loss).__name__} has no ridge equilibrium"
     readout_optimizer = getattr(module.optimizer, "children", {}).get("output")
     while hasattr(readout_optimizer, "inner"):  # a gradient filter around the optimizer

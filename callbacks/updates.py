@@ -128,7 +128,8 @@ class Updates(Diagnostic):
     def window_dict(self) -> dict[str, Any]:
         """The updates in the window, and their Gram matrix, by which they are matched with a checkpoint."""
         track = self._shared
-        return {"updates": [self._own(update) for update in track.window], "gram": self._own(track.gram)}
+        updates = None if track.window is None else self._own(track.window)
+        return {"updates": updates, "gram": self._own(track.gram)}
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -138,13 +139,13 @@ class Updates(Diagnostic):
         found = read_window(Path(trainer.ckpt_path), checkpoint["global_step"], self.state_key)
         gram = checkpoint["callbacks"].get(self.state_key, {}).get("gram")
         if found is not None and gram is not None and torch.equal(found["gram"], gram):
-            self.track.window = list(found["updates"])
+            self.track.window = found["updates"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         track = self.track
         track.gram, track.count = state_dict["gram"], state_dict["count"]
-        if len(track.window) < min(track.count, WINDOW):
+        if track.window is None and track.count > 0:
             track.gram, track.count = torch.zeros_like(track.gram), 0
             say(
                 f"update/eigengap is empty for {WINDOW} rows; the last {WINDOW} updates are kept for the newest "
@@ -165,7 +166,7 @@ class _Track:
     Attributes:
         before: role → all weights of the role as one vector (…, P), and its norm (…).
         step: the updates before these weights; −1 where there are none.
-        window: the last updates, each (…, P); a ring buffer whose entries are replaced and never written to.
+        window: the last updates, …×20×P, the oldest of which is overwritten by the next; None before the first.
         gram: their Gram matrix, …×20×20.
         count: the updates so far.
         network: that of the stack; None for a single run.
@@ -174,7 +175,7 @@ class _Track:
     def __init__(self) -> None:
         self.before: dict[str, tuple[Tensor, Tensor]] = {}
         self.step = -1
-        self.window: list[Tensor] = []
+        self.window: Tensor | None = None
         self.gram = torch.zeros(WINDOW, WINDOW, dtype=torch.float64)
         self.count = 0
         self.network: Network | None = None
@@ -189,7 +190,8 @@ class _Track:
         joint, first = cls(), tracks[0]
         joint.step, joint.count, joint.network = first.step, first.count, network
         joint.gram = torch.stack([track.gram for track in tracks])
-        joint.window = [torch.stack(updates) for updates in zip(*(track.window for track in tracks), strict=True)]
+        windows = [track.window for track in tracks if track.window is not None]
+        joint.window = torch.stack(windows) if windows else None
         for role in first.before:
             vectors, norms = zip(*(track.before[role] for track in tracks), strict=True)
             joint.before[role] = torch.stack(vectors), torch.stack(norms)
@@ -199,7 +201,8 @@ class _Track:
         """A copy of the part of one run."""
         track = _Track()
         track.step, track.count = self.step, self.count
-        track.gram, track.window = self.gram[place].clone(), [update[place].clone() for update in self.window]
+        track.gram = self.gram[place].clone()
+        track.window = None if self.window is None else self.window[place].clone()
         track.before = {
             role: (vector[place].clone(), norm[place].clone()) for role, (vector, norm) in self.before.items()
         }
@@ -232,14 +235,13 @@ class _Track:
 
     def _eigengap(self, change: Tensor, dtype: torch.dtype) -> Tensor:
         """Replace the oldest update by the newest, in the window and in the Gram matrix, and return the eigengap."""
-        self.window = [update.to(change.device) for update in self.window]
-        self.gram = self.gram.to(change.device, dtype)
+        if self.window is None:
+            self.window = change.new_zeros(*change.shape[:-1], WINDOW, change.shape[-1])
+        self.window, self.gram = self.window.to(change.device), self.gram.to(change.device, dtype)
         slot = self.count % WINDOW
-        self.window[slot : slot + 1] = [change]
-        # vecdot of one run is a dot product without a batch.
-        products = torch.stack([torch.linalg.vecdot(update, change) for update in self.window], dim=-1).to(dtype)
-        places = products.shape[-1]
-        self.gram[..., slot, :places], self.gram[..., :places, slot] = products, products
+        self.window[..., slot, :] = change
+        products = (self.window @ change.unsqueeze(-1)).squeeze(-1).to(dtype)
+        self.gram[..., slot, :], self.gram[..., slot] = products, products
         self.count += 1
         return eigengap(self.gram) if self.count >= WINDOW else change.new_full(change.shape[:-1], torch.nan)
 

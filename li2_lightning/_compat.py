@@ -22,6 +22,8 @@ from torch.nn import Module
 
 if TYPE_CHECKING:
     import lightning
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 # -- torch 2.13 -------------------------------------------------------------------------------------------------------
 
@@ -171,6 +173,13 @@ def config_groups() -> dict[str, list[str]]:
 
     loader = GlobalHydra.instance().config_loader()
     return {name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"}
+
+
+def apply_overrides(config: DictConfig, overrides: list[Override]) -> None:
+    """Apply overrides of values to a composed config in place, as Hydra does after it has merged the chosen files."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
 
 
 def job_error(result: Any) -> BaseException:

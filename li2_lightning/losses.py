@@ -15,7 +15,6 @@ from li2_lightning._compat import write_count
 from li2_lightning.distributed.collectives import row_mean
 from li2_lightning.errors import InputError
 from li2_lightning.plugins import Registry
-from li2_lightning.theory.lazy import center
 
 
 class Loss:
@@ -38,10 +37,13 @@ class Loss:
         """
         return None
 
-    def error(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
-        """D with ∂L/∂Ŷ = −(2/n)D, n × C, of a squared loss over training rows; None for any other loss.
+    def summed_error(self, total: Tensor) -> Tensor | None:
+        """Σ_i D_i over the training rows, (…, C), of a squared loss with ∂L/∂Ŷ = −(2/n)D; None for any other loss.
 
         The residual is R = P₁⊥(Y − Ŷ) = P₁⊥(D + δ1ᵀ), with δ from `ignored_class_mean` (0 where that is None).
+
+        Args:
+            total: Σ_i (Y_i − Ŷ_i), (…, C).
         """
         return None
 
@@ -99,7 +101,8 @@ class _SquaredNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, differences: Tensor) -> Tensor:
         ctx.save_for_backward(differences)
-        return differences.square().sum(dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(differences, dim=-1)
+        return norms.square()
 
     @staticmethod
     @once_differentiable
@@ -128,10 +131,10 @@ class ClassCentredMSE(SquaredLoss):
 
     def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
         difference = one_hot(labels, outputs.shape[-1], outputs.dtype) - outputs
-        return difference - difference.mean(dim=-1, keepdim=True)
+        return difference.sub_(difference.mean(dim=-1, keepdim=True))
 
-    def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return self.differences(outputs, labels)
+    def summed_error(self, total: Tensor) -> Tensor:
+        return total - total.mean(dim=-1, keepdim=True)
 
     def ignored_class_mean(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return 1 / outputs.shape[-1] - outputs.mean(dim=-1)
@@ -155,8 +158,9 @@ class ProjectedMSE(SquaredLoss):
     def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return one_hot(labels, outputs.shape[-1], outputs.dtype) - outputs
 
-    def error(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return center(self.differences(outputs, labels))
+    def summed_error(self, total: Tensor) -> Tensor:
+        # The offset takes the mean over the rows away.
+        return torch.zeros_like(total)
 
     def ridge_problem(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return features - row_mean(features).unsqueeze(-2), targets - row_mean(targets).unsqueeze(-2)
@@ -191,17 +195,15 @@ class RunByRun(Loss):
     def offset(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
         return _for_each_run(self.loss.offset, outputs, labels)
 
-    def error(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
-        return _for_each_run(self.loss.error, outputs, labels)
+    def summed_error(self, total: Tensor) -> Tensor | None:
+        return _for_each_run(self.loss.summed_error, total)
 
     def ignored_class_mean(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
         return _for_each_run(self.loss.ignored_class_mean, outputs, labels)
 
 
-def _for_each_run(
-    function: Callable[[Tensor, Tensor], Tensor | None], outputs: Tensor, labels: Tensor
-) -> Tensor | None:
-    results = [function(*run) for run in zip(outputs, labels, strict=True)]
+def _for_each_run(function: Callable[..., Tensor | None], *values: Tensor) -> Tensor | None:
+    results = [function(*run) for run in zip(*values, strict=True)]
     present = [result for result in results if result is not None]
     return torch.stack(present) if len(present) == len(results) else None
 

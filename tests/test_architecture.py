@@ -212,7 +212,7 @@ def test_everything_imported_is_a_declared_dependency() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     declared = {line.split(">")[0].split("<")[0].strip() for line in setup["options"]["install_requires"].split("\n")}
-    declared = {{"hydra-core": "hydra", "pillow": "PIL"}.get(name, name) for name in declared}
+    declared = {{"hydra-core": "hydra", "pillow": "PIL", "PyYAML": "yaml"}.get(name, name) for name in declared}
     used = set().union(*(imports(path) for part in PARTS for path in files(part)), imports(ROOT / "train.py"))
     assert used - {*sys.stdlib_module_names, *PARTS} <= declared
 

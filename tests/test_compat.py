@@ -14,7 +14,9 @@ import pytest
 import torch
 import wandb
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 from li2_lightning import _compat
 
@@ -124,6 +126,13 @@ def composing(*overrides: str) -> Exception:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"), pytest.raises(Exception) as caught:  # noqa: PT011
         compose("config", [*overrides])
     return caught.value
+
+
+def test_hydra_applies_overrides_to_a_composed_config() -> None:
+    config = OmegaConf.create({"a": {"b": 1}, "c": 2})
+    parsed = OverridesParser.create().parse_overrides(["a.b=3", "++d=[4]", "~c"])
+    _compat.apply_overrides(config, parsed)
+    assert config == {"a": {"b": 3}, "d": [4]}, changed("Hydra", "_apply_overrides_to_config does something else")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 import train
 from li2_lightning.errors import InputError
-from li2_lightning.files import is_locked, link_or_copy, lock, row_files
+from li2_lightning.files import is_locked, link_or_copy, lock, row_files, write_yaml
 
 TINY: dict[str, Any] = {
     "task": {"order": 5},
@@ -160,3 +161,13 @@ def test_only_files_with_our_names_have_a_row(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert row_files(tmp_path, ".ckpt") == dict(zip((7, 100, 1000000), (tmp_path / name for name in ours), strict=True))
     assert row_files(tmp_path / "nowhere", ".ckpt") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1e-3", "1E5", "12", "-.5", "nan", "off", "yes", "null", "~", "2020-01-01", "", " a", "a: b\n#c", "ü", "!x"],
+)
+def test_a_string_in_a_yaml_file_stays_a_string(tmp_path: Path, text: str) -> None:
+    values = {"value": text, "list": [text, {text or "key": text}], "number": 1e-5}
+    write_yaml(tmp_path / "file.yaml", values)
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "file.yaml")) == values

@@ -6,12 +6,16 @@ Hydra finds sweepers only in the namespace package ``hydra_plugins``.
 import itertools
 import os
 import time
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper as HydraSweeper
@@ -71,12 +75,6 @@ class Sweeper(HydraSweeper):
                 raise InputError(f"{override.input_line} names no value, so the sweep has no run.")
         overrides = [list(own) for own in itertools.product(*axes.values())]
 
-        def compose(own: list[str]) -> DictConfig:
-            config = loader.load_sweep_config(master, own)
-            with open_dict(config):
-                del config["hydra"]
-            return config
-
         def start(jobs: list[list[str]]) -> None:
             where = f"hydra.sweep.dir={quoted(str(self.folder))}"
             for result in launcher.launch([[*own, where] for own in jobs], initial_job_idx=0):
@@ -90,7 +88,7 @@ class Sweeper(HydraSweeper):
             os.environ["PYTHONPATH"] = search_path()
             # submitit starts its jobs with `python -m`, which would otherwise put the current folder first again.
             os.environ["PYTHONSAFEPATH"] = "1"
-        with Sweep(plan(overrides, compose, read_config), self.folder, launching) as sweep:
+        with Sweep(plan(overrides, Composer(loader, master), read_config), self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             end_joblib_workers()
 
@@ -110,6 +108,44 @@ class Sweeper(HydraSweeper):
             case "LocalLauncher":
                 return Launching(parallel=self.max_batch_size or runs, in_this_process=False, reuses_workers=False)
         return Launching(parallel=None, in_this_process=False, on_this_machine=False, reuses_workers=False)
+
+
+class Composer:
+    """Composes the config of each run of a sweep.
+
+    Hydra reads and merges all files for each config, which takes as long as the training of a small run. Here runs that
+    choose the same files share that work, and only the overrides of values are applied to each of them.
+
+    Args:
+        loader: Hydra's.
+        master: the config of the sweep.
+    """
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
+        self._loader, self._master = loader, master
+        self._parse = cache(OverridesParser.create(config_loader=loader).parse_override)
+        self._has_files = cache(lambda name: bool(loader.get_group_options(name)))
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, overrides: list[str]) -> DictConfig:
+        """The values of the run with these overrides, without Hydra's own section."""
+        from li2_lightning._compat import apply_overrides
+
+        values = [self._parse(text) for text in overrides]
+        values = [value for value in values if not (value.is_hydra_override() or self._chooses_files(value))]
+        of_values = {value.input_line for value in values}
+        choices = tuple(text for text in overrides if text not in of_values)
+        if choices not in self._composed:
+            config = self._loader.load_sweep_config(self._master, list(choices))
+            with open_dict(config):
+                del config["hydra"]
+            self._composed[choices] = config
+        config = deepcopy(self._composed[choices])
+        apply_overrides(config, values)
+        return config
+
+    def _chooses_files(self, override: Override) -> bool:
+        return override.package is not None or self._has_files(override.key_or_group)
 
 
 @dataclass

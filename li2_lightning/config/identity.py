@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -54,11 +55,17 @@ def config_hash(config: Config) -> str:
     Raises:
         InputError: an input file cannot be read, or the name of a plug-in is unknown.
     """
-    default, values = _identity(type(config)()), _identity(config)
+    schema: Any = type(config)
+    default, values = _default_identity(schema), _identity(config)
     counted = {key: value for key, value in values.items() if value != default.get(key)}
     counted |= {key: digest for key, digest in input_digests(config).items() if key in counted}
     text = json.dumps({"numerics": NUMERICS, **counted}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@cache
+def _default_identity(schema: Any) -> Mapping[str, Any]:
+    return _identity(schema())
 
 
 def _identity(config: Config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from li2_lightning.networks.base import Activity, Features, Network
 from li2_lightning.networks.kernel import Places
 from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
-from li2_lightning.theory.lazy import backpropagated_gradient, center, residual
+from li2_lightning.theory.lazy import backpropagated_gradient, center
 
 # Attributes of a run of a stack that are its part of those of the whole stack.
 PARTS = ("outputs", "targets", "readout_gradient", "_rows", "_kept_features")
@@ -201,35 +201,40 @@ class StepState:
 
     @torch.no_grad()
     def gram(self, nodes: Tensor | None = None) -> Tensor:
-        """F̃ᴴF̃ of some nodes, …×S×S, in `accumulation_dtype` (or its complex counterpart).
+        """F̃ᴴF̃, of all nodes in at least `accumulation_dtype`, of some nodes (…×S×S) in the dtype of the features.
 
         Args:
             nodes: indices of the nodes, …×S, one matrix for each list of S (in a stack N×…×S); None: all nodes (K×K),
                 which costs more than a training step.
         """
+        drawn = None if nodes is None else nodes.flatten(1 if self.is_stack else 0)
+        means = self.feature_means if drawn is None else self.feature_means.gather(-1, drawn)
+        size = means.shape[-1] if nodes is None else nodes.shape[-1]
+        # One run without a leading axis is run 0 of its blocks, and the lists of nodes follow each other.
+        means = means if self.is_stack else means[None]
+        products = means.new_zeros(len(means), means.shape[-1] // size, size, size)
+        places = Places(self._share_of(self.targets).shape[-1])
+        for F in self.share_blocks() if drawn is None else self._column_blocks(drawn):
+            runs, _ = places.next(F)
+            centered = F - means[runs].unsqueeze(-2)
+            for place, columns in enumerate(centered.unflatten(-1, (-1, size)).unbind(-2)):  # type: ignore[no-untyped-call]
+                products[runs, place] += columns.mH @ columns
         if nodes is None:
-            centered = (
-                center(self.features) if self.is_stack else torch.cat(list(self.share_blocks())) - self.feature_means
-            )
-        else:
-            rows = 1 if self.is_stack else 0  # the axis of rows
-            drawn = nodes.flatten(rows)
-            columns = self._share_of_columns(drawn) - self.feature_means.gather(-1, drawn).unsqueeze(-2)
-            centered = columns.unflatten(-1, nodes.shape[rows:]).movedim(rows, -2)  # type: ignore[no-untyped-call]
-        products = centered.mH @ centered
-        (total,) = sum_over_ranks(
-            products.to(self.accumulation_dtype.to_complex() if products.is_complex() else self.accumulation_dtype)
-        )
-        return total
+            products = products.to(torch.promote_types(products.dtype, self.accumulation_dtype))
+        (total,) = sum_over_ranks(products)
+        shape = self.feature_means.shape if nodes is None else nodes.shape
+        return total.view(*shape, size)
 
-    def _share_of_columns(self, nodes: Tensor) -> Tensor:
-        """The columns of F that belong to ``nodes``, for this rank's rows."""
+    def _column_blocks(self, nodes: Tensor) -> Iterator[Tensor]:
+        """The columns of F that belong to ``nodes``, for this rank's rows, in blocks like those of `share_blocks`."""
         if self._share_in_memory is None and isinstance(self.network, TwoLayerNetwork):
             self.check_weights()
-            return self.network.node_features(self._rows.share().tokens, _columns(self.network.input_weights(), nodes))
-        if self.is_stack:
-            return _columns(self.features, nodes)
-        return torch.cat([block[:, nodes] for block in self.share_blocks()])
+            weights = _columns(self.network.input_weights(), nodes)
+            yield from self.network.node_blocks(self._rows.share().tokens, weights)
+        elif self.is_stack:
+            yield _columns(self.features, nodes)
+        else:
+            yield from (block[:, nodes] for block in self.share_blocks())
 
     def _share_of(self, rows: Tensor) -> Tensor:
         """This rank's rows out of the rows of all ranks, (…, n)."""
@@ -246,9 +251,16 @@ class StepState:
         return center(self.one_hot_targets)
 
     @quantity
+    def _error(self) -> tuple[Tensor, Tensor]:
+        """R, and the mean of Y − Ŷ over the rows, (…, C)."""
+        error = self.one_hot_targets - self.outputs
+        mean = error.mean(dim=-2)
+        return error.sub_(mean.unsqueeze(-2)), mean
+
+    @property
     def residual(self) -> Tensor:
         """R = P₁⊥(Y − Ŷ), n × C."""
-        return residual(self.outputs, self.one_hot_targets)
+        return self._error[0]
 
     @quantity
     def centered_features(self) -> Tensor:
@@ -271,9 +283,10 @@ class StepState:
     def _local_sums(self) -> FeatureSums:
         """Sums over this rank's rows of F."""
         if self._sums is None:
-            self._sums = FeatureSums(self._share_of(self.targets), self.outputs.shape[-1])
+            sums = FeatureSums(self._share_of(self.targets), self.outputs.shape[-1])
             for F in self.share_blocks():
-                self._sums.add_first_pass(F)
+                sums.add_first_pass(F)
+            self._sums = sums
         return self._sums
 
     @quantity
@@ -339,15 +352,15 @@ class StepState:
         """Q = F̃ᴴR, K × C (= FᴴR, since R is centred).
 
         Where the training step has computed ∂L/∂V, Q is a multiple of it plus terms of rank one, and no product with F
-        is needed: ∂L/∂Ŷ = −(2/n)D (`Loss.error`) gives FᴴD = −(n/2β)·∂L/∂V, and R = P₁⊥(D + δ1ᵀ)
+        is needed: ∂L/∂Ŷ = −(2/n)D (`Loss.summed_error`) gives FᴴD = −(n/2β)·∂L/∂V, and R = P₁⊥(D + δ1ᵀ)
         (`Loss.ignored_class_mean`).
         """
-        error = self._loss.error(self.outputs, self.targets)
+        n, beta = self._count, self.network.output_scale
+        error = self._loss.summed_error(n * self._error[1])
         if error is None or self.readout_gradient is None:
             return self._sum_residual_features()
-        n, beta = self._count, self.network.output_scale
         mean = self.feature_means.conj()
-        left, right = [mean], [-error.sum(dim=-2).to(mean.dtype)]
+        left, right = [mean], [-error.to(mean.dtype)]
         if self._ignored_class_mean is not None:
             ignored = self._ignored_class_mean.sum(dim=-1, keepdim=True)
             left.append(self._second_pass_sums[1] - ignored * mean)

@@ -84,12 +84,17 @@ class TwoLayerNetwork(Network):
 
     def node_features(self, tokens: Tensor, input_weights: Tensor) -> Tensor:
         """σ(Xw) of m nodes with the given input weights (…×d×m), without batch norm; …×n×m."""
+        blocks = [block.reshape(-1, block.shape[-1]) for block in self.node_blocks(tokens, input_weights)]
+        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).view(*tokens.shape[:-1], -1)
+
+    def node_blocks(self, tokens: Tensor, input_weights: Tensor) -> Iterator[Tensor]:
+        """The rows of `node_features` in blocks like those of `feature_blocks`."""
         if self.why_plain() is None:
             index = tokens + self._offsets(tokens)  # one table for each operand, also with shared_embedding
-            blocks = [F.reshape(-1, F.shape[-1]) for F in feature_blocks(input_weights, index, self.activation)]
-            return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).view(*tokens.shape[:-1], -1)
-        z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens, dim=-2)))
-        return z if self.config.inner_product else self.activation(z)
+            yield from feature_blocks(input_weights, index, self.activation)
+        else:
+            z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens, dim=-2)))
+            yield z if self.config.inner_product else self.activation(z)
 
     @property
     def node_degree(self) -> int | None:

@@ -18,14 +18,13 @@ from typing import Any
 
 import lightning
 import torch
-from omegaconf import OmegaConf
 
 import li2_lightning
 from li2_lightning.clock import clock
 from li2_lightning.config.identity import LATEST, config_hash, run_name
 from li2_lightning.config.schema import Config, to_plain
 from li2_lightning.errors import BusyError, DamagedError, DivergenceError, InputError, Interrupted, StorageError
-from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json
+from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_json, write_yaml
 from li2_lightning.log import say
 from li2_lightning.runs.checkpoints import WINDOW, Start, continue_from, lies_in, read_own_part, remove_windows
 from li2_lightning.runs.metrics_csv import first_step, read_metrics
@@ -221,8 +220,7 @@ class RunDirectory:
         # A killed process leaves temporary files; no other process writes them while this process holds the lock.
         for part in self.path.rglob(".*.part"):
             part.unlink()
-        with replacing(self.path / "config.yaml") as temporary:
-            temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(to_plain(config))), encoding="utf-8")
+        write_yaml(self.path / "config.yaml", to_plain(config))
         self._remove_later(start)
         if start is not None and not (self.path / "metrics.csv").exists():
             # A longer run begins with the rows of the run that it continues.

@@ -51,7 +51,7 @@ STEP_HOOKS = (
 # The number of lines that tell the progress of a stack.
 LINES = 10
 # Packages whose code draws no random numbers from the global sources while it trains.
-OURS = ("li2_lightning", "callbacks", "optimizers", "lightning", "torch")
+OURS = ("li2_lightning", "callbacks", "optimizers", "benchmarks", "lightning", "torch")
 
 # Makes one object that steps the optimizers of several runs; a run's own step goes through a function with its place.
 JoinOptimizers = Callable[[list[Any], Callable[[int, Callable[[], Any]], None]], Any]
@@ -71,6 +71,7 @@ class Member:
         batch: the rows of the present step.
         accuracy: on the test rows, of the newest row.
         error: the error for which the run leaves the stack at the end of the present step.
+        hooks: of each hook of a step, the callbacks' own functions, and whether they may draw random numbers.
     """
 
     trainer: lightning.Trainer
@@ -82,23 +83,24 @@ class Member:
     batch: Rows | None = None
     accuracy: float | None = None
     error: Exception | None = None
-    hooks: dict[str, list[Callable[..., None]]] = field(default_factory=dict)
+    hooks: dict[str, list[tuple[Callable[..., None], bool]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         for name in (*STEP_HOOKS, "on_train_start"):
             base = getattr(lightning.Callback, name)
-            own = [callback for callback in self.trainer.callbacks if getattr(type(callback), name) is not base]  # type: ignore[attr-defined]
-            self.hooks[name] = [getattr(callback, name) for callback in own]
+            own = [callback for callback in callbacks if getattr(type(callback), name) is not base]
+            self.hooks[name] = [(getattr(callback, name), may_draw(callback)) for callback in own]
+        self.callbacks_draw = any(map(may_draw, callbacks))
+        optimizers: list[Any] = list(self.module.optimizer.children.values())  # type: ignore[attr-defined]
+        for optimizer in optimizers:
+            optimizers += [optimizer.inner] if hasattr(optimizer, "inner") else []
+        self.updates_draw = any(map(may_draw, [*optimizers, self.module.scheduler]))
 
-    @property
-    def may_draw(self) -> bool:
-        """Whether the run has a callback, an optimizer or a loss from outside this project and its libraries."""
-        parts = [*self.trainer.callbacks, self.module.loss]  # type: ignore[attr-defined]
-        for optimizer in self.module.optimizer.children.values():  # type: ignore[attr-defined]
-            while optimizer is not None:
-                parts.append(optimizer)
-                optimizer = getattr(optimizer, "inner", None)
-        return any(type(part).__module__.partition(".")[0] not in OURS for part in parts)
+
+def may_draw(part: Any) -> bool:
+    """Whether a part of a run is from outside this project and its libraries, so that it may draw random numbers."""
+    return part is not None and type(part).__module__.partition(".")[0] not in OURS
 
 
 class Stack(lightning.LightningModule):
@@ -167,7 +169,7 @@ class Stack(lightning.LightningModule):
             ridge,
             runs=len(modules),
         )
-        self._swaps = any(member.may_draw for member in self._members)
+        self._swaps = any(member.callbacks_draw or member.updates_draw for member in self._members)
         self._optimizers = self._join([module.optimizer for module in modules], self._step_alone)
         for module in modules:
             module.position.together = len(modules)
@@ -200,34 +202,26 @@ class Stack(lightning.LightningModule):
             self._assemble()
         self.trainer.should_stop = not self._members
 
-    def _guard(self, member: Member, call: Callable[..., Any], *args: Any) -> None:
-        """Call a function of a run that has not failed; its error ends this run alone."""
+    def _guard(self, member: Member, draws: bool, call: Callable[..., Any], *args: Any) -> None:
+        """Call a function of a run that has not failed; its error ends this run alone.
+
+        Args:
+            draws: the function may draw from the global sources of random numbers, which are then those of the run.
+        """
         if member.error is None:
             try:
-                with self._random_numbers_of(member):
+                with _random_numbers_of(member) if draws else nullcontext():
                     call(*args)
             except Interrupted:
                 raise
             except Exception as error:
                 member.error = error
 
-    @contextmanager
-    def _random_numbers_of(self, member: Member) -> Iterator[None]:
-        """In a stack with code from outside, let the global sources of random numbers be those of one run."""
-        if not self._swaps:
-            yield
-            return
-        set_random_state(plain_random_state(member.random_state))
-        try:
-            yield
-        finally:
-            member.random_state = random_state()
-
     def call(self, hook: str, *args: Callable[[Member], Any]) -> None:
         """Call a hook of Lightning on the callbacks of every run, each with its own Trainer, module and arguments."""
         for member in self._members:
-            for callback in member.hooks[hook]:
-                self._guard(member, callback, member.trainer, member.module, *(arg(member) for arg in args))
+            for function, draws in member.hooks[hook]:
+                self._guard(member, draws, function, member.trainer, member.module, *(arg(member) for arg in args))
 
     # -- Lightning's hooks ------------------------------------------------------------------------------------------
 
@@ -317,7 +311,7 @@ class Stack(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         for member in self._members:
             if member.module.scheduler is not None:
-                self._guard(member, member.module.scheduler.step)
+                self._guard(member, member.updates_draw, member.module.scheduler.step)
         self.call("on_train_batch_end", lambda member: outputs, lambda member: member.batch, lambda member: batch_idx)
         if self.global_step < self.trainer.max_steps or any(member.error for member in self._members):
             self._let_go()
@@ -342,7 +336,7 @@ class Stack(lightning.LightningModule):
             for callbacks in self._callbacks:
                 self._measure(callbacks, modules, whole, states)
         for member, state in zip(self._members, states, strict=True):
-            self._guard(member, member.module.queue, state)
+            self._guard(member, False, member.module.queue, state)
 
     def _measure(
         self, callbacks: Sequence[Any], modules: Sequence[Li2Module], whole: StepState, states: Sequence[StepState]
@@ -356,10 +350,10 @@ class Stack(lightning.LightningModule):
                 for member in self._members:
                     member.error = member.error or error
         elif hasattr(first, "on_step_state"):
-            part = getattr(first, "part", None)
+            part, draws = getattr(first, "part", None), may_draw(first)
             with nullcontext() if part is None else clock.part(part):
                 for member, callback, state in zip(self._members, callbacks, states, strict=True):
-                    self._guard(member, callback.on_step_state, member.trainer, member.module, state)
+                    self._guard(member, draws, callback.on_step_state, member.trainer, member.module, state)
 
     def _hand_over(self) -> None:
         """Give every run its waiting rows, after one transfer for all."""
@@ -367,7 +361,7 @@ class Stack(lightning.LightningModule):
         rows = iter(rows_to_host([row for own in waiting for row in own]))
         for member, own in zip(self._members, waiting, strict=True):
             received = [next(rows) for _ in own]
-            self._guard(member, member.module.receive, received)
+            self._guard(member, member.callbacks_draw, member.module.receive, received)
             if received:
                 member.accuracy = received[-1].get("test/accuracy")
         self._show_progress()
@@ -389,13 +383,13 @@ class Stack(lightning.LightningModule):
         if self.stop_signal is not None:
             self._hand_over()
             for member in self._members:
-                self._guard(member, call_hook, member.trainer, "on_interrupt", member.module)
+                self._guard(member, member.callbacks_draw, call_hook, member.trainer, "on_interrupt", member.module)
             raise Interrupted.by(self.stop_signal)
 
     def _step_alone(self, place: int, step: Callable[[], Any]) -> None:
         """Make the step of an optimizer that is not joined with those of other runs."""
         member = self._members[place]
-        self._guard(member, step)
+        self._guard(member, member.updates_draw, step)
         if isinstance(member.error, RuntimeError) and is_step_overflow(member.error):
             member.error = member.module.overflow()
 
@@ -404,6 +398,16 @@ class Stack(lightning.LightningModule):
         for member in list(self._members):
             cause = error if isinstance(error, Exception) else Interrupted(signal.SIGINT, "Stopped.")
             self._leave(member, cause)
+
+
+@contextmanager
+def _random_numbers_of(member: Member) -> Iterator[None]:
+    """Let the global sources of random numbers be those of one run."""
+    set_random_state(plain_random_state(member.random_state))
+    try:
+        yield
+    finally:
+        member.random_state = random_state()
 
 
 class _StackedRows:

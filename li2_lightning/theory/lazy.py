@@ -83,15 +83,16 @@ def estimated_off_diagonal_sum(values: Tensor, nodes: Tensor, weights: Tensor) -
     for |f̃_jᴴf̃_l|² the squares of the norms.
 
     Args:
-        values: …×S×S.
+        values: …×S×S; overwritten.
         nodes: the nodes of the S rows and columns, from `draw_nodes`, …×S.
-        weights: w, …×K.
+        weights: w, …×K; the result has their dtype.
     """
     inverse = weights.gather(-1, nodes).reciprocal()
-    different = nodes[..., :, None] != nodes[..., None, :]
-    ratios = (torch.where(different, values, 0.0) @ inverse[..., None]).squeeze(-1).mul(inverse).sum(dim=-1)
+    same = nodes[..., :, None] == nodes[..., None, :]
+    by_row = values.masked_fill_(same, 0.0) @ inverse.to(values.dtype)[..., None]
+    ratios = by_row.squeeze(-1).mul(inverse).sum(dim=-1)
     pairs = weights.sum(dim=-1).square() - weights.square().sum(dim=-1)
-    return ratios / different.sum(dim=(-2, -1)) * pairs
+    return ratios / (nodes.shape[-1] ** 2 - same.sum(dim=(-2, -1))) * pairs
 
 
 def gram_deviation(off_diagonal: Tensor, norms: Tensor) -> Tensor:
