@@ -58,7 +58,7 @@ class FeatureSums:
                 # Pieces are added up and summed over rows at the end, a third of the work of summing each piece.
                 self._squares = torch.zeros_like(F.real[:PIECE_ROWS])
             for part in parts:
-                for piece in part.split(PIECE_ROWS):
+                for piece in torch.split(part, PIECE_ROWS):
                     self._squares[: len(piece)].addcmul_(piece, piece)
             return
         sums = self._class_sums[runs]

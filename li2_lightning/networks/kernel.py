@@ -149,7 +149,8 @@ class _Block:
     def gather(self) -> Iterator[tuple[Tensor, Tensor]]:
         """XW in ``space``, piece by piece, each with its part of ``index``. A row is the sum of k rows of the table."""
         rows = len(self.spare)
-        for piece, index in zip(self.space.split(rows), self.index.split(rows, dim=1), strict=True):
+        pieces, parts = torch.split(self.space, rows), torch.split(self.index, rows, dim=1)
+        for piece, index in zip(pieces, parts, strict=True):
             first, *others = index
             torch.index_select(self.table, 0, first, out=piece)
             for operand in others:
@@ -257,7 +258,7 @@ class _BlockedOutputs(torch.autograd.Function):
                 memory = torch.empty_like(block.space) if memory is None else memory
                 space = memory[: len(block.space)]
                 by_feature = product(block.of(gradient), readout[block.runs].mT, block.whole(space))
-                by_pieces = by_feature.view_as(space).split(len(block.spare))
+                by_pieces = torch.split(by_feature.view_as(space), len(block.spare))
             for (z, operands), by_piece in zip(block.gather(), by_pieces, strict=False):
                 if for_table is not None and by_piece is not None:
                     by_z = _differentiate(ctx.activation, z, by_piece, ctx.is_complex)
