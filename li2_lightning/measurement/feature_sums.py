@@ -7,10 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from li2_lightning.networks.kernel import Places
-
-# Rows of a piece of a block whose squares are added up; they stay in cache from block to block.
-PIECE_ROWS = 64
+from li2_lightning.networks.kernel import Places, piece_rows
 
 
 class FeatureSums:
@@ -54,11 +51,12 @@ class FeatureSums:
             if runs != self._run:
                 self._close_run()
                 self._run = runs
+            rows_of_piece = piece_rows(F.shape[-1], parts[0].element_size())
             if self._squares is None:
                 # Pieces are added up and summed over rows at the end, a third of the work of summing each piece.
-                self._squares = torch.zeros_like(F.real[:PIECE_ROWS])
+                self._squares = torch.zeros_like(parts[0][:rows_of_piece])
             for part in parts:
-                for piece in torch.split(part, PIECE_ROWS):
+                for piece in torch.split(part, rows_of_piece):
                     self._squares[: len(piece)].addcmul_(piece, piece)
             return
         sums = self._class_sums[runs]

@@ -124,6 +124,11 @@ def block_rows(width: int, item_size: int) -> int:
     return max(32, BLOCK_BYTES // (width * item_size))
 
 
+def piece_rows(width: int, item_size: int) -> int:
+    """Rows of a piece of a block; arguments as for `block_rows`."""
+    return max(1, PIECE_BYTES // (width * item_size))
+
+
 @dataclass(slots=True)
 class _Block:
     """Some rows of one run, or all rows of some runs.
@@ -190,7 +195,7 @@ def _blocks(table: Tensor, index: Tensor, shared: bool = True) -> Iterator[_Bloc
         index = index + table.shape[1] * torch.arange(runs, device=index.device)[:, None, None]
     together = 1 if runs == 1 or 2 * n > size else size // max(n, 1)
     largest = min(size, n) if together == 1 else n * min(together, runs)
-    piece = max(1, PIECE_BYTES // (table.shape[-1] * table.element_size()))
+    piece = piece_rows(table.shape[-1], table.element_size())
     spare = flat.new_empty(max(1, min(piece, largest)), flat.shape[-1])
     memory = flat.new_empty(largest, flat.shape[-1]) if shared else None
 
