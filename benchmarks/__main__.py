@@ -2,7 +2,9 @@
 
     python -m benchmarks [--rounds 7] [--steps 12] [--threads N] [--quick] [--only steps tiers interaction …]
 
-Writes benchmarks/results.md and benchmarks/results.json after each part; --only keeps the results of the other parts.
+Writes benchmarks/results.md and benchmarks/results.json after each part. Both have a section for each kind of
+processor; a section keeps the parts that are not measured, and the other sections stay as they are. The variables in
+`LIMITS` keep a processor from its wider instructions, as one without them; such a section says that it is emulated.
 The time of a contender in a round is the median over its steps. Ratios are computed within a round.
 """
 
@@ -13,7 +15,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from benchmarks.measure import Contender, Figure, flop_rate, in_turns, loop_time
 from benchmarks.ours import EVERYTHING, NOTHING, preset, step_times
 from benchmarks.processes import memory, start_up, whole_command
 from benchmarks.stacks import measure_stacks
+from li2_lightning.networks.libraries import processor
 from li2_lightning.networks.matmul import product
 from li2_lightning.trainer import keep_freed_memory
 
@@ -44,6 +46,8 @@ TIER_SIZES = ("M=23, K=256", "M=71, K=2048")
 TIER_STEPS = 200
 PARTS = ("steps", "stack", "tiers", "interaction", "growth", "memory", "start", "command")
 HERE = Path(__file__).parent
+# Environment variables that choose the instructions of torch, oneDNN and MKL.
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 MUON = {"hidden": {"name": "muon", "lr": 0.02}}
 Report = dict[str, Any]
 
@@ -187,16 +191,32 @@ def _steps_table(label: str, report: Report) -> str:
     return "\n".join([*lines, ""])
 
 
-def _markdown(report: Report) -> str:
-    machine = report["machine"]
+def machine() -> str:
+    """The name of this processor and its instructions, the title of a section of the results."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    return f"{processor()}, {capability}" + (f" emulated by {' '.join(limits)}" if limits else "")
+
+
+def _document(reports: dict[str, Report]) -> str:
     lines = [
         "# What a step costs",
         "",
-        f"`make bench` wrote this on {machine['cores']} cores ({machine['processor']}), {machine['threads']} threads, "
-        f"torch {machine['torch']}: medians over {machine['rounds']} rounds of {machine['steps']} steps in which the "
-        "contenders take turns. Only the ratios carry over to another machine. The loops are in `benchmarks/loops.py`.",
+        "`make bench` writes the section of the processor that it runs on: medians over rounds in which the contenders "
+        "take turns. Only the ratios carry over to another machine. The loops are in `benchmarks/loops.py`.",
         "",
     ]
+    for title, report in reports.items():
+        lines += [f"## {title}", ""]
+        settings: dict[str, list[str]] = {}
+        for part, setting in report["settings"].items():
+            settings.setdefault(setting, []).append(part)
+        lines += [*(f"{', '.join(parts)}: {setting}." for setting, parts in settings.items()), "", _markdown(report)]
+    return "\n".join(lines)
+
+
+def _markdown(report: Report) -> str:
+    lines: list[str] = []
     for label, steps in report.get("steps", {}).items():
         lines.append(_steps_table(label, steps))
     for threads, sizes in report.get("stack", {}).items():
@@ -288,22 +308,20 @@ def main() -> None:
         "start": lambda: start_up(rounds),
         "command": lambda: whole_command(rounds),
     }
-    kept = arguments.output / "results.json"
-    report: Report = json.loads(kept.read_text(encoding="utf-8"), object_hook=_figures) if kept.exists() else {}
-    report["machine"] = {
-        "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rounds": rounds,
-        "steps": arguments.steps,
-    }
+    kept, title = arguments.output / "results.json", machine()
+    reports: dict[str, Report] = (
+        json.loads(kept.read_text(encoding="utf-8"), object_hook=_figures) if kept.exists() else {}
+    )
+    report = reports.setdefault(title, {"settings": {}})
+    threads = torch.get_num_threads()
+    setting = f"{rounds} rounds, {threads} threads, {os.cpu_count()} cores, torch {torch.__version__}"
     for name, part in parts.items():
         if arguments.only is None or name in arguments.only:
-            report[name] = part()
-            kept.write_text(json.dumps(report, default=_plain, indent=2) + "\n", encoding="utf-8")
-            (arguments.output / "results.md").write_text(_markdown(report), encoding="utf-8")
-    print(_markdown(report))
+            torch.set_num_threads(threads)
+            report[name], report["settings"][name] = part(), setting
+            kept.write_text(json.dumps(reports, default=_plain, indent=2) + "\n", encoding="utf-8")
+            (arguments.output / "results.md").write_text(_document(reports), encoding="utf-8")
+    print(f"## {title}\n\n{_markdown(report)}")
 
 
 if __name__ == "__main__":

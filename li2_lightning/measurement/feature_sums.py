@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from li2_lightning.networks.kernel import Places
+from li2_lightning.networks.kernel import Places, piece_rows
 
 
 class FeatureSums:
@@ -29,7 +29,7 @@ class FeatureSums:
         self._wide = torch.float32 if targets.device.type == "mps" else torch.float64
         self._class_sums = self._norms = self._weighted_sums = torch.empty(0)
         self._places = Places(self._targets.shape[1])
-        # The squares of the blocks of one run, added up, and the run.
+        # The squares of the pieces of one run, added up, and the run.
         self._squares: Tensor | None = None
         self._run = 0
         self._mean: Tensor | None = None
@@ -51,11 +51,13 @@ class FeatureSums:
             if runs != self._run:
                 self._close_run()
                 self._run = runs
+            rows_of_piece = piece_rows(F.shape[-1], parts[0].element_size())
             if self._squares is None:
-                # Blocks are added up and summed over rows at the end, a third of the work of summing each block.
-                self._squares = torch.zeros_like(F.real)
+                # Pieces are added up and summed over rows at the end, a third of the work of summing each piece.
+                self._squares = torch.zeros_like(parts[0][:rows_of_piece])
             for part in parts:
-                self._squares[: len(F)].addcmul_(part, part)
+                for piece in torch.split(part, rows_of_piece):
+                    self._squares[: len(piece)].addcmul_(piece, piece)
             return
         sums = self._class_sums[runs]
         first = self.num_classes * torch.arange(len(sums), device=F.device)[:, None]

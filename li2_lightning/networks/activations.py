@@ -27,6 +27,7 @@ class Activation:
         polynomial: whether σ is one; a polynomial acts on complex numbers directly, every other σ acts on the real and
             the imaginary part separately, σ(a + ib) = σ(a) + iσ(b).
         fused: σ'(z)·g from (g, z) in one pass over memory; None where torch has no such function.
+        in_place: σ that writes its result over its argument; None where torch has no such function.
     """
 
     name: str
@@ -35,11 +36,19 @@ class Activation:
     degree: int | None = None
     polynomial: bool = False
     fused: Callable[[Tensor, Tensor], Tensor] | None = None
+    in_place: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
         if z.is_complex() and not self.polynomial:
             return torch.complex(self.function(z.real), self.function(z.imag))
         return self.function(z)
+
+    def overwrite(self, z: Tensor) -> None:
+        """Replace z by σ(z); z is real, or complex where σ is a polynomial."""
+        if self.in_place is not None:
+            self.in_place(z)
+        else:
+            z.copy_(self.function(z))
 
     def backward(self, z: Tensor, gradient: Tensor) -> Tensor:
         """∂L/∂z = σ'(z)·∂L/∂F for real z, with ``gradient`` = ∂L/∂F, which may be overwritten."""
@@ -68,6 +77,7 @@ for _activation in (
         degree=2,
         polynomial=True,
         fused=lambda gradient, z: torch.addcmul(gradient.new_zeros(()), gradient, z, value=2, out=gradient),
+        in_place=lambda z: z.mul_(z),
     ),
     Activation(
         "relu",
@@ -75,13 +85,14 @@ for _activation in (
         lambda z: (z > 0).to(z.dtype),
         degree=1,
         fused=lambda gradient, z: aten.threshold_backward(gradient, z, 0),
+        in_place=torch.relu_,
     ),
     Activation("relu_squared", lambda z: functional.relu(z).square(), lambda z: 2 * functional.relu(z), degree=2),
-    Activation("silu", functional.silu, _silu_derivative, fused=aten.silu_backward),
-    Activation("tanh", torch.tanh, lambda z: 1 - torch.tanh(z).square()),
-    Activation("sigmoid", torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z))),
-    Activation("gelu", functional.gelu, _gelu_derivative, fused=aten.gelu_backward),
-    Activation("identity", lambda z: z, torch.ones_like, degree=1, polynomial=True),
+    Activation("silu", functional.silu, _silu_derivative, fused=aten.silu_backward, in_place=aten.silu_),
+    Activation("tanh", torch.tanh, lambda z: 1 - torch.tanh(z).square(), in_place=torch.tanh_),
+    Activation("sigmoid", torch.sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z)), in_place=torch.sigmoid_),
+    Activation("gelu", functional.gelu, _gelu_derivative, fused=aten.gelu_backward, in_place=aten.gelu_),
+    Activation("identity", lambda z: z, torch.ones_like, degree=1, polynomial=True, in_place=lambda z: z),
     Activation("linear+quadratic", lambda z: z + z * z, lambda z: 1 + 2 * z, polynomial=True),
 ):
     ACTIVATIONS.register(_activation.name)(_activation)

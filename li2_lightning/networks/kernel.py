@@ -5,27 +5,33 @@ through every operation while it is in cache. The backward pass computes z again
 array with a row for each sample. Products are those of the plain formula, summed block by block; results differ from it
 by rounding alone.
 
+All blocks of a pass are in the same memory. σ is written over z, piece by piece, so that a piece stays in cache between
+two operations. With memory of its own for every block and operand the heap grew to twice what was in use, since glibc's
+malloc seldom gives an aligned array the place of an equal one, and the blocks were out of cache.
+
 Complex numbers are stored as pairs of real ones: Re(FV) = [Re F, Im F]·[Re V; −Im V] is one real product of twice the
 width, half the work of a complex one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from li2_lightning.networks.activations import Activation
-from li2_lightning.networks.matmul import product
+from li2_lightning.networks.matmul import add_product, arranged, product, write_product
 
 # Bytes of one block of features: a block, its gradient and the readout fit a core's share of the cache. At K=2048 a
 # step takes the same time from half to twice this size, and longer above it.
 BLOCK_BYTES = 2**21
+# Bytes of a piece of a block, for operations on single elements.
+PIECE_BYTES = 2**19
 
 
 # The runs of a stack that a block belongs to: one run, or consecutive runs of which the block has all rows.
@@ -56,8 +62,9 @@ class Places:
 
 
 class Observer(Protocol):
-    """Receives every block of features in order, while the block is in cache; it must not change a block.
+    """Receives every block of features in order, while the block is in cache.
 
+    It must neither change a block nor keep it, since the next block takes its memory.
     A block has some rows of one run (b × K), or all rows of the next runs of a stack (g × n × K); `Places` tells which.
     The forward pass is the first pass over the features. The backward pass is the second one, since the gradient of V
     needs the features again; where V has no gradient there is no second pass.
@@ -107,14 +114,19 @@ def feature_blocks(table: Tensor, index: Tensor, activation: Activation) -> Iter
     """
     is_complex = table.is_complex()
     real = torch.view_as_real(table).flatten(-2) if is_complex else table
-    for block in _blocks(real if real.ndim > 2 else real[None], index if index.ndim > 2 else index[None]):
-        features = block.whole(_activate(activation, block.gather(), is_complex))
+    for block in _blocks(real if real.ndim > 2 else real[None], index if index.ndim > 2 else index[None], shared=False):
+        features = block.features(activation, is_complex)
         yield _pairs(features) if is_complex else features
 
 
 def block_rows(width: int, item_size: int) -> int:
     """Rows of a block of features of this width (real numbers of ``item_size`` bytes)."""
     return max(32, BLOCK_BYTES // (width * item_size))
+
+
+def piece_rows(width: int, item_size: int) -> int:
+    """Rows of a piece of a block; arguments as for `block_rows`."""
+    return max(1, PIECE_BYTES // (width * item_size))
 
 
 @dataclass(slots=True)
@@ -124,9 +136,11 @@ class _Block:
     Attributes:
         runs: the run or the runs.
         rows: the rows of one run, all rows of several.
-        index: the rows of ``table`` whose sums are the rows of XW, b × k, run after run.
+        index: the rows of ``table`` whose sums are the rows of XW, k × b, run after run.
         table: the tables of all runs under each other.
         each: the number of rows of each run in this block.
+        space: memory for b × K numbers.
+        spare: memory for a piece of them.
     """
 
     runs: Runs
@@ -134,10 +148,25 @@ class _Block:
     index: Tensor
     table: Tensor
     each: int
+    space: Tensor
+    spare: Tensor
 
-    def gather(self) -> Tensor:
-        """XW of these rows, b × K: each row is the sum of k rows of the table."""
-        return functional.embedding_bag(self.index, self.table, mode="sum")
+    def gather(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """XW in ``space``, piece by piece, each with its part of ``index``. A row is the sum of k rows of the table."""
+        rows = len(self.spare)
+        pieces, parts = torch.split(self.space, rows), torch.split(self.index, rows, dim=1)
+        for piece, index in zip(pieces, parts, strict=True):
+            first, *others = index
+            torch.index_select(self.table, 0, first, out=piece)
+            for operand in others:
+                piece.add_(torch.index_select(self.table, 0, operand, out=self.spare[: len(piece)]))
+            yield piece, index
+
+    def features(self, activation: Activation, is_complex: bool) -> Tensor:
+        """σ(XW) in ``space``, with the runs as a leading axis, where the block has several."""
+        for piece, _ in self.gather():
+            _activate(activation, piece, is_complex)
+        return self.whole(self.space)
 
     def whole(self, rows: Tensor) -> Tensor:
         """Values of these rows (b × …) with the runs as a leading axis, where the block has several."""
@@ -148,23 +177,41 @@ class _Block:
         return values[self.runs, self.rows] if isinstance(self.runs, int) else values[self.runs]
 
 
-def _blocks(table: Tensor, index: Tensor) -> Iterator[_Block]:
-    """The rows of a stack (W: N × d × K, index: N × n × k) in blocks that stay in cache."""
+def _rows(table: Tensor, index: Tensor) -> int:
+    """The rows of the largest block of one run."""
+    return min(block_rows(table.shape[-1], table.element_size()), index.shape[1])
+
+
+def _blocks(table: Tensor, index: Tensor, shared: bool = True) -> Iterator[_Block]:
+    """The rows of a stack (W: N × d × K, index: N × n × k) in blocks that stay in cache.
+
+    Args:
+        shared: whether each block takes the memory of the one before it.
+    """
     runs, n = index.shape[:2]
     size = block_rows(table.shape[-1], table.element_size())
     flat = table.flatten(0, 1)
     if runs > 1:
         index = index + table.shape[1] * torch.arange(runs, device=index.device)[:, None, None]
-    if runs == 1 or 2 * n > size:
+    together = 1 if runs == 1 or 2 * n > size else size // max(n, 1)
+    largest = min(size, n) if together == 1 else n * min(together, runs)
+    piece = piece_rows(table.shape[-1], table.element_size())
+    spare = flat.new_empty(max(1, min(piece, largest)), flat.shape[-1])
+    memory = flat.new_empty(largest, flat.shape[-1]) if shared else None
+
+    def block(of: Runs, rows: slice) -> _Block:
+        part = index[of, rows]
+        operands = part.flatten(0, -2).mT.contiguous()
+        space = flat.new_empty(operands.shape[1], flat.shape[-1]) if memory is None else memory[: operands.shape[1]]
+        return _Block(of, rows, operands, flat, part.shape[-2], space, spare)
+
+    if together == 1:
         for run in range(runs):
             for start in range(0, max(n, 1), size):
-                rows = slice(start, start + size)
-                yield _Block(run, rows, index[run, rows], flat, min(size, n - start))
-        return
-    together = size // max(n, 1)
-    for start in range(0, runs, together):
-        several = slice(start, start + together)
-        yield _Block(several, slice(None), index[several].flatten(0, 1), flat, n)
+                yield block(run, slice(start, start + size))
+    else:
+        for start in range(0, runs, together):
+            yield block(slice(start, start + together), slice(None))
 
 
 class _BlockedOutputs(torch.autograd.Function):
@@ -182,19 +229,14 @@ class _BlockedOutputs(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(table, readout, index)
         ctx.activation, ctx.is_complex, ctx.observe = activation, is_complex, observe
-        # Transposed, (C × K)(K × b): a product whose long side is contiguous in the result takes a third less time
-        # than (b × K)(K × C) where C is no multiple of the vector length.
-        transposed = readout.mT.contiguous()
-        outputs = []
+        outputs = table.new_empty(*index.shape[:2], readout.shape[-1])
+        readout = arranged(readout, _rows(table, index))
         for block in _blocks(table, index):
-            features = block.whole(_activate(activation, block.gather(), is_complex))
-            if isinstance(block.runs, int):
-                outputs.append(product(transposed[block.runs], features.mT).mT)
-            else:
-                outputs.append((features @ readout[block.runs]).flatten(0, 1))
+            features = block.features(activation, is_complex)
+            write_product(block.of(outputs), features, readout[block.runs])
             if observe is not None:
                 observe.add_first_pass(_pairs(features) if is_complex else features)
-        return torch.cat(outputs).view(*index.shape[:2], readout.shape[-1])
+        return outputs
 
     @staticmethod
     @once_differentiable
@@ -212,19 +254,28 @@ class _BlockedOutputs(torch.autograd.Function):
             )
         for_table = torch.zeros_like(table).flatten(0, 1) if ctx.needs_input_grad[0] else None
         products = table.new_zeros(len(table), by_row.shape[-1], table.shape[-1])
+        memory: Tensor | None = None
+        readout = arranged(readout, _rows(table, index))
         for block in _blocks(table, index):
-            z = block.gather()
+            by_pieces: Iterable[Tensor | None] = repeat(None)
+            if for_table is not None:
+                # The first block is the largest.
+                memory = torch.empty_like(block.space) if memory is None else memory
+                space = memory[: len(block.space)]
+                by_feature = product(block.of(gradient), readout[block.runs].mT, block.whole(space))
+                by_pieces = torch.split(by_feature.view_as(space), len(block.spare))
+            for (z, operands), by_piece in zip(block.gather(), by_pieces, strict=False):
+                if for_table is not None and by_piece is not None:
+                    by_z = _differentiate(ctx.activation, z, by_piece, ctx.is_complex)
+                    for operand in operands:
+                        for_table.index_add_(0, operand, by_z)
+                if ctx.needs_input_grad[1]:
+                    _activate(ctx.activation, z, ctx.is_complex)
             if ctx.needs_input_grad[1]:
-                features = block.whole(_activate(ctx.activation, z, ctx.is_complex))
-                products[block.runs].add_(product(block.of(by_row).mT, features))
+                features = block.whole(block.space)
+                add_product(products[block.runs], block.of(by_row).mT, features)
                 if observe is not None:
                     observe.add_second_pass(_pairs(features) if ctx.is_complex else features)
-            if for_table is not None:
-                by_feature = product(block.of(gradient), readout[block.runs].mT)
-                by_feature = by_feature if isinstance(block.runs, int) else by_feature.flatten(0, 1)
-                by_feature = _differentiate(ctx.activation, z, by_feature, ctx.is_complex)
-                for operand in block.index.unbind(dim=1):
-                    for_table.index_add_(0, operand, by_feature)
         if observe is not None and weights is not None:
             sums = products[:, classes:]
             observe.add_weighted_sums(_pairs(sums) if ctx.is_complex else sums)
@@ -235,11 +286,9 @@ class _BlockedOutputs(torch.autograd.Function):
 _apply: Callable[..., Tensor] = _BlockedOutputs.apply
 
 
-def _activate(activation: Activation, z: Tensor, is_complex: bool) -> Tensor:
-    """σ(z); with ``is_complex`` the columns are pairs (real part, imaginary part)."""
-    if is_complex and activation.polynomial:
-        return torch.view_as_real(activation.function(_pairs(z))).flatten(1)
-    return activation.function(z)
+def _activate(activation: Activation, z: Tensor, is_complex: bool) -> None:
+    """Replace z by σ(z); with ``is_complex`` the columns are pairs (real part, imaginary part)."""
+    activation.overwrite(_pairs(z) if is_complex and activation.polynomial else z)
 
 
 def _differentiate(activation: Activation, z: Tensor, by_feature: Tensor, is_complex: bool) -> Tensor:

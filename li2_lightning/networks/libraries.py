@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,13 +24,67 @@ from li2_lightning._compat import onednn_product
 from li2_lightning.files import replacing
 
 ONEDNN, TORCH = "oneDNN", "torch"
-# The products of a block of 256 rows at the default size, m × k and k × n: outputs, gradient of V, gradient of F.
-SIZES = ((71, 2048, 256), (71, 256, 2048), (256, 71, 2048))
+# Rows, width and classes of a block at the default size.
+ROWS, WIDTH, CLASSES = 256, 2048, 71
 ROUNDS = 8
 # oneDNN must take less than this share of torch's time, so that equal libraries are not told apart by noise.
 MARGIN = 0.97
 
 _chosen: str | None = None
+
+
+class Products(Protocol):
+    """The products AB of a library, of matrices A (m × k) and B (k × n); torch's library also takes batches."""
+
+    def product(self, left: Tensor, right: Tensor, space: Tensor | None = None) -> Tensor:
+        """AB, perhaps in ``space`` (m × n)."""
+
+    def write(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """Replace ``out`` by AB."""
+
+    def add(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add AB to ``total``."""
+
+
+class OfTorch:
+    """`Products` of torch's own library."""
+
+    def product(self, left: Tensor, right: Tensor, space: Tensor | None = None) -> Tensor:
+        return torch.matmul(left, right, out=space)
+
+    def write(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        torch.matmul(left, right, out=out)
+
+    def add(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        # A product that starts at the total takes a tenth less time than a product and a sum.
+        (total.addmm_ if total.ndim == 2 else total.baddbmm_)(left, right)
+
+
+class OfOneDNN:
+    """`Products` of oneDNN, which writes every result to new memory; it is fastest where A is contiguous.
+
+    Args:
+        operator: xAᵀ for a matrix A, see `li2_lightning._compat.onednn_product`.
+    """
+
+    def __init__(self, operator: Callable[..., Tensor]) -> None:
+        self._operator = operator
+
+    def product(self, left: Tensor, right: Tensor, space: Tensor | None = None) -> Tensor:
+        # On a slice of columns of a wider matrix oneDNN is a thousand times slower.
+        plain = right if right.is_contiguous() or right.mT.is_contiguous() else right.contiguous()
+        return self._operator(left, plain.mT, None, "none", [], "")
+
+    def write(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        # A product whose long side is contiguous in the result takes a third less time where the short side is no
+        # multiple of the vector length.
+        if len(left) > right.shape[1]:
+            out.copy_(self.product(right.mT, left.mT).mT)
+        else:
+            out.copy_(self.product(left, right))
+
+    def add(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        total.add_(self.product(left, right))
 
 
 def use_library(name: str | None) -> None:
@@ -56,18 +111,10 @@ def explain_library() -> str:
 
 
 @functools.cache
-def onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """AB by oneDNN for plain float32 matrices, or None."""
+def onednn() -> Products | None:
+    """The products of oneDNN for plain float32 matrices; None where this torch cannot call it."""
     operator = onednn_product()
-    if operator is None:
-        return None
-
-    def multiply(left: Tensor, right: Tensor) -> Tensor:
-        # On a slice of columns of a wider matrix oneDNN is a thousand times slower.
-        plain = right if right.is_contiguous() or right.mT.is_contiguous() else right.contiguous()
-        return operator(left, plain.mT, None, "none", [], "")
-
-    return multiply
+    return None if operator is None else OfOneDNN(operator)
 
 
 @functools.cache
@@ -102,28 +149,34 @@ def _cache() -> Path:
 def _machine() -> str:
     """What a ratio depends on: processor, torch, and the instructions that the environment allows."""
     allowed = [os.environ.get(name, "") for name in ("MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")]
-    return ", ".join([processor(), torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}", *allowed])
+    capability, version = torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}"
+    return ", ".join([processor(), capability, version, "products in given memory", *allowed])
 
 
 def _measure() -> float:
-    """The sum over `SIZES` of the shortest of `ROUNDS` times, oneDNN's over torch's; it takes some 25 ms.
+    """oneDNN's time over torch's for the products of a block of rows; it takes some 25 ms.
 
-    One thread is timed by its own processor time, so other processes hardly change the result. No random numbers are
-    drawn, since a run draws from the same sources.
+    The time of a product is the shortest of `ROUNDS`. One thread is timed by its own processor time, so other processes
+    hardly change the result. No random numbers are drawn, since a run draws from the same sources.
     """
-    multiply = onednn()
-    assert multiply is not None
-    times: dict[tuple[str, int, int], list[float]] = {}
+    libraries = {ONEDNN: onednn(), TORCH: OfTorch()}
+    times: dict[tuple[str, str], list[float]] = {}
+    features, readout = torch.ones(ROWS, WIDTH), torch.ones(WIDTH, CLASSES)
+    outputs, by_row, sums = torch.ones(ROWS, CLASSES), torch.ones(CLASSES, ROWS), torch.zeros(CLASSES, WIDTH)
     with torch.no_grad(), _one_thread():
-        for m, k, n in SIZES:
-            left, right = torch.ones(m, k), torch.ones(n, k).mT
-            for _ in range(ROUNDS + 1):
-                for name, function in ((ONEDNN, multiply), (TORCH, torch.matmul)):
-                    began = time.thread_time()
-                    function(left, right)
-                    times.setdefault((name, m, k), []).append(time.thread_time() - began)
+        for name, products in [*libraries.items()] * (ROUNDS + 1):
+            assert products is not None
+            right = readout if name == TORCH else readout.mT.contiguous().mT
+            for step, compute in (
+                ("outputs", functools.partial(products.write, outputs, features, right)),
+                ("gradient of V", functools.partial(products.add, sums, by_row, features)),
+                ("gradient of F", functools.partial(products.product, outputs, right.mT, features)),
+            ):
+                began = time.thread_time()
+                compute()
+                times.setdefault((name, step), []).append(time.thread_time() - began)
     # The first time of each is left out, since the libraries prepare themselves in it.
-    total = {name: sum(min(found[1:]) for key, found in times.items() if key[0] == name) for name in (ONEDNN, TORCH)}
+    total = {name: sum(min(found[1:]) for key, found in times.items() if key[0] == name) for name in libraries}
     return total[ONEDNN] / total[TORCH]
 
 

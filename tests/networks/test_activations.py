@@ -66,6 +66,16 @@ def test_polynomials_act_on_complex_numbers_and_the_others_on_their_parts(name: 
     )
 
 
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_overwriting_gives_the_same_to_the_last_bit(name: str, dtype: torch.dtype) -> None:
+    activation = find_activation(name)
+    for z in [POINTS.to(dtype)] + [torch.complex(POINTS, POINTS.flip(0))] * activation.polynomial:
+        expected, place = activation(z), z.clone()
+        activation.overwrite(place)
+        assert torch.equal(place, expected)
+
+
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(InputError, match=r"'swuare'; known are gelu, .*Did you mean 'square'\?"):
         find_activation("swuare")

@@ -94,6 +94,58 @@ def test_an_observer_sees_the_features_twice_and_gets_its_weighted_sums(
         torch.testing.assert_close(notes.weighted_sums, weights.to(dtype).mT @ F.detach(), rtol=1e-12, atol=1e-12)
 
 
+class Addresses(Notes):
+    """An observer that keeps where the blocks were."""
+
+    def add_first_pass(self, features: Tensor) -> None:
+        self.first_pass.append(features)
+
+    def add_second_pass(self, features: Tensor) -> None:
+        self.second_pass.append(features)
+
+
+def test_blocks_of_a_pass_share_memory_and_blocks_handed_out_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "BLOCK_BYTES", 1)
+    W, V, index = problem(2, torch.float64)
+    notes = Addresses(None)
+    blocked_outputs(W, V, index, find_activation("square"), notes).sum().backward()
+    for blocks in (notes.first_pass, notes.second_pass):
+        assert len(blocks) == 5
+        assert len({block.data_ptr() for block in blocks}) == 1
+    handed_out = list(feature_blocks(W.detach(), index, find_activation("square")))
+    assert len({block.data_ptr() for block in handed_out}) == 5
+
+
+def test_large_runs_of_a_stack_have_the_gradients_of_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run has a short block at its end."""
+    monkeypatch.setattr(kernel, "BLOCK_BYTES", 1)
+    runs = [(draw(2 * M, K, seed=s), draw(K, C, seed=10 + s), problem(2, torch.float64)[2]) for s in range(3)]
+    results = []
+    for W, V, index in (*runs, tuple(torch.stack(parts) for parts in zip(*runs, strict=True))):
+        W, V = W.clone().requires_grad_(), V.clone().requires_grad_()
+        outputs = blocked_outputs(W, V, index, find_activation("square"))
+        results.append((outputs.detach(), *torch.autograd.grad(outputs.square().sum(), (W, V))))
+    *single, stack = results
+    for parts, whole in zip(zip(*single, strict=True), stack, strict=True):
+        assert torch.equal(torch.stack(parts), whole)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 7 * 8 * K])
+@pytest.mark.parametrize("runs", [None, 3])
+def test_the_size_of_a_piece_changes_nothing(
+    piece_bytes: int, runs: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    W, V, index = (x if runs is None else torch.stack([x.detach()] * runs) for x in problem(2, torch.float64))
+    results = []
+    for size in (kernel.PIECE_BYTES, piece_bytes):
+        monkeypatch.setattr(kernel, "PIECE_BYTES", size)
+        w, v = W.detach().requires_grad_(), V.detach().requires_grad_()
+        outputs = blocked_outputs(w, v, index, find_activation("square"))
+        results.append((outputs.detach(), *torch.autograd.grad(outputs.square().sum(), (w, v))))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_without_a_gradient_for_v_there_is_no_second_pass() -> None:
     W, V, index = problem(2, torch.float64)
     notes = Notes(draw(n, 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from li2_lightning.networks import libraries
 from li2_lightning.networks.libraries import ONEDNN, TORCH, use_library
-from li2_lightning.networks.matmul import SMALL, product, squared_magnitudes
+from li2_lightning.networks.matmul import SMALL, add_product, arranged, product, squared_magnitudes, write_product
 
 m, k, n = 100, 150, 160
 assert m * k * n > SMALL
@@ -43,6 +43,37 @@ def test_float32_of_any_layout(left_layout: str, right_layout: str) -> None:
     assert found.dtype is torch.float32
     # Rounding of sums of 150 products of size 1.
     torch.testing.assert_close(found.double(), left.float().double() @ right.float().double(), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize(("rows", "columns"), [(m, n), (n, m), (2 * n, 5), (3, 4)], ids=str)
+def test_a_product_is_written_to_given_memory_or_added_to_it(rows: int, columns: int, layout: str) -> None:
+    left, right = draw(rows, k).float(), LAYOUTS[layout](draw(k, columns, seed=1).float())
+    start = draw(rows, columns, seed=2).float()
+    expected = left.double() @ right.double()
+    out, total, space = start.clone(), start.clone(), start.clone()
+    write_product(out, left, right)
+    add_product(total, left, right)
+    for found, sums in ((out, expected), (product(left, right, space), expected), (total, start + expected)):
+        torch.testing.assert_close(found.double(), sums.double(), rtol=0, atol=5e-5)
+
+
+def test_arranging_changes_the_layout_alone_and_only_for_large_matrices_of_onednn() -> None:
+    right = draw(k, n).float()
+    assert torch.equal(arranged(right, m), right)
+    assert arranged(right, m).mT.is_contiguous() == (libraries.library() == ONEDNN)
+    for unchanged in (arranged(right, 2), arranged(right.double(), m)):
+        assert unchanged.is_contiguous()
+
+
+def test_batches_are_written_and_added_too() -> None:
+    left, right, start = draw(2, m, k).float(), draw(2, k, n, seed=1).float(), draw(2, m, n, seed=2).float()
+    out, total, space = start.clone(), start.clone(), start.clone()
+    write_product(out, left, right)
+    add_product(total, left, right)
+    assert torch.equal(out, left @ right)
+    assert torch.equal(product(left, right, space), space)
+    torch.testing.assert_close(total, start + left @ right, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128, torch.bfloat16])
