@@ -14,7 +14,7 @@ from torch.nn import functional
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.distributed.collectives import moments_over_ranks
 from li2_lightning.networks.activations import find_activation
-from li2_lightning.networks.base import NETWORKS, Features, Moments, Network, Sizes
+from li2_lightning.networks.base import NETWORKS, Features, Layer, Moments, Network, Sizes
 from li2_lightning.networks.kernel import Observer, blocked_outputs, feature_blocks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
@@ -25,9 +25,9 @@ BATCH_NORM_EPSILON = 1e-5
 class TwoLayerNetwork(Network):
     """Ŷ = β·σ(XW)V, no biases, with the options of the ``network`` section.
 
-    Extra layer l is residual, F ← σ(F + F·H_l). ``inner_product`` takes F = Π_i x_i W_i, without σ. With
-    ``trainable_embedding`` each token's one-hot becomes a row of E. Batch norm acts on the pre-activation, has no
-    parameters, and uses the statistics of the training rows.
+    Extra layer l takes F to σ(F + F·H_l), or to σ(F·H_l) with ``residual=False``. ``inner_product`` takes
+    F = Π_i x_i W_i, without σ. With ``trainable_embedding`` each token's one-hot becomes a row of E. Batch norm acts on
+    the pre-activation, has no parameters, and uses the statistics of the training rows.
     """
 
     takes_stacks = True
@@ -54,12 +54,31 @@ class TwoLayerNetwork(Network):
 
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
         used: list[Moments] = []
+        layers = self._compute_layers(tokens, moments, used)
+        first = last = next(layers).features
+        for layer in layers:
+            last = layer.features
+        return Features(last, first, tuple(used))
+
+    def layers(self, tokens: Tensor) -> list[Layer]:
+        return list(self._compute_layers(tokens, (), []))
+
+    def _compute_layers(self, tokens: Tensor, moments: tuple[Moments, ...], used: list[Moments]) -> Iterator[Layer]:
+        """The hidden layers one after the other; the statistics of each batch-normalized layer join ``used``."""
         z = self._batch_norm(self._combine(tokens, self._tables()), moments, used)
-        features = first = z if self.config.inner_product else self.activation(z)
-        for layer in range(1, self.config.hidden_layers + 1):
-            z = features + features @ self.get_parameter(f"H{layer}")
-            features = self.activation(self._batch_norm(z, moments, used))
-        return Features(features, first, tuple(used))
+        features = z if self.config.inner_product else self.activation(z)
+        yield Layer(features, z)
+        for number in range(1, self.config.hidden_layers + 1):
+            through = features @ self.get_parameter(f"H{number}")
+            z = self._batch_norm(features + through if self.config.residual else through, moments, used)
+            features = self.activation(z)
+            yield Layer(features, z)
+
+    def hidden_weights(self) -> list[Tensor]:
+        weights = [self.get_parameter(f"H{number}").detach() for number in range(1, self.config.hidden_layers + 1)]
+        if self.config.residual:
+            weights = [H + torch.eye(H.shape[-1], dtype=H.dtype, device=H.device) for H in weights]
+        return weights
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:
