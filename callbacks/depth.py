@@ -10,7 +10,7 @@ from callbacks.blocks import BlockDiagnostic
 from callbacks.energy import unit_energies
 from callbacks.registry import CALLBACKS
 from li2_lightning.log import say
-from li2_lightning.measurement.layers import LayerRow, has_gates, input_inverse, measure_layers
+from li2_lightning.measurement.layers import has_gates, input_inverse, measure_layers
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.two_layer import TwoLayerNetwork
@@ -42,8 +42,9 @@ class Depth(BlockDiagnostic):
     which is no layer of nodes with weights and an activation: it has norm, independence, coupling, label_share and
     label_purity.
 
-    The layers are computed again, forward and backward, which costs more than half of a step. The callback is off by
-    default; ``callbacks.depth.enabled=true`` switches it on. The callback ``stages`` then follows each layer, too.
+    The layers are computed again, forward and backward, which takes about half as long as a step of a deeper network.
+    The callback is off by default; ``callbacks.depth.enabled=true`` switches it on. The callback ``stages`` then
+    follows each layer, too.
 
     Args:
         every_n_steps: cadence.
@@ -70,46 +71,41 @@ class Depth(BlockDiagnostic):
         columns: dict[str, Tensor | float] = {}
         layers = measure_layers(state)
         for number, layer in enumerate(layers, start=1):
-            structure = layer.structure
+            structure, upper = layer.structure, layer.upper
             columns |= {
                 f"gradient/{number}/norm": structure.norm,
                 f"gradient/{number}/independence": structure.independence,
                 f"gradient/{number}/coupling": structure.coupling,
+                f"features/{number}/label_share": layer.label_shares.nanmean(dim=-1),
             }
             if number < len(layers) and has_gates(state.network):
                 columns[f"gradient/{number}/prediction"] = structure.prediction
-            energies = layer.energies
-            if number == 1 and isinstance(state.network, TwoLayerNetwork):
-                energies = unit_energies(state.network, state)
-            if energies is not None:
-                columns[f"energy/{number}/mean"] = energies.nanmean(dim=-1)
-            columns[f"features/{number}/label_share"] = layer.label_shares.nanmean(dim=-1)
             if self.blocks:
-                of_blocks = self._of_blocks(number, layer, state)
-                columns |= {f"features/{number}/{name}": value for name, value in of_blocks.items()}
-            if layer.weights is not None:
-                columns[f"weights/{number}/isometry"] = isometry(layer.weights)
+                means = layer.target_features / state.class_counts.clamp_min(1)[..., None]
+                of_labels = feature_shares(means, self.basis(state).to(means.dtype), self.blocks)
+                columns[f"features/{number}/label_purity"] = of_labels.amax(dim=-2).nanmean(dim=-1)
+            if upper is not None:
+                columns[f"energy/{number}/mean"] = upper.energies.nanmean(dim=-1)
+                columns[f"weights/{number}/isometry"] = isometry(upper.weights)
+                columns |= self._of_operands(number, self._fit(upper.input_sums, state), state)
+            elif isinstance(state.network, TwoLayerNetwork):
+                columns[f"energy/{number}/mean"] = unit_energies(state.network, state).nanmean(dim=-1)
+                columns |= self._of_operands(number, state.network.input_weights(), state)
         return columns
 
-    def _of_blocks(self, number: int, layer: LayerRow, state: StepState) -> dict[str, Tensor]:
-        means = layer.target_features / state.class_counts.clamp_min(1)[..., None].to(layer.target_features.dtype)
-        of_labels = feature_shares(means, self.basis(state).to(means.dtype), self.blocks)
-        columns = {"label_purity": of_labels.amax(dim=-2).nanmean(dim=-1)}
-        # The first layer's nodes are X⁺z themselves, except for operands that no training row has.
-        parts = state.network.input_weights() if number == 1 else None
-        if parts is None and layer.input_sums is not None:
-            parts = self._inverse_of(state).to(layer.input_sums.dtype) @ layer.input_sums
-        if parts is not None:
-            shares = self.node_shares(parts, state)
-            columns |= {
-                "purity": shares.amax(dim=-2).nanmean(dim=-1),
-                "coverage": (shares > 0.5).any(dim=-1).sum(dim=-1),
-            }
-        return columns
+    def _of_operands(self, number: int, parts: Tensor, state: StepState) -> dict[str, Tensor | float]:
+        """Purity and coverage of what each node is as a sum of functions of single operands, …×kM×K."""
+        if not self.blocks:
+            return {}
+        shares = self.node_shares(parts, state)
+        return {
+            f"features/{number}/purity": shares.amax(dim=-2).nanmean(dim=-1),
+            f"features/{number}/coverage": (shares > 0.5).any(dim=-1).sum(dim=-1),
+        }
 
-    def _inverse_of(self, state: StepState) -> Tensor:
-        """(XᵀX)⁺ of the training rows, which are the same in every row of a run."""
+    def _fit(self, input_sums: Tensor, state: StepState) -> Tensor:
+        """X⁺z from Xᵀz; the training rows are the same in every row of a run."""
         if state.tokens is not self._tokens:
             self._tokens = state.tokens
             self._inverse = input_inverse(state.tokens, state.network.num_tokens, state.accumulation_dtype)
-        return self._inverse
+        return self._inverse.to(input_sums.dtype) @ input_sums

@@ -62,20 +62,6 @@ class Features:
 
 
 @dataclass
-class Layer:
-    """One hidden layer for some rows.
-
-    Attributes:
-        features: F_l, …×n×K.
-        pre_activation: z_l with F_l = σ(z_l), batch-normalized where the network is; None in a network whose layers are
-            no nodes with an activation.
-    """
-
-    features: Tensor
-    pre_activation: Tensor | None = None
-
-
-@dataclass
 class Activity:
     """The result of one forward pass.
 
@@ -122,14 +108,6 @@ class Network(nn.Module):
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
         """The features of the rows ``tokens``; arguments as for `forward`."""
         raise NotImplementedError
-
-    def layers(self, tokens: Tensor) -> list[Layer]:
-        """The hidden layers for the training rows ``tokens``, the input of the readout last; gradients flow through."""
-        return [Layer(self.compute_features(tokens).last)]
-
-    def hidden_weights(self) -> list[Tensor]:
-        """The weights A_l between one hidden layer and the next, K×K each, detached: z_l = F_{l−1}A_l for l ≥ 2."""
-        return []
 
     def forward(self, tokens: Tensor, moments: tuple[Moments, ...] = (), observe: Observer | None = None) -> Activity:
         """Outputs of the rows ``tokens`` (…×n×k, integer), and their features if the computation keeps them.

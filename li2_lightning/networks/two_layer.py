@@ -6,6 +6,7 @@ XW is a sum of k rows of W, and is never computed as a product with the zeros of
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,24 @@ from torch.nn import functional
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.distributed.collectives import moments_over_ranks
 from li2_lightning.networks.activations import find_activation
-from li2_lightning.networks.base import NETWORKS, Features, Layer, Moments, Network, Sizes
+from li2_lightning.networks.base import NETWORKS, Features, Moments, Network, Sizes
 from li2_lightning.networks.kernel import Observer, blocked_outputs, feature_blocks
 
 # The extra variance that keeps batch norm finite for a node that is constant over the rows; torch's value.
 BATCH_NORM_EPSILON = 1e-5
+
+
+@dataclass
+class Layer:
+    """One hidden layer for some rows.
+
+    Attributes:
+        features: F_l, …×n×K.
+        pre_activation: z_l with F_l = σ(z_l), after batch norm; F_l itself in the inner-product form.
+    """
+
+    features: Tensor
+    pre_activation: Tensor
 
 
 @NETWORKS.register("two_layer")
@@ -61,6 +75,7 @@ class TwoLayerNetwork(Network):
         return Features(last, first, tuple(used))
 
     def layers(self, tokens: Tensor) -> list[Layer]:
+        """The hidden layers for the training rows ``tokens``, the input of the readout last; gradients flow through."""
         return list(self._compute_layers(tokens, (), []))
 
     def _compute_layers(self, tokens: Tensor, moments: tuple[Moments, ...], used: list[Moments]) -> Iterator[Layer]:
@@ -75,6 +90,7 @@ class TwoLayerNetwork(Network):
             yield Layer(features, z)
 
     def hidden_weights(self) -> list[Tensor]:
+        """A_l between each hidden layer and the next, …×K×K each, detached: z_l = F_{l−1}A_l for l ≥ 2."""
         weights = [self.get_parameter(f"H{number}").detach() for number in range(1, self.config.hidden_layers + 1)]
         if self.config.residual:
             weights = [H + torch.eye(H.shape[-1], dtype=H.dtype, device=H.device) for H in weights]

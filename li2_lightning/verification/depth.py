@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,25 +42,7 @@ def depth(quick: bool) -> Iterator[Finding]:
         f"{found:.3f}",
         abs(found - wanted) < 0.01 and found < 0.99,
     )
-    K, d = 1024 if quick else 2048, 6
-    A = draw(K, K, seed=2) / K**0.5
-    few = A[:d] @ A[:d].mT
-    error = float((few - torch.eye(d)).norm() / d**0.5)
-    yield Finding(
-        "W_LW_Lᵀ ≈ I on few directions: error √((d+1)/K)",
-        f"K = {K} random nodes, d = {d} directions, within a factor 2",
-        f"{((d + 1) / K) ** 0.5:.3f}",
-        f"{error:.3f}",
-        0.5 < error / ((d + 1) / K) ** 0.5 < 2,
-    )
-    cosine = float(isometry(A))
-    yield Finding(
-        "correction: W_LW_Lᵀ is no multiple of I as a whole, cos = 1/√2",
-        f"a random square matrix, K = {K}",
-        "0.7071 ± .005",
-        f"{cosine:.4f}",
-        abs(cosine - 0.5**0.5) < 0.005,
-    )
+    yield from _single_draws(X, Y, target, 512 if quick else 1024)
 
 
 def _one_gate_a_sample(target: Tensor, Y: Tensor) -> Iterator[Finding]:
@@ -85,12 +67,37 @@ def _one_gate_a_sample(target: Tensor, Y: Tensor) -> Iterator[Finding]:
     yield Finding("and not without D̃", "1 − cos(G_l, ỸỸᵀF̃_l)", "> 0.1", f"{without:.3f}", without > 0.1)
 
 
-def _reaches(features: Tensor, weights: Sequence[Tensor], Y: Tensor) -> Tensor:
-    """G_l = −∂J/∂F_l by autograd, through ReLU layers with the weights A_m above l and a small readout."""
+def _single_draws(X: Tensor, Y: Tensor, target: Tensor, K: int) -> Iterator[Finding]:
+    """W_LW_Lᵀ ≈ I for one draw of W_L: on few directions, and as a whole, which G_l sees."""
+    A, d = draw(K, K, seed=2) / K**0.5, 6
+    error = float((A[:d] @ A[:d].mT - torch.eye(d)).norm() / d**0.5)
+    expected = ((d + 1) / K) ** 0.5
+    yield Finding("W_LW_Lᵀ ≈ I on few directions: error √((d+1)/K)", f"one draw, d = {d}, K = {K}; within a factor 2",
+                  f"{expected:.3f}", f"{error:.3f}", 0.5 < error / expected < 2)  # fmt: skip
+    cosine = float(isometry(A))
+    yield Finding("correction: W_LW_Lᵀ is no multiple of I as a whole, cos = 1/√2", f"one draw, K = {K}",
+                  "0.707 ± .005", f"{cosine:.4f}", abs(cosine - 0.5**0.5) < 0.005)  # fmt: skip
+    F = functional.relu(X @ draw(X.shape[1], K, seed=4))
+    for ratio in (1, 4):
+        G = _reaches(F, [draw(K, ratio * K, seed=5)], Y, sigma=lambda z: z)
+        cosine, expected = _cosine(G, target @ F), (1 + 1 / ratio) ** -0.5
+        yield Finding(
+            "correction: below one draw of a linear layer cos(G_l, ỸỸᵀF̃_l) = 1/√(1 + K_l/K_L), at any width",
+            f"autograd, K_l = {K}, K_L = {ratio * K}",
+            f"{expected:.3f} ± .02",
+            f"{cosine:.3f}",
+            abs(cosine - expected) < 0.02,
+        )
+
+
+def _reaches(
+    features: Tensor, weights: Sequence[Tensor], Y: Tensor, sigma: Callable[[Tensor], Tensor] = functional.relu
+) -> Tensor:
+    """G_l = −∂J/∂F_l by autograd, through layers with the weights A_m above l and a small readout."""
     F = features.clone().requires_grad_()
     last = F
     for A in weights:
-        last = functional.relu(last @ A)
+        last = sigma(last @ A)
     V = (SMALL * center(last).mT @ Y).detach()
     J = 0.5 * center(Y - last @ V).square().sum()
     return -torch.autograd.grad(J, F)[0]
