@@ -61,11 +61,11 @@ def layers(runs: list[Run]) -> Figure:
             set_step_axis(axes, group)
             axes.grid(alpha=0.25)
         below[-1].set_xlabel("step (optimizer updates)")
-    for axes, title in zip(grid[:, 0], ("accuracy", *PANELS.values()), strict=True):
+    for axes, title in zip(grid[:, 0], ("test accuracy", *PANELS.values()), strict=True):
         axes.set_ylabel(title)
     draw_legend(figure, styles, with_train=True, beside=1 + len(styles))
-    notes = [explain(runs), "vertical: a layer leaves stage I"]
-    figure.suptitle("; ".join(filter(None, notes)), fontsize=9)
+    notes = "; ".join(filter(None, [explain(runs), "vertical line: a layer leaves stage I"]))
+    figure.suptitle(notes.replace("; ", "\n" if figure.get_figwidth() < 11 else "; "), fontsize=9)
     return figure
 
 
