@@ -198,7 +198,8 @@ def test_a_resumed_run_continues_the_stages_of_its_layers(tiny_run: Any, tmp_pat
     resumed = tiny_run(*options, "max_steps=8", f"output_dir={tmp_path / 'more'}", f"resume={checkpoint}")
     for row in resumed.rows:
         own = {name: value for name, value in row.items() if len(name.split("/")) == 3}
-        assert own.items() <= whole.rows[int(row["step"])].items()
+        # The last row of the short run had a forward pass of its own, which rounds differently.
+        assert own == pytest.approx({name: whole.rows[int(row["step"])][name] for name in own}, rel=1e-12)
     assert (whole.directory / "stages.json").read_text() == (resumed.directory / "stages.json").read_text()
 
 
