@@ -64,21 +64,23 @@ class Energy(Diagnostic):
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         if not isinstance(state.network, TwoLayerNetwork):
             return {}
-        energies = self._unit_energies(state.network, state)
+        energies = unit_energies(state.network, state)
         largest = energies.nan_to_num(-torch.inf).amax(dim=-1)
         columns: dict[str, Tensor | float] = {"energy/mean": energies.nanmean(dim=-1), "energy/max": largest}
         if self._best is not None:
             columns["energy/relative"] = largest / self._best
         return columns
 
-    def _unit_energies(self, network: TwoLayerNetwork, state: StepState) -> Tensor:
-        weights = network.input_weights()
-        norms = column_norms(weights)
-        if network.node_degree is not None and not network.config.batch_norm:
-            return unit_energy(energy(state.target_input_features), norms, network.node_degree)
-        norms = norms.unsqueeze(-2)
-        unit = torch.where(norms > 0, weights / norms, torch.nan)
-        tokens = state.tokens.split(EVALUATION_BLOCK, dim=-2)
-        targets = state.centered_targets.to(weights.dtype).split(EVALUATION_BLOCK, dim=-2)
-        products = [Y.mT @ network.node_features(block, unit) for block, Y in zip(tokens, targets, strict=True)]
-        return energy(torch.stack(products).sum(dim=0))
+
+def unit_energies(network: TwoLayerNetwork, state: StepState) -> Tensor:
+    """E of every node of the first hidden layer at unit norm, (…, K)."""
+    weights = network.input_weights()
+    norms = column_norms(weights)
+    if network.node_degree is not None and not network.config.batch_norm:
+        return unit_energy(energy(state.target_input_features), norms, network.node_degree)
+    norms = norms.unsqueeze(-2)
+    unit = torch.where(norms > 0, weights / norms, torch.nan)
+    tokens = state.tokens.split(EVALUATION_BLOCK, dim=-2)
+    targets = state.centered_targets.to(weights.dtype).split(EVALUATION_BLOCK, dim=-2)
+    products = [Y.mT @ network.node_features(block, unit) for block, Y in zip(tokens, targets, strict=True)]
+    return energy(torch.stack(products).sum(dim=0))

@@ -14,8 +14,8 @@ from callbacks.stages import no_equilibrium
 from li2_lightning.errors import InputError
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
+from li2_lightning.theory.interaction import most_similar_pairs, repulsion
 from li2_lightning.theory.lazy import center
-from li2_lightning.theory.repulsion import most_similar_pairs, repulsion
 from li2_lightning.theory.stages import Transition
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from li2_lightning.losses import Loss
 from li2_lightning.measurement.rows import Row, call_hook
 from li2_lightning.module import Li2Module
 from li2_lightning.runs.loggers import run_loggers
-from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
+from li2_lightning.theory.stages import INDEPENDENCE, StageTracker, Thresholds, layer_column
 
 SCHEMA_VERSION = 1
 # Optimizers with decoupled weight decay whose parameter groups have no flag for it.
@@ -34,6 +34,9 @@ class Stages(lightning.Callback):
     ``stage/transition``). The rule needs the columns of the gradient callback; without them the stage stays 1 and no
     transition is declared.
 
+    With the columns of the callback ``depth`` the rule is applied to each hidden layer l as well: column
+    ``stage/<l>/index``, and an entry of ``layers`` in ``stages.json``. No callback is told of a layer's transitions.
+
     Args:
         thresholds: fields of `li2_lightning.theory.stages.Thresholds`, by name.
     """
@@ -46,6 +49,7 @@ class Stages(lightning.Callback):
             self.tracker = StageTracker(Thresholds(**thresholds))
         except ValueError as error:
             raise InputError(f"callbacks.stages.{error}") from error
+        self.layers: list[StageTracker] = []
         self._path: Path | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -72,30 +76,49 @@ class Stages(lightning.Callback):
             for logger in run_loggers(trainer):
                 logger.mark_transition(transition.to_dict())
             call_hook(trainer, "on_stage_transition", module, transition)
+        self._follow_layers(step, row)
+
+    def _follow_layers(self, step: int, row: Row) -> None:
+        while layer_column(INDEPENDENCE, len(self.layers) + 1) in row:
+            self._add_layer()
+        declared = [tracker.update(step, row) for tracker in self.layers]
+        for tracker in self.layers:
+            row[f"stage/{tracker.layer}/index"] = float(tracker.stage)
+        if any(declared):
+            self._write()
+
+    def _add_layer(self) -> None:
+        whole = self.tracker
+        self.layers.append(StageTracker(whole.thresholds, whole.equilibrium_caveat, layer=len(self.layers) + 1))
 
     def on_last_row(self, trainer: lightning.Trainer, module: Li2Module) -> None:
         self._write()
         for logger in run_loggers(trainer):
-            logger.mark_end(stages_document(self.tracker.transitions, self.tracker.stalled), module.last_row)
+            logger.mark_end(stages_document(self.tracker, self.layers), module.last_row)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.tracker.state_dict()
+        return {**self.tracker.state_dict(), "layers": [tracker.state_dict() for tracker in self.layers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tracker.load_state_dict(state_dict)
+        own = dict(state_dict)
+        self.layers = []
+        for state in own.pop("layers", []):
+            self._add_layer()
+            self.layers[-1].load_state_dict(state)
+        self.tracker.load_state_dict(own)
 
     def _write(self) -> None:
         if self._path is not None:
-            write_json(self._path, stages_document(self.tracker.transitions, self.tracker.stalled))
+            write_json(self._path, stages_document(self.tracker, self.layers))
 
 
-def stages_document(transitions: list[Transition], stalled: bool) -> Mapping[str, Any]:
-    """The contents of ``stages.json``."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "stalled": stalled,
-        "events": [transition.to_dict() for transition in transitions],
-    }
+def stages_document(tracker: StageTracker, layers: Sequence[StageTracker] = ()) -> Mapping[str, Any]:
+    """The contents of ``stages.json``: of the network, and of each hidden layer where the layers are followed."""
+    return {"schema_version": SCHEMA_VERSION, **_followed(tracker), "layers": [_followed(layer) for layer in layers]}
+
+
+def _followed(tracker: StageTracker) -> dict[str, Any]:
+    return {"stalled": tracker.stalled, "events": [transition.to_dict() for transition in tracker.transitions]}
 
 
 def no_equilibrium(module: Li2Module) -> str | None:

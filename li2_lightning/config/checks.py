@@ -142,12 +142,14 @@ def _check_combinations(config: Config) -> None:
         )
     if network.name == "transformer":
         _check_transformer(network)
+    if not network.residual and network.hidden_layers == 0:
+        raise InputError("network.residual=false is about extra layers; set network.hidden_layers, too, or drop it.")
     run_name(config)
 
 
 def _check_transformer(network: NetworkConfig) -> None:
     default = NetworkConfig()
-    for key in ("hidden_layers", "complex_weights", "trainable_embedding", "shared_embedding", "batch_norm",
+    for key in ("hidden_layers", "residual", "complex_weights", "trainable_embedding", "shared_embedding", "batch_norm",
                 "inner_product", "normalize_weights", "initial_weights", "hidden_init_scale"):  # fmt: skip
         if getattr(network, key) != getattr(default, key):
             raise InputError(f"network.{key} belongs to network=two_layer; the transformer does not take it.")

@@ -336,7 +336,7 @@ class StepState:
     @quantity
     def target_features(self) -> Tensor:
         """A = ỸᵀF̃, C × K (= ỸᵀF, since Ỹ is centred)."""
-        return _center_sums(self.class_sums, self.class_counts)
+        return center_sums(self.class_sums, self.class_counts)
 
     @quantity
     def target_input_features(self) -> Tensor:
@@ -344,8 +344,8 @@ class StepState:
         if self._kept_features is None or self._kept_features.first is self._kept_features.last:
             return self.target_features
         first = at_least_single(self._kept_features.first)
-        (sums,) = sum_over_ranks(_class_sums(first, self._share_of(self.targets), self.outputs.shape[-1]))
-        return _center_sums(sums, self.class_counts)
+        (sums,) = sum_over_ranks(sum_by_class(first, self._share_of(self.targets), self.outputs.shape[-1]))
+        return center_sums(sums, self.class_counts)
 
     @quantity
     def residual_features(self) -> Tensor:
@@ -396,7 +396,7 @@ class StepState:
     @quantity
     def structure(self) -> GradientStructure:
         """Norm and cosines of G_F (`li2_lightning.theory.interaction.gradient_structure`)."""
-        sums = _class_sums(self.residual, self.targets, self.outputs.shape[-1])
+        sums = sum_by_class(self.residual, self.targets, self.outputs.shape[-1])
         return gradient_structure(
             self.target_features,
             self.residual_features,
@@ -429,7 +429,7 @@ def _columns(matrix: Tensor, nodes: Tensor) -> Tensor:
     return matrix.gather(-1, nodes.unsqueeze(-2).expand(-1, matrix.shape[-2], -1))
 
 
-def _class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def sum_by_class(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """YᵀF, …×C×K."""
     sums = features.new_zeros(*labels.shape[:-1], num_classes, features.shape[-1])
     if labels.ndim > 1:
@@ -438,7 +438,7 @@ def _class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return sums
 
 
-def _center_sums(class_sums: Tensor, counts: Tensor) -> Tensor:
+def center_sums(class_sums: Tensor, counts: Tensor) -> Tensor:
     """ỸᵀF from YᵀF: subtract n_c/n times the sum over all rows from row c."""
     shares = (counts / counts.sum(dim=-1, keepdim=True)).to(class_sums.dtype)
     return class_sums - shares.unsqueeze(-1) * class_sums.sum(dim=-2, keepdim=True)

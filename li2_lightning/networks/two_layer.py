@@ -6,6 +6,7 @@ XW is a sum of k rows of W, and is never computed as a product with the zeros of
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,26 @@ from li2_lightning.networks.kernel import Observer, blocked_outputs, feature_blo
 BATCH_NORM_EPSILON = 1e-5
 
 
+@dataclass
+class Layer:
+    """One hidden layer for some rows.
+
+    Attributes:
+        features: F_l, …×n×K.
+        pre_activation: z_l with F_l = σ(z_l), after batch norm; F_l itself in the inner-product form.
+    """
+
+    features: Tensor
+    pre_activation: Tensor
+
+
 @NETWORKS.register("two_layer")
 class TwoLayerNetwork(Network):
     """Ŷ = β·σ(XW)V, no biases, with the options of the ``network`` section.
 
-    Extra layer l is residual, F ← σ(F + F·H_l). ``inner_product`` takes F = Π_i x_i W_i, without σ. With
-    ``trainable_embedding`` each token's one-hot becomes a row of E. Batch norm acts on the pre-activation, has no
-    parameters, and uses the statistics of the training rows.
+    Extra layer l takes F to σ(F + F·H_l), or to σ(F·H_l) with ``residual=False``. ``inner_product`` takes
+    F = Π_i x_i W_i, without σ. With ``trainable_embedding`` each token's one-hot becomes a row of E. Batch norm acts on
+    the pre-activation, has no parameters, and uses the statistics of the training rows.
     """
 
     takes_stacks = True
@@ -54,12 +68,33 @@ class TwoLayerNetwork(Network):
 
     def compute_features(self, tokens: Tensor, moments: tuple[Moments, ...] = ()) -> Features:
         used: list[Moments] = []
+        layers = self._compute_layers(tokens, moments, used)
+        first = last = next(layers).features
+        for layer in layers:
+            last = layer.features
+        return Features(last, first, tuple(used))
+
+    def layers(self, tokens: Tensor) -> list[Layer]:
+        """The hidden layers for the training rows ``tokens``, the input of the readout last; gradients flow through."""
+        return list(self._compute_layers(tokens, (), []))
+
+    def _compute_layers(self, tokens: Tensor, moments: tuple[Moments, ...], used: list[Moments]) -> Iterator[Layer]:
+        """The hidden layers one after the other; the statistics of each batch-normalized layer join ``used``."""
         z = self._batch_norm(self._combine(tokens, self._tables()), moments, used)
-        features = first = z if self.config.inner_product else self.activation(z)
-        for layer in range(1, self.config.hidden_layers + 1):
-            z = features + features @ self.get_parameter(f"H{layer}")
-            features = self.activation(self._batch_norm(z, moments, used))
-        return Features(features, first, tuple(used))
+        features = z if self.config.inner_product else self.activation(z)
+        yield Layer(features, z)
+        for number in range(1, self.config.hidden_layers + 1):
+            through = features @ self.get_parameter(f"H{number}")
+            z = self._batch_norm(features + through if self.config.residual else through, moments, used)
+            features = self.activation(z)
+            yield Layer(features, z)
+
+    def hidden_weights(self) -> list[Tensor]:
+        """A_l between each hidden layer and the next, …×K×K each, detached: z_l = F_{l−1}A_l for l ≥ 2."""
+        weights = [self.get_parameter(f"H{number}").detach() for number in range(1, self.config.hidden_layers + 1)]
+        if self.config.residual:
+            weights = [H + torch.eye(H.shape[-1], dtype=H.dtype, device=H.device) for H in weights]
+        return weights
 
     @torch.no_grad()
     def feature_blocks(self, tokens: Tensor) -> Iterator[Tensor]:

@@ -12,6 +12,8 @@ data the features that grow are memorizing ones.
 If the theory predicts no ridge equilibrium (decoupled decay, cross-entropy), coupling need not lead, and V may fit the
 training rows only after independence has risen and fallen. Then I → II needs independence ≥ .5 in any row so far, and
 II → III is also declared when energy and purity have grown since independence fell. Such a transition has a caveat.
+
+In a deeper network the same rule is applied to each hidden layer, with the columns of that layer (`layer_column`).
 """
 
 from __future__ import annotations
@@ -23,8 +25,17 @@ from typing import Any
 
 TRAIN_ACCURACY, INDEPENDENCE, COUPLING = "train/accuracy", "gradient/independence", "gradient/coupling"
 DECISIVE = (TRAIN_ACCURACY, INDEPENDENCE, COUPLING)
-PEAK = "peak of gradient/independence"
+PEAK = f"peak of {INDEPENDENCE}"
 GROWING = ("energy/mean", "features/purity")
+
+
+def layer_column(column: str, layer: int | None) -> str:
+    """The column of one hidden layer: ``gradient/2/norm`` for ``gradient/norm``; ``column`` for the whole network.
+
+    Training accuracy is that of the network.
+    """
+    family, name = column.split("/")
+    return column if layer is None or column == TRAIN_ACCURACY else f"{family}/{layer}/{name}"
 
 
 @dataclass(frozen=True)
@@ -97,10 +108,12 @@ class StageTracker:
     Args:
         thresholds: of the rule.
         equilibrium_caveat: why no ridge equilibrium is predicted for this run; None where one is.
+        layer: the hidden layer whose columns are followed; None for those of the network.
     """
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     equilibrium_caveat: str | None = None
+    layer: int | None = None
     stage: int = 1
     transitions: list[Transition] = field(default_factory=list)
     peak: float = -math.inf
@@ -114,7 +127,7 @@ class StageTracker:
 
         A row in which a needed column is undefined is skipped: it neither agrees nor resets the count of rows.
         """
-        values = {name: row.get(name) for name in (*DECISIVE, *GROWING)}
+        values = {name: row.get(layer_column(name, self.layer)) for name in (*DECISIVE, *GROWING)}
         seen = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         if self.stage == 3 or any(name not in seen for name in DECISIVE):
             return None
@@ -131,8 +144,8 @@ class StageTracker:
         self.agreeing += 1
         if self.agreeing < self.thresholds.rows:
             return None
-        evidence = dict(seen)
-        evidence[PEAK] = self.peak
+        evidence = {layer_column(name, self.layer): value for name, value in seen.items()}
+        evidence[f"peak of {layer_column(INDEPENDENCE, self.layer)}"] = self.peak
         transition = Transition(self.stage, self.stage + 1, step, self.first_agreeing, evidence, caveat)
         self.stage += 1
         self.agreeing = 0
@@ -150,11 +163,11 @@ class StageTracker:
     def state_dict(self) -> dict[str, Any]:
         """The state in plain containers; `load_state_dict` continues from it."""
         state = asdict(self)
-        del state["thresholds"], state["equilibrium_caveat"]
+        del state["thresholds"], state["equilibrium_caveat"], state["layer"]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; thresholds and caveat stay those of this tracker."""
+        """Continue from `state_dict`; thresholds, caveat and layer stay those of this tracker."""
         for name, value in state.items():
             setattr(self, name, value)
         self.transitions = [Transition(**entry) for entry in state["transitions"]]

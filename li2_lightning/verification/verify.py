@@ -24,6 +24,7 @@ from rich.table import Table
 from li2_lightning.errors import InputError, unknown
 from li2_lightning.files import replacing
 from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.verification.depth import depth
 from li2_lightning.verification.findings import (
     Check,
     Finding,
@@ -46,9 +47,10 @@ WITHOUT_GROUP: dict[str, Callable[[bool], Iterator[Finding]]] = {
     "6": theorem_6,
     "7": theorem_7,
     "8": theorem_8,
+    "depth": depth,
 }
-THEOREMS = ("irreps", "P1", "1", "2", "3", "4", "5", "6", "7", "8")
-"""Values of ``--theorem``: a number, ``P1`` for Proposition 1, or ``irreps`` for the representations."""
+THEOREMS = ("irreps", "P1", "1", "2", "3", "4", "5", "6", "7", "8", "depth")
+"""Values of ``--theorem``: a number, ``P1`` for Proposition 1, ``irreps`` for the representations, or ``depth``."""
 
 
 def verify(theorem: str | None = None, group: str | None = None, quick: bool = False) -> Iterator[Check]:

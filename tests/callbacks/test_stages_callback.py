@@ -12,7 +12,7 @@ import pytest
 from callbacks.registry import CALLBACKS
 from callbacks.stages import Stages, no_equilibrium, stages_document
 from li2_lightning.errors import InputError
-from li2_lightning.theory.stages import Thresholds, Transition
+from li2_lightning.theory.stages import StageTracker, Thresholds, Transition
 
 # Everything agrees: II at the fifth row, III at the fifth after it.
 ALWAYS = "callbacks.stages={train_accuracy: 0, independence: -1, independence_fall: 9, coupling_lead: -2}"
@@ -58,7 +58,7 @@ def test_a_run_records_its_transitions_with_the_evidence_of_their_rows(tiny_run:
 def test_a_run_without_a_transition_says_so_and_stays_in_stage_one(tiny_run: Any) -> None:
     run = tiny_run("max_steps=3")
     document = json.loads((run.directory / "stages.json").read_text(encoding="utf-8"))
-    assert document == {"schema_version": 1, "stalled": False, "events": []}
+    assert document == {"schema_version": 1, "stalled": False, "events": [], "layers": []}
     assert run.column("stage/index") == [1, 1, 1, 1]
 
 
@@ -141,9 +141,12 @@ def test_a_threshold_that_is_no_number_is_refused(option: str, value: Any) -> No
 
 def test_the_document_is_plain_json() -> None:
     event = Transition(1, 2, 9, 5, {"train/accuracy": 1.0}, "a caveat")
-    assert json.loads(json.dumps(stages_document([event], True))) == {
+    lost = {"gradient/independence": 0.1, "gradient/coupling": 0.1}
+    tracker, layer = StageTracker(stage=2, transitions=[event], last=lost, peak=0.9), StageTracker(layer=1)
+    assert json.loads(json.dumps(stages_document(tracker, [layer]))) == {
         "schema_version": 1,
         "stalled": True,
+        "layers": [{"stalled": False, "events": []}],
         "events": [
             {"from": 1, "to": 2, "step": 9, "first_step": 5, "lag": 4, "evidence": {"train/accuracy": 1.0},
              "caveat": "a caveat"}

@@ -32,6 +32,7 @@ LOSSES = ("mse", "projected_mse", "cross_entropy")
 NETWORKS: dict[str, dict[str, Any]] = {
     "complex": {"complex_weights": True},
     "hidden_layers": {"hidden_layers": 2, "activation": "relu"},
+    "no residual": {"hidden_layers": 1, "activation": "relu", "residual": False},
     "batch_norm": {"batch_norm": True},
     "inner_product": {"inner_product": True},
     "trainable_embedding": {"trainable_embedding": True},

@@ -100,6 +100,8 @@ def test_setting_one_hyperparameter_keeps_the_name_of_its_role() -> None:
         ({"network": {"name": "transformer", "activation": "relu", "width": 6}}, "multiple"),
         ({"network": {"name": "transformer", "activation": "relu", "complex_weights": True}}, "complex_weights"),
         ({"network": {"inner_product": True, "activation": "tanh"}}, "no activation"),
+        ({"network": {"residual": False}}, "network.hidden_layers"),
+        ({"network": {"name": "transformer", "activation": "relu", "residual": False}}, "network.residual"),
         ({"data": {"batch_size": 0}}, "data.batch_size=0"),
         ({"callbacks": {"gram": 3}}, "callbacks.gram"),
         ({"logger": {"mode": "of"}}, "logger.mode"),

@@ -95,7 +95,11 @@ def test_the_callbacks_that_are_off_by_default(compare: Compare) -> None:
         "callbacks.spectra.kernel_columns=9",
         "max_steps=20",
     ]
+    deep = [*on, "callbacks.depth.enabled=true", "network.hidden_layers=2", "data.train_size=21"]
     table = {
+        "depth": [*deep, "network.activation=relu", "network.residual=false"],
+        "depth, batch norm": [*deep, "network.activation=tanh", "network.batch_norm=true"],
+        "depth, complex": [*deep, "network.complex_weights=true"],
         "n > K": [*on, "data.train_size=21"],
         "n < K": [*on, "network.width=32", "loss=cross_entropy"],
         "two layers": [*on, "network.hidden_layers=1", "network.activation=relu", "loss=projected_mse"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 
+from li2_lightning.runs.load import Run
 from tests.experiments.conftest import Sweep
 
 pytestmark = pytest.mark.slow
@@ -24,6 +26,22 @@ def test_the_delay_grows_with_depth(sweep: Callable[[str], Sweep]) -> None:
         assert steps[1] >= 1.5 * steps[0]
         assert steps[2] >= 1.5 * steps[1]
         assert rows["outcome/first_step/train/0.99"].max() <= 100
+
+
+def rise(run: Run, column: str) -> float:
+    """The first row in which a column is .1 above its start."""
+    step = run.first_step(column, run.metrics[column].iloc[0] + 0.1)
+    return math.inf if step is None else step
+
+
+def test_lower_layers_have_features_first_and_upper_layers_fit_first(sweep: Callable[[str], Sweep]) -> None:
+    """What the nodes tell of the label becomes pure in layer 1 first; the last layer separates the classes most."""
+    for run in sweep("fig09_depth_quick").runs:
+        layers = range(1, run["network.hidden_layers"] + 2)
+        if len(layers) == 2:
+            assert rise(run, "features/1/label_purity") < rise(run, "features/2/label_purity")
+        shares = [run.metrics[f"features/{layer}/label_share"][60] for layer in layers]
+        assert shares == sorted(shares)
 
 
 def test_the_lowest_features_are_fourier_features(sweep: Callable[[str], Sweep]) -> None:

@@ -76,7 +76,8 @@ def dense(
         inputs = X.sum(dim=1) if options.get("shared_embedding") else X.flatten(1)
         F = sigma(norm(inputs @ w["W"]))
     for layer in range(1, options.get("hidden_layers", 0) + 1):
-        F = sigma(norm(F + F @ w[f"H{layer}"]))
+        through = F @ w[f"H{layer}"]
+        F = sigma(norm(F + through if options.get("residual", True) else through))
     outputs = options.get("output_scale", 1.0) * (F @ w["V"])
     return F[-len(tokens) :], (outputs.real if outputs.is_complex() else outputs)[-len(tokens) :]
 
@@ -84,6 +85,7 @@ def dense(
 OPTIONS: list[dict[str, Any]] = [
     *({"activation": name} for name in ACTIVATIONS),
     {"hidden_layers": 2, "activation": "tanh"},
+    {"hidden_layers": 2, "activation": "relu", "residual": False},
     {"complex_weights": True},
     {"complex_weights": True, "activation": "relu", "hidden_layers": 1},
     {"trainable_embedding": True},
@@ -141,6 +143,19 @@ def test_input_features_are_those_of_the_first_layer(depth: int) -> None:
     shallow, _ = dense({"activation": "relu"}, weights(network), tokens)
     torch.testing.assert_close(features.first, shallow, rtol=1e-12, atol=1e-12)
     assert (features.first is features.last) is (depth == 0)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("complex_weights", [True, False])
+def test_each_layer_is_the_weights_between_applied_to_the_layer_below(residual: bool, complex_weights: bool) -> None:
+    network, tokens = two_layer(hidden_layers=2, residual=residual, complex_weights=complex_weights), rows()
+    layers, between = network.layers(tokens), network.hidden_weights()
+    assert [len(layers), len(between)] == [3, 2]
+    for below, layer, A in zip(layers, layers[1:], between, strict=False):
+        torch.testing.assert_close(layer.pre_activation, below.features @ A)
+        torch.testing.assert_close(layer.features, network.activation(below.features @ A))
+    assert torch.equal(layers[0].features, network.compute_features(tokens).first)
+    assert torch.equal(layers[-1].features, network.compute_features(tokens).last)
 
 
 @pytest.mark.parametrize("readout", ["gradient", "ridge"])

@@ -81,6 +81,7 @@ KINDS = [
     "data.batch_size=6 data.evaluate_every_n_steps=4 loss=cross_entropy",
     "network.readout=ridge network.activation=relu",
     "network.complex_weights=true network.activation=silu loss=projected_mse",
+    "network.hidden_layers=2 network.residual=false network.activation=relu",
     "network.hidden_layers=1 network.batch_norm=true optimizer.hidden.name=muon scheduler={name: cosine}",
     "network.inner_product=true network.normalize_weights=true network.output_scale=0.5",
     "network.trainable_embedding=true network.shared_embedding=true callbacks.gram.exact=true task.num_operands=3",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from li2_lightning.theory.interaction import BLOCK, interaction_block, most_similar_pairs, repulsion
 from li2_lightning.theory.lazy import center
-from li2_lightning.theory.repulsion import BLOCK, interaction_block, most_similar_pairs, repulsion
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(40, 12), (12, 12), (13, 40)]

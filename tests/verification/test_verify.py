@@ -16,7 +16,7 @@ from li2_lightning.cli import main as li2
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.theory.features import block_norms
-from li2_lightning.verification import independent, interactive, lazy, verify
+from li2_lightning.verification import depth, independent, interactive, lazy, verify
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -103,6 +103,8 @@ def test_a_wrong_number_of_flat_directions_fails(
             "muon_collection_time",
             lambda p, shrink: shrink * interactive.independent_collection_time(p),
         ),
+        ("depth", depth, "below_random_layer", lambda kernel, F: kernel @ F),
+        ("depth", depth, "isometry", lambda A: torch.ones(())),
     ],
 )
 def test_wrong_formulas_fail(
@@ -120,7 +122,7 @@ def test_wrong_formulas_fail(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--theorem", "9"), "Unknown theorem (--theorem) '9'; known are 1, 2, 3, 4, 5, 6, 7, 8, P1, irreps."),
+        (("--theorem", "9"), "Unknown theorem (--theorem) '9'; known are 1, 2, 3, 4, 5, 6, 7, 8, P1, depth, irreps."),
         (("--group", "SL(2,3)"), "Unknown group (--group) 'SL(2,3)'; known are"),
         (("--theorem", "8", "--group", "S3"), "The checks of theorem 8 take no --group; those of"),
         (

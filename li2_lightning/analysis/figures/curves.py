@@ -82,7 +82,7 @@ def draw_curves(
     styles: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Draw each column into its panel, with a curve and its band for each group; only runs in ``members`` count."""
-    last, shown = max(int(run.metrics.index[-1]) for run in members), set(members)
+    shown = set(members)
     for label, group in groups.items():
         here = [run for run in group if run in shown]
         for axes, column in zip(panels, columns, strict=True):
@@ -97,12 +97,18 @@ def draw_curves(
             logarithmic(axes)
         elif column in BOUNDED:
             axes.set_ylim(*BOUNDED[column])
-        if last >= LONG:
-            axes.set_xscale("log")
-            # A logarithmic axis cannot show row 0, so it begins at the next row.
-            axes.set_xlim(min(int(run.metrics.index[1]) for run in members), last)
-        else:
-            axes.set_xlim(0, max(last, 1))
+        set_step_axis(axes, members)
+
+
+def set_step_axis(axes: Axes, runs: Sequence[Run]) -> None:
+    """Let the step axis end at the last row, logarithmic for long runs."""
+    last = max(int(run.metrics.index[-1]) for run in runs)
+    if last >= LONG:
+        axes.set_xscale("log")
+        # A logarithmic axis cannot show row 0, so it begins at the next row.
+        axes.set_xlim(min(int(run.metrics.index[1]) for run in runs), last)
+    else:
+        axes.set_xlim(0, max(last, 1))
 
 
 def with_rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Run]:
@@ -161,7 +167,6 @@ def explain(runs: Sequence[Run]) -> str:
 
 # `curves` finds in the configs what the runs differ in, so these experiments differ only in their columns.
 for _name, _columns in {
-    "fig09_depth": (*LEARNING, "features/purity"),
     "fig10_real": LEARNING,
     "fig11_complex": LEARNING,
     "fig12_ridge": LEARNING,

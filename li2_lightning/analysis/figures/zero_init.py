@@ -14,7 +14,7 @@ from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, groups_of_seeds, task_name
 
 SCALE, ACCURACY, LEVEL = "network.readout_init_scale", "test/accuracy", 0.9
-FEATURES = ("energy/mean", "features/purity")
+FEATURES = ("energy/mean", "features/purity", "features/2/purity")
 MOST_FRACTIONS = 8
 
 

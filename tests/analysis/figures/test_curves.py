@@ -88,7 +88,7 @@ def test_nodes_from_the_checkpoint_are_those_of_the_pictures(own_sweep: Path, tm
     assert with_pictures[2] == from_checkpoint[2] == 12
 
 
-@pytest.mark.parametrize("name", ["fig09_depth", "fig10_real_quick", "fourier_lottery"])
+@pytest.mark.parametrize("name", ["fig10_real_quick", "fourier_lottery"])
 def test_every_experiment_has_its_rows(name: str, make_run: MakeRun) -> None:
     columns = {"features/purity": [0, 1]}
     shown = [axes.get_ylabel() for axes in find_figure(name)([make_run(columns=columns)]).axes]
@@ -98,6 +98,6 @@ def test_every_experiment_has_its_rows(name: str, make_run: MakeRun) -> None:
 
 def test_it_says_what_it_lacks(make_run: MakeRun) -> None:
     with pytest.raises(InputError, match=r"None of the runs has the column features/purity"):
-        find_figure("fig09_depth")([make_run()])
+        find_figure("fourier_lottery")([make_run()])
     with pytest.raises(InputError, match=r"None of the runs has the rows"):
         curves([make_run(accuracy=[0.0])])
