@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from li2_lightning.analysis.figures import FIGURES
@@ -113,7 +115,9 @@ def draw_muon(runs: list[Run]) -> Figure:
     figure = new_figure(15, 9)
     above, below = figure.subplots(2, 3)
     for index, name in enumerate(over_width):
-        style = {**curve_style(index, len(over_width)), "marker": MARKERS[index % len(MARKERS)], "label": name}
+        fit = measured_factor(over_width[name])
+        label = name if fit is None else f"{name}: κᵃ = {fit[0]:.2f} ({fit[1]:.2f}–{fit[2]:.2f})"
+        style = {**curve_style(index, len(over_width)), "marker": MARKERS[index % len(MARKERS)], "label": label}
         # Shifted sideways, so that no bar hides another.
         shift = 1.02 ** (index - (len(over_width) - 1) / 2)
         for row, curves in ((above, over_width), (below, over_decay)):
@@ -122,7 +126,6 @@ def draw_muon(runs: list[Run]) -> Figure:
                 intervals = [mean_interval(list(map(final(column), group))) for group in groups.values()]
                 if intervals:
                     draw_intervals(axes, [shift * value for value in groups], intervals, **style)
-    _draw_prediction(above[2], over_width)
     for row, curves, label in ((above, over_width, "K (hidden nodes)"), (below, over_decay, f"λ, at K = {width}")):
         ticks = sorted({value for groups in curves.values() for value in groups})
         for axes, name in zip(row, COLUMNS.values(), strict=True):
@@ -131,7 +134,7 @@ def draw_muon(runs: list[Run]) -> Figure:
             axes.minorticks_off()
             axes.grid(alpha=0.25)
     above[0].legend(fontsize=8, title="optimizer of W", title_fontsize=8)
-    above[2].legend(fontsize=7, loc="lower right")
+    above[2].legend(handles=_draw_prediction(above[2], over_width), fontsize=8, loc="lower right")
     seeds = len({run.seeds for run in runs})
     figure.suptitle(
         f"{task_name(runs[0])}, row {runs[0]['max_steps']}; above at the best λ and learning rate, below at the best "
@@ -174,23 +177,25 @@ def _equal_blocks(run: Run) -> int:
     return len(blocks) if len({block.stop - block.start for block in blocks}) == 1 else 0
 
 
-def _draw_prediction(axes: Axes, over_width: Tuned) -> None:
-    """The coverage of Theorem 8 over K, for κᵃ of 1, ½ and 0 and for κᵃ as fitted to each optimizer."""
+def _draw_prediction(axes: Axes, over_width: Tuned) -> list[Line2D]:
+    """The coverage of Theorem 8 over K, as fitted to each optimizer and for κᵃ of 1, ½ and 0; returns the latter."""
     widths = sorted({int(width) for groups in over_width.values() for width in groups})
-    nodes = np.arange(widths[0], widths[-1] + 1)
     count = _equal_blocks(next(iter(next(iter(over_width.values())).values()))[0])
-    if not count:
-        return
-    for (factor, label), line in zip(FACTORS.items(), LINES[1:], strict=False):
+
+    def draw(factor: float, **style: Any) -> Line2D:
         expected = expected_coverage(count, widths[-1], factor)[widths[0] :]
-        axes.plot(nodes, expected, color=GREY, linewidth=1, linestyle=line, label=label)
-    for index, (name, groups) in enumerate(over_width.items()):
+        return axes.plot(np.arange(widths[0], widths[-1] + 1), expected, **style)[0]
+
+    for index, groups in enumerate(over_width.values()):
         fit = measured_factor(groups)
-        assert fit is not None
-        style = curve_style(index, len(over_width))
-        expected = expected_coverage(count, widths[-1], fit[0])[widths[0] :]
-        label = f"κᵃ = {fit[0]:.2f} ({fit[1]:.2f}–{fit[2]:.2f}): {name}"
-        axes.plot(nodes, expected, linewidth=0.8, label=label, **style)
+        if fit is not None:
+            draw(fit[0], linewidth=0.7, **curve_style(index, len(over_width)))
+    styles = zip(FACTORS.items(), LINES[1:], strict=False)
+    return [
+        draw(factor, color=GREY, linewidth=1.2, linestyle=line, label=label)
+        for (factor, label), line in styles
+        if count
+    ]
 
 
 def _final_loss(run: Run) -> float:

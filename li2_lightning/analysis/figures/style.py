@@ -149,7 +149,9 @@ def draw_intervals(
 ) -> None:
     """Values over x, with a bar from the lower to the upper end of each interval."""
     middle, low, high = np.array(intervals).T
-    axes.errorbar(x, middle, yerr=[middle - low, high - middle], capsize=2.5, linewidth=1.6, markersize=5, **style)
+    # By rounding, the end of an interval may be beyond its value, as at a share of 1.
+    reach = np.maximum(0, [middle - low, high - middle])
+    axes.errorbar(x, middle, yerr=reach, capsize=2.5, linewidth=1.6, markersize=5, **style)
 
 
 def thin(rows: Rows, most: int) -> Rows:

@@ -90,8 +90,9 @@ def test_coverage_is_drawn_beside_what_theorem_8_expects(tiny_run: Callable[...,
     np.testing.assert_allclose(predicted.get_ydata(), expected_coverage(3, 8, 0.5)[4:])
     assert predicted.get_xdata().tolist() == [4, 5, 6, 7, 8]
     assert drawn["κᵃ = 0 (one node each)"].get_ydata().tolist() == [3] * 5
+    labels = [text.get_text() for text in axes[0].get_legend().get_texts()]
     fits = {name: measured_factor(widths) for name, widths in tuned(runs, WIDTH, RATE).items()}
     for name, fit in fits.items():
         assert fit is not None
         assert fit[1] <= fit[0] <= fit[2]
-        assert any(label.endswith(f": {name}") and label.startswith(f"κᵃ = {fit[0]:.2f}") for label in drawn)
+        assert f"{name}: κᵃ = {fit[0]:.2f} ({fit[1]:.2f}–{fit[2]:.2f})" in labels

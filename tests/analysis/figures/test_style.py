@@ -12,6 +12,7 @@ from PIL import Image
 from li2_lightning.analysis.figures.style import (
     COLORS,
     DPI,
+    draw_intervals,
     logarithmic,
     mean_interval,
     new_figure,
@@ -68,3 +69,9 @@ def test_the_interval_of_a_mean_is_two_standard_errors_wide_on_each_side() -> No
     error = values.std() / 20
     assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.15 * error)
     assert mean_interval([2.0, 2.0]) == (2, 2, 2)
+
+
+def test_the_bar_of_a_certain_share_ends_at_one() -> None:
+    axes = new_figure(2, 2).subplots()
+    draw_intervals(axes, [1, 2, 3], [share_interval(n, n) for n in (1, 24, 48)], color=COLORS[0])
+    assert [path[-1, 1] for path in axes.containers[0][2][0].get_segments()] == pytest.approx([1, 1, 1])
