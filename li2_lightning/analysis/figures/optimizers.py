@@ -133,7 +133,7 @@ def draw_muon(runs: list[Run]) -> Figure:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
             axes.grid(alpha=0.25)
-    above[0].legend(fontsize=8, title="optimizer of W", title_fontsize=8)
+    figure.legend(*above[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     above[2].legend(handles=_draw_prediction(above[2], over_width), fontsize=8, loc="lower right")
     seeds = len({run.seeds for run in runs})
     figure.suptitle(

@@ -81,7 +81,8 @@ def test_coverage_is_drawn_beside_what_theorem_8_expects(tiny_run: Callable[...,
             f"seed={seed}",
         )
     runs = find_runs([last.directory.parents[1]])
-    axes = draw_muon(runs).axes
+    figure = draw_muon(runs)
+    axes = figure.axes
     assert [panel.get_ylabel() for panel in axes] == 2 * ["test loss", "test accuracy", axes[2].get_ylabel()]
     assert [panel.get_xlabel() for panel in axes] == 3 * ["K (hidden nodes)"] + 3 * ["λ, at K = 8"]
     assert [len(panel.containers) for panel in axes] == 6 * [2]
@@ -90,7 +91,7 @@ def test_coverage_is_drawn_beside_what_theorem_8_expects(tiny_run: Callable[...,
     np.testing.assert_allclose(predicted.get_ydata(), expected_coverage(3, 8, 0.5)[4:])
     assert predicted.get_xdata().tolist() == [4, 5, 6, 7, 8]
     assert drawn["κᵃ = 0 (one node each)"].get_ydata().tolist() == [3] * 5
-    labels = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     fits = {name: measured_factor(widths) for name, widths in tuned(runs, WIDTH, RATE).items()}
     for name, fit in fits.items():
         assert fit is not None
