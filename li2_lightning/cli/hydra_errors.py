@@ -27,9 +27,10 @@ from li2_lightning.config.checks import explain, unknown_key
 from li2_lightning.config.schema import Config, declared, section_of
 from li2_lightning.errors import InputError, Li2Error, OtherRankError, nearest, readable, unknown
 
-# Keys of a plug-in, which may be set without Hydra's "+".
+# Keys of a plug-in, which may be set without Hydra's "+": an option, or several as in optimizer.hidden={name:sgd,lr:1}.
 _PLUGIN_KEY = re.compile(
-    r"(optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|scheduler|logger\.options|trainer\.extra)\.[^=]+="
+    r"((optimizer\.(hidden|output|embedding)|callbacks\.[^.=]+|logger\.options|trainer\.extra)(\.[^=]+)?"
+    r"|scheduler\.[^=]+)="
 )
 # A key of a plug-in may be deleted from a named variation, except for its name and its switch.
 _DELETABLE = re.compile(

@@ -73,7 +73,9 @@ class TaskConfig:
 
     name: str = setting("cyclic", "a registered task, or the import path of one")
     order: int | None = setting(None, "number of elements: cyclic (null: 71), quaternion (null: 8), small_group")
-    factors: str | None = setting(None, 'product: the orders of the cyclic factors, as in "2x3x4"')
+    factors: str | None = setting(
+        None, 'product: orders of cyclic factors, or S3, A4, D5, Q8, …, as in "2x3x4" and "S3x2"'
+    )
     degree: int | None = setting(None, "symmetric, alternating: number of points; dihedral: number of corners")
     index: int | None = setting(None, "small_group: the number of the group in GAP's library")
     modulus: int | None = setting(None, "expression: operands and labels are the integers modulo this number")

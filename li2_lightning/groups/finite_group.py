@@ -161,27 +161,35 @@ def cyclic(order: int) -> FiniteGroup:
 
 
 def product(factors: str) -> FiniteGroup:
-    """Direct product of cyclic groups: ``"2x3x4"`` is Z2×Z3×Z4.
+    """Direct product: ``"2x3x4"`` is Z2×Z3×Z4, and ``"S3x2"`` is S3×Z2.
 
-    The index of (k₁, k₂, …) is the mixed-radix number k₁k₂…, the last factor varying fastest.
+    A factor is the order of a cyclic group, or S, A, D or Q with the argument of `symmetric`, `alternating`, `dihedral`
+    or `quaternion`. The index of (k₁, k₂, …) is the mixed-radix number k₁k₂…, the last factor varying fastest.
 
     Raises:
-        InputError: ``factors`` is not integers ≥ 1 joined by ``x``, or their product exceeds `MAX_ORDER`.
+        InputError: ``factors`` is not of this form, or the order of the product exceeds `MAX_ORDER`.
     """
-    well_formed = isinstance(factors, str) and re.fullmatch(r"0*[1-9][0-9]{0,3}(x0*[1-9][0-9]{0,3})*", factors)
-    orders = [int(factor) for factor in factors.split("x")] if well_formed else []
-    order = math.prod(orders)
-    if not orders or order > MAX_ORDER:
-        raise InputError(
-            f"factors is {factors!r}; allowed are integers from 1 joined by x, as in 2x3x4, with a product "
-            f"of at most {MAX_ORDER}."
-        )
-    digits = np.stack(np.unravel_index(np.arange(order), orders))  # (factors, M)
-    sums = (digits[:, :, None] + digits[:, None, :]) % np.array(orders)[:, None, None]
-    labels = tuple(f"({','.join(map(str, element))})" for element in digits.T.tolist())
-    return FiniteGroup(
-        "×".join(f"Z{k}" for k in orders), np.ravel_multi_index(tuple(sums), orders).astype(np.int64), labels
+    refused = InputError(
+        f"factors is {factors!r}; allowed are integers from 1 and groups such as S3, A4, D5 and Q8, joined by x, as in "
+        f"2x3x4 and S3x2, with a product of at most {MAX_ORDER} elements."
     )
+    if not isinstance(factors, str) or not re.fullmatch(f"{_FACTOR}(x{_FACTOR})*", factors):
+        raise refused
+    try:
+        made = [_MAKERS[kind](int(number)) for kind, number in re.findall(r"([SADQ]?)([0-9]+)", factors)]
+    except InputError:
+        raise refused from None
+    orders = [group.order for group in made]
+    if math.prod(orders) > MAX_ORDER:
+        raise refused
+    digits = np.unravel_index(np.arange(math.prod(orders)), orders)
+    tables = [group.table[np.ix_(place, place)] for group, place in zip(made, digits, strict=True)]
+    labels = tuple(
+        f"({','.join(group.label(k) for group, k in zip(made, element, strict=True))})"
+        for element in np.stack(digits).T.tolist()
+    )
+    table = np.ravel_multi_index(tuple(tables), orders).astype(np.int64)
+    return FiniteGroup("×".join(group.name for group in made), table, labels)
 
 
 def symmetric(degree: int) -> FiniteGroup:
@@ -221,6 +229,11 @@ def quaternion(order: int = 8) -> FiniteGroup:
     if rest:
         raise InputError(f"order is {order}; allowed for quaternion groups are the multiples of 4 from 8 on.")
     return _turns_and_flips(f"Q{order}" if m & (m - 1) == 0 else f"Dic{m}", 2 * m, m)
+
+
+# The makers of the factors of a product, by the letter before the number.
+_MAKERS = {"": cyclic, "S": symmetric, "A": alternating, "D": dihedral, "Q": quaternion}
+_FACTOR = r"[SADQ]?0*[1-9][0-9]{0,3}"
 
 
 def from_table(path: str | Path) -> FiniteGroup:

@@ -176,8 +176,8 @@ def load_run(directory: str | Path) -> Run:
     directory = Path(directory)
     config = _read_config(directory)
     if config is None:
-        inside = directory.is_dir() and next(_run_directories(directory), None)
-        hint = f"; runs lie below it, for example {inside}" if inside else ""
+        inside = next(_run_directories(directory), None) if directory.is_dir() else None
+        hint = f"; runs lie below it, for example {inside[0]}" if inside else ""
         raise InputError(f"{directory} is no run directory, it has no config.yaml of ours{hint}.")
     return _load(directory, config)
 
@@ -192,12 +192,10 @@ def find_runs(directories: Iterable[str | Path]) -> list[Run]:
     for directory in map(Path, directories):
         if not directory.is_dir():
             raise InputError(f"{directory} is no directory; give a run or a folder that holds runs.")
-        paths = list(_run_directories(directory))
-        if not paths:
+        configs = dict(_run_directories(directory))
+        if not configs:
             raise InputError(f"{directory} holds no runs; give a run directory or a folder above some.")
-        for path in paths:
-            config = _read_config(path)
-            assert config is not None
+        for path, config in configs.items():
             if path.resolve() not in found:
                 found[path.resolve()] = _load(path, config)
     return list(found.values())
@@ -279,13 +277,14 @@ def _without_seed(run: Run) -> Hashable:
     return (run.config.get("name"), run.directory.with_name(of_ours[1])) if of_ours else run
 
 
-def _run_directories(directory: Path) -> Iterator[Path]:
-    """The run directories in or below a directory, sorted. Folders in a run and links are not searched."""
+def _run_directories(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The run directories in or below a directory, sorted, with their configs; not in a run, nor behind a link."""
     for folder, below, files in os.walk(directory):
         below.sort(key=_natural)
-        if "config.yaml" in files and _read_config(Path(folder)) is not None:
+        config = _read_config(Path(folder)) if "config.yaml" in files else None
+        if config is not None:
             below.clear()
-            yield Path(folder)
+            yield Path(folder), config
 
 
 def _load(directory: Path, config: dict[str, Any]) -> Run:

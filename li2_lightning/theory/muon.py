@@ -9,9 +9,10 @@ features that other nodes already have shrinks by κ, so the probability of thos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,8 +87,8 @@ def muon_collection_time(probabilities: Tensor, shrink: float, power: float = 1.
     return independent_collection_time(probabilities).mul(factor) + (1 - factor) * len(probabilities)
 
 
-def expected_coverage(maxima: int, nodes: int, factor: float = 1.0) -> Tensor:
-    """Expected number of L equally likely maxima that K nodes find, for K = 0 … ``nodes``; (nodes + 1,), float64.
+def expected_coverage(maxima: int, nodes: int, factor: float | Tensor = 1.0) -> Tensor:
+    """Expected number of L equally likely maxima that K nodes find, for K = 0 … ``nodes``; (…, nodes + 1), float64.
 
     This is the Markov chain of Theorem 8 after a fixed number of nodes: with s maxima found, the next node finds a new
     one with probability (L − s)/(L − s + κ^a s). Without Muon (κ^a = 1) the result is L(1 − (1 − 1/L)^K); with κ = 0
@@ -97,19 +98,36 @@ def expected_coverage(maxima: int, nodes: int, factor: float = 1.0) -> Tensor:
     Args:
         maxima: L; (M − 1)/2 for the cyclic group of prime order M.
         nodes: the largest K.
-        factor: κ^a in [0, 1].
+        factor: κ^a ≥ 0, (…); above 1 nodes attract each other.
     """
+    factors = torch.as_tensor(factor, dtype=torch.float64)[..., None]
     found = torch.arange(maxima + 1, dtype=torch.float64)
-    new = (maxima - found) / (maxima - found + factor * found).clamp(min=torch.finfo(torch.float64).tiny)
-    chance = torch.zeros(maxima + 1, dtype=torch.float64)
-    chance[0] = 1.0
-    expected = [(chance * found).sum()]
+    new = (maxima - found) / (maxima - found + factors * found).clamp(min=torch.finfo(torch.float64).tiny)
+    chance = torch.zeros_like(new)
+    chance[..., 0] = 1.0
+    expected = [(chance * found).sum(dim=-1)]
     for _ in range(nodes):
         step = chance * new
         chance = chance - step
-        chance[1:] += step[:-1]
-        expected.append((chance * found).sum())
-    return torch.stack(expected)
+        chance[..., 1:] += step[..., :-1]
+        expected.append((chance * found).sum(dim=-1))
+    return torch.stack(expected, dim=-1)
+
+
+def fitted_factor(maxima: int, nodes: Sequence[int], coverage: Tensor) -> Tensor:
+    """κ^a for which `expected_coverage` has the measured sum over several K; (…).
+
+    The sum falls with κ^a, so there is one solution, found by interpolation between 1,001 values from 0 to 10; a sum
+    beyond that range gives the nearer end.
+
+    Args:
+        maxima: L.
+        nodes: the K at which coverage was measured.
+        coverage: the mean number of maxima that were found, (…, len(nodes)).
+    """
+    factors = 10 * torch.linspace(0, 1, 1001, dtype=torch.float64).square()
+    totals = expected_coverage(maxima, max(nodes), factors)[:, list(nodes)].sum(dim=-1)
+    return torch.as_tensor(np.interp(-coverage.sum(dim=-1).double().numpy(), -totals.numpy(), factors.numpy()))
 
 
 def simulate_collection(probabilities: Tensor, factor: float, trials: int, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ from tests.cli.conftest import ROOT, CommandLine
         ("seed=1 --info task=y", ["--info=all", "seed=1", "task=y"]),
         ("seed=1 -i", ["--info=all", "seed=1"]),
         ("seed=1 --info defaults task=y", ["--info=defaults", "seed=1", "task=y"]),
+        ("optimizer.hidden={name:sgd,lr:1}", ["++optimizer.hidden={name:sgd,lr:1}"]),
         ("optimizer.hidden.lr=1 --run task=null", ["--run", "++optimizer.hidden.lr=1", "task='null'"]),
     ],
 )

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from li2_lightning.analysis.figures.phase_diagram import half_crossing
-from li2_lightning.analysis.figures.theorems import covered_share, found_blocks
+from li2_lightning.analysis.figures.phase_diagram import by_task, half_crossing
+from li2_lightning.analysis.figures.theorems import by_width, complete_shares, covered_share, found_blocks
 from li2_lightning.theory.energy import block_shares
 from li2_lightning.theory.muon import collection_times, independent_collection_time, muon_collection_time
 from tests.experiments.conftest import Sweep
@@ -53,3 +53,27 @@ def test_nodes_collect_irreps_like_coupons(sweep: Callable[[str], Sweep]) -> Non
     assert (times.mean() - independent_collection_time(p)).abs() < 4 * error
     assert times.mean().item() == pytest.approx(33.2187, abs=4 * error.item())
     assert muon_collection_time(p, 0.5) < times.mean() - 4 * error
+
+
+def test_muon_saves_nodes_that_ascend_by_themselves(sweep: Callable[[str], Sweep]) -> None:
+    """Complete coverage in 48 seeds; the control deals the nodes of Muon to the seeds, which makes them independent."""
+    ascent, muon = {}, {}
+    for task, runs in by_task(sweep("thm08_muon_quick").runs).items():
+        for name, found in (("optimizers.sphere_ascent:SphereAscent", ascent), ("muon", muon)):
+            widths = by_width([run for run in runs if run["optimizer.hidden.name"] == name])
+            assert list(widths) == [10, 16, 24, 32]
+            for width, members in widths.items():
+                complete, dealt = complete_shares(members)
+                assert len(complete) == 48
+                found[task, width] = float(complete.double().mean()), dealt
+                if name != "muon":
+                    # Nodes that climb by themselves are independent, so dealing changes nothing.
+                    assert found[task, width][0] == pytest.approx(dealt, abs=0.25), (task, width)
+    assert muon["Z2×Z2×Z2×Z2", 32][0] > 0.9
+    assert ascent["Z2×Z2×Z2×Z2", 32][0] < 0.3
+    assert muon["Z23", 24][0] > 0.6
+    assert ascent["Z23", 24][0] < 0.55
+    for task, width in (("Z2×Z2×Z2×Z2", 24), ("Z2×Z2×Z2×Z2", 32), ("Z23", 24), ("Z23", 32)):
+        assert muon[task, width][0] > ascent[task, width][0] + 0.2
+        assert muon[task, width][0] > muon[task, width][1] + 0.2
+    assert all(muon[key][0] >= ascent[key][0] - 0.1 for key in muon)

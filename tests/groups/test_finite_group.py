@@ -22,6 +22,7 @@ KNOWN = {
     "Z2": (groups.cyclic(2), 2, 2, True),
     "Z71": (groups.cyclic(71), 71, 71, True),
     "Z2×Z3×Z4": (groups.product("2x3x4"), 24, 24, True),
+    "S3×Z2×Q8": (groups.product("S3x2xQ8"), 96, 30, False),
     "S1": (groups.symmetric(1), 1, 1, True),
     "S3": (groups.symmetric(3), 6, 3, False),
     "S4": (groups.symmetric(4), 24, 5, False),
@@ -91,6 +92,9 @@ def test_conventions_of_the_indices() -> None:
     assert s3.table[2, 1] == s3.elements.index("120")
     # The last factor varies fastest: (1,2) + (0,1) = (1,0).
     assert groups.product("2x3").table[5, 1] == 3
+    s3x2 = groups.product("S3x2")
+    assert s3x2.elements == tuple(f"({p},{k})" for p in s3.elements for k in (0, 1))
+    assert (s3x2.table // 2 == s3.table[np.ix_(*[np.repeat(np.arange(6), 2)] * 2)]).all()
     d5 = groups.dihedral(5)
     s, r = 5, 1
     assert d5.table[s, r] == d5.table[d5.inverses[r], s]
@@ -218,9 +222,10 @@ def test_the_order_of_a_quaternion_group(value: object) -> None:
 
 @pytest.mark.parametrize(
     "factors",
-    ["2x", "axb", "0x3", "", "x", "2xx3", "-2x3", "2x3 ", "2.5x2", "1025", "32x33", "9" * 50, 6, None],
-)
-def test_factors_are_integers_joined_by_x(factors: object) -> None:
+    ["2x", "axb", "0x3", "", "x", "2xx3", "-2x3", "2x3 ", "2.5x2", "1025", "32x33", "9" * 50, 6, None,
+     "S7", "Q9x2", "Sx2", "s3", "S6x2"],
+)  # fmt: skip
+def test_factors_are_integers_and_groups_joined_by_x(factors: object) -> None:
     with pytest.raises(InputError, match="joined by x"):
         groups.product(factors)  # type: ignore[arg-type]
 

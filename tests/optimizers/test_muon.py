@@ -1,15 +1,17 @@
 """Muon against its definition: the polar factor, the momentum, the units of lr, and torch's own Muon."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.nn import Parameter
 
-from optimizers import Muon, OptimizerError
+from optimizers import Muon, OptimizerError, build_optimizer
 from optimizers.muon.muon import update_scale
-from optimizers.muon.orthogonalize import CLASSIC, orthogonalize
+from optimizers.muon.orthogonalize import CLASSIC, SCHEDULE, orthogonalize
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SHAPES = [(5, 5), (4, 11), (11, 4), (3, 5, 7), (2, 3, 9, 4)]
@@ -348,3 +350,24 @@ def test_refuses_a_sparse_gradient() -> None:
     table(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(OptimizerError, match="dense"):
         Muon(table.parameters()).step()
+
+
+def test_the_published_preset_takes_the_published_steps() -> None:
+    """Written out by hand; W is in float64, so float32 in the polynomials shows as an error of some 1e-7."""
+    preset = yaml.safe_load((Path(__file__).parents[2] / "configs" / "optimizer" / "muon_published.yaml").read_text())
+    W, V = Parameter(randn(6, 4)), Parameter(randn(4, 3, seed=1))
+    optimizer = build_optimizer({"hidden": [("W", W)], "output": [("V", V)], "embedding": []}, preset)
+    w, v, momentum = W.detach().clone(), Parameter(V.detach().clone()), torch.zeros(6, 4)
+    adam = torch.optim.Adam([v], lr=0.01, weight_decay=2e-4)
+    for number in range(5):
+        W.grad, V.grad, v.grad = randn(6, 4, seed=number), randn(4, 3, seed=9 + number), randn(4, 3, seed=9 + number)
+        optimizer.step()
+        adam.step()
+        momentum = 0.99 * momentum + 0.01 * W.grad
+        X = (momentum / momentum.norm()).float()
+        for a, b, c in SCHEDULE:
+            A = X @ X.T
+            X = a * X + (b * A + c * A @ A) @ X
+        w = (1 - 0.01 * 2e-4) * w - 0.01 * X.double()
+    torch.testing.assert_close(W.detach(), w, rtol=0, atol=1e-6)
+    torch.testing.assert_close(V.detach(), v.detach())

@@ -14,6 +14,7 @@ from li2_lightning.theory.muon import (
     collection_probabilities,
     collection_times,
     expected_coverage,
+    fitted_factor,
     independent_collection_time,
     muon_collection_time,
     orthogonal_maxima,
@@ -138,6 +139,16 @@ def test_expected_coverage_in_closed_form_and_its_waits() -> None:
     p = torch.full((2,), 0.5, dtype=torch.float64)
     missing = 2 - expected_coverage(2, 400, 0.5)[1:]
     assert 1 + missing.sum().item() == pytest.approx(muon_collection_time(p, 0.5).item(), rel=1e-12)
+
+
+def test_a_fit_to_the_expected_coverage_finds_the_factor() -> None:
+    factors = torch.tensor([0.0, 0.37, 1.0, 2.5], dtype=torch.float64)
+    nodes = [12, 20, 32]
+    expected = expected_coverage(15, 32, factors)
+    torch.testing.assert_close(expected[1], expected_coverage(15, 32, 0.37))
+    torch.testing.assert_close(fitted_factor(15, nodes, expected[:, nodes]), factors, atol=1e-4, rtol=0)
+    assert fitted_factor(15, nodes, torch.tensor([20.0, 20, 20])).item() == 0
+    assert fitted_factor(15, nodes, torch.zeros(3)).item() == 10
 
 
 def test_blocks_of_one_maximum_take_a_node_each_and_those_of_many_are_independent() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from li2_lightning.analysis.figures import FIGURES
@@ -21,106 +23,179 @@ from li2_lightning.analysis.figures.style import (
     MARKERS,
     curve_style,
     draw_band,
+    draw_intervals,
+    mean_interval,
     new_figure,
 )
-from li2_lightning.analysis.race import LEVEL, Entrant, describe_setting, entrants, node_statistics
+from li2_lightning.analysis.race import LEVEL, Entrant, describe_setting, entrants
 from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_slices
 from li2_lightning.runs.load import Run, task_name
-from li2_lightning.theory.muon import expected_coverage
+from li2_lightning.theory.muon import expected_coverage, fitted_factor
 
-COLUMNS = {"test/loss": "test loss", "test/accuracy": "test accuracy"}
-# κ of Theorem 8: 1 is independent nodes, ½ the case of equal norms, 0 one node for each irrep.
-SHRINKS = {1.0: "predicted, independent (κ = 1)", 0.5: "predicted, Muon (κ = ½)", 0.0: "one node each (κ = 0)"}
+COLUMNS = {
+    "test/loss": "test loss",
+    "test/accuracy": "test accuracy",
+    "features/coverage": "irreps with a node of more than half",
+}
+# κᵃ of Theorem 8 for every optimizer: 1 is independent nodes, ½ the case of equal norms, 0 one node for each irrep.
+FACTORS = {1.0: "Theorem 8, κᵃ = 1 (independent)", 0.5: "κᵃ = ½", 0.0: "κᵃ = 0 (one node each)"}
+# What may be tuned, and what may be the horizontal axis.
+RATE, DECAY, WIDTH = "optimizer.hidden.lr", "optimizer.hidden.weight_decay", "network.width"
+Tuned = dict[str, dict[float, list[Run]]]
 
 
-def best_by_width(runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
-    """Optimizer of W → width → the runs at the learning rate with the lowest median final test loss.
+def tuned(runs: Sequence[Run], axis: str, *choices: str) -> Tuned:
+    """Optimizer of W → value of ``axis`` → a run for each seed, at a setting that other seeds chose.
 
-    The learning rate is chosen for each optimizer and width separately, and the smaller of two equals. A diverged run
-    has an infinite loss.
+    The seeds are dealt into two halves. A run of one half is at the values of ``choices`` that have the lowest median
+    final test loss in the other half, among equals the smallest values. A diverged run has an infinite loss.
+
+    Args:
+        axis, choices: `RATE`, `DECAY` or `WIDTH`.
 
     Raises:
-        InputError: no run has ended.
+        InputError: the runs that have ended have fewer than two seeds.
     """
-    by: dict[str, dict[int, dict[float, list[Run]]]] = {}
-    for run in runs:
-        if run.summary is not None:
-            rates = by.setdefault(run["optimizer.hidden.name"], {}).setdefault(run["network.width"], {})
-            rates.setdefault(float(role_value(run["optimizer"], "hidden", "lr")), []).append(run)
-    if not by:
-        raise InputError("None of the runs has ended, so there is nothing to draw.")
+    ended = [run for run in runs if run.summary is not None]
+    seeds = sorted({int(run["seed"]) for run in ended})
+    if len(seeds) < 2:
+        raise InputError("Settings are tuned on other seeds than a result is of, so this picture needs two seeds.")
+    cells: dict[str, dict[float, list[Run]]] = {}
+    for run in ended:
+        cells.setdefault(optimizer_of_w(run), {}).setdefault(_value(run, axis), []).append(run)
+    halves = set(seeds[::2]), set(seeds[1::2])
     return {
         name: {
-            width: min(sorted(rates.items()), key=lambda item: statistics.median(map(_final_loss, item[1])))[1]
-            for width, rates in sorted(widths.items())
+            value: [
+                run
+                for mine, others in (halves, halves[::-1])
+                for run in _best_setting(cell, choices, others)
+                if int(run["seed"]) in mine
+            ]
+            for value, cell in sorted(values.items())
         }
-        for name, widths in sorted(by.items())
+        for name, values in sorted(cells.items())
     }
+
+
+def _best_setting(runs: Sequence[Run], choices: Sequence[str], seeds: set[int]) -> list[Run]:
+    """All runs at the values of ``choices`` with the lowest median final test loss of these seeds."""
+    settings: dict[tuple[float, ...], list[Run]] = {}
+    for run in runs:
+        settings.setdefault(tuple(_value(run, key) for key in choices), []).append(run)
+    losses = {
+        setting: [_final_loss(run) for run in group if int(run["seed"]) in seeds] for setting, group in settings.items()
+    }
+    return settings[min(sorted(settings), key=lambda setting: statistics.median(losses[setting] or [math.inf]))]
+
+
+def optimizer_of_w(run: Run) -> str:
+    """As "adam", or "muon, decoupled decay, momentum 0.99"; decay and momentum where the config says them."""
+    section = run["optimizer.hidden"]
+    parts = [str(section["name"])]
+    if section.get("decoupled") is not None:
+        parts.append(f"{'de' * section['decoupled']}coupled decay")
+    if section.get("momentum") is not None:
+        parts.append(f"momentum {section['momentum']:g}")
+    return ", ".join(parts)
+
+
+def _value(run: Run, key: str) -> float:
+    section, _, name = key.rpartition(".")
+    return float(role_value(run["optimizer"], "hidden", name) if section == "optimizer.hidden" else run[key])
 
 
 @FIGURES.register("fig08_muon")
 def draw_muon(runs: list[Run]) -> Figure:
-    """Test loss, test accuracy and coverage over K, with each optimizer at its best learning rate for each K."""
-    best = best_by_width(runs)
-    figure = new_figure(15, 4.6)
-    panels = figure.subplots(1, 3)
-    for index, (name, widths) in enumerate(best.items()):
-        style = {**curve_style(index, len(best)), "marker": MARKERS[index % len(MARKERS)]}
-        # Shifted sideways, so that no error bar hides another.
-        shift = 1.03 ** (index - (len(best) - 1) / 2)
-        for axes, measure in zip(panels, (*map(final, COLUMNS), coverage), strict=True):
-            _draw_over_width(axes, widths, measure, shift, label=f"{name} on W", **style)
-    _draw_prediction(panels[2], runs[0], sorted({width for widths in best.values() for width in widths}))
-    for axes, label in zip(panels, (*COLUMNS.values(), "irreps with a node of more than half"), strict=True):
-        axes.set_xlabel("K (hidden nodes)")
-        axes.set_ylabel(label)
-        axes.set_xscale("log", base=2)
-        ticks = sorted({width for widths in best.values() for width in widths})
-        axes.set_xticks(ticks, list(map(str, ticks)))
-        axes.minorticks_off()
-        axes.grid(alpha=0.25)
-    panels[0].legend(fontsize=8)
-    panels[2].legend(fontsize=8, loc="lower right")
+    """Test loss, test accuracy and coverage: above over K, below over λ at one K; settings are tuned on other seeds."""
+    over_width, width = tuned(runs, WIDTH, RATE, DECAY), middle_width(runs)
+    over_decay = tuned([run for run in runs if run[WIDTH] == width], DECAY, RATE)
+    figure = new_figure(15, 9)
+    above, below = figure.subplots(2, 3)
+    for index, name in enumerate(over_width):
+        fit = measured_factor(over_width[name])
+        label = name if fit is None else f"{name}: κᵃ = {fit[0]:.2f} ({fit[1]:.2f}–{fit[2]:.2f})"
+        style = {**curve_style(index, len(over_width)), "marker": MARKERS[index % len(MARKERS)], "label": label}
+        # Shifted sideways, so that no bar hides another.
+        shift = 1.02 ** (index - (len(over_width) - 1) / 2)
+        for row, curves in ((above, over_width), (below, over_decay)):
+            for axes, column in zip(row, COLUMNS, strict=True):
+                groups = curves.get(name, {})
+                intervals = [mean_interval(list(map(final(column), group))) for group in groups.values()]
+                if intervals:
+                    draw_intervals(axes, [shift * value for value in groups], intervals, **style)
+    for row, curves, label in ((above, over_width, "K (hidden nodes)"), (below, over_decay, f"λ, at K = {width}")):
+        ticks = sorted({value for groups in curves.values() for value in groups})
+        for axes, name in zip(row, COLUMNS.values(), strict=True):
+            axes.set(xlabel=label, ylabel=name, xscale="log")
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+            axes.grid(alpha=0.25)
+    figure.legend(*above[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    above[2].legend(handles=_draw_prediction(above[2], over_width), fontsize=8, loc="lower right")
     seeds = len({run.seeds for run in runs})
     figure.suptitle(
-        f"{task_name(runs[0])}, row {runs[0]['max_steps']}, each at its best learning rate for that K   "
-        f"(line: median over {seeds} seeds, bar: lowest to highest seed)", fontsize=10,
+        f"{task_name(runs[0])}, row {runs[0]['max_steps']}; above at the best λ and learning rate, below at the best "
+        f"learning rate, each of other seeds   (mean over {seeds} seeds, bar: its 95 % interval)", fontsize=10,
     )  # fmt: skip
     return figure
 
 
 def final(column: str) -> Callable[[Run], float]:
-    """A function that returns the last value of the column in a run."""
-    return lambda run: float(run.metrics[column].iloc[-1])
+    """A function that returns the last value of the column in a run; NaN without the column."""
+    return lambda run: float(run.metrics[column].iloc[-1]) if column in run.metrics else math.nan
 
 
-def coverage(run: Run) -> float:
-    """Number of irreps in which some node of the last checkpoint has more than half of its norm."""
-    found = node_statistics(run)
-    return found["irreps a node"] * run["network.width"] if found else math.nan
+def middle_width(runs: Sequence[Run]) -> int:
+    """The middle one of the widths, of two the larger."""
+    widths = sorted({int(run[WIDTH]) for run in runs})
+    return widths[len(widths) // 2]
 
 
-def _draw_over_width(
-    axes: Axes, widths: dict[int, list[Run]], measure: Callable[[Run], float], shift: float, **style: Any
-) -> None:
-    values = {width: [measure(run) for run in runs] for width, runs in widths.items()}
-    middle = np.array([statistics.median(v) for v in values.values()])
-    reach = np.array([[m - min(v), max(v) - m] for m, v in zip(middle, values.values(), strict=True)]).T
-    at = shift * np.array(list(values))
-    axes.errorbar(at, middle, yerr=reach, capsize=2.5, linewidth=1.6, markersize=5, **style)
+def measured_factor(widths: Mapping[float, Sequence[Run]]) -> tuple[float, float, float] | None:
+    """κᵃ that fits the mean coverage over K, and its 95 % interval by bootstrap over seeds.
+
+    None for a task without a group or with blocks of several dimensions, which are not equally likely.
+    """
+    count = _equal_blocks(next(iter(widths.values()))[0])
+    if not count:
+        return None
+    random = np.random.default_rng(0)
+    measured = [np.array([final("features/coverage")(run) for run in runs]) for runs in widths.values()]
+    drawn = [each[random.integers(len(each), size=(2000, len(each)))].mean(axis=1) for each in measured]
+    nodes = list(map(int, widths))
+    value = fitted_factor(count, nodes, torch.tensor([each.mean() for each in measured]))
+    low, high = np.quantile(fitted_factor(count, nodes, torch.from_numpy(np.stack(drawn, axis=1))), (0.025, 0.975))
+    return float(value), float(low), float(high)
 
 
-def _draw_prediction(axes: Axes, run: Run, widths: Sequence[int]) -> None:
-    """The coverage that Theorem 8 predicts over K; drawn only if all blocks have one dimension."""
-    nodes = range(widths[0], widths[-1] + 1)
+def _equal_blocks(run: Run) -> int:
+    """The number of non-trivial blocks if all have one dimension, else 0."""
     blocks = [] if run.task.group is None else list(block_slices(run.task.group))
-    if len({block.stop - block.start for block in blocks}) != 1:
-        return
-    for (shrink, label), line in zip(SHRINKS.items(), LINES[1:], strict=False):
-        expected = expected_coverage(len(blocks), widths[-1], shrink)[widths[0] :]
-        axes.plot(nodes, expected, color=GREY, linewidth=1, linestyle=line, label=label)
+    return len(blocks) if len({block.stop - block.start for block in blocks}) == 1 else 0
+
+
+def _draw_prediction(axes: Axes, over_width: Tuned) -> list[Line2D]:
+    """The coverage of Theorem 8 over K, as fitted to each optimizer and for κᵃ of 1, ½ and 0; returns the latter."""
+    widths = sorted({int(width) for groups in over_width.values() for width in groups})
+    count = _equal_blocks(next(iter(next(iter(over_width.values())).values()))[0])
+
+    def draw(factor: float, **style: Any) -> Line2D:
+        expected = expected_coverage(count, widths[-1], factor)[widths[0] :]
+        return axes.plot(np.arange(widths[0], widths[-1] + 1), expected, **style)[0]
+
+    for index, groups in enumerate(over_width.values()):
+        fit = measured_factor(groups)
+        if fit is not None:
+            draw(fit[0], linewidth=0.7, **curve_style(index, len(over_width)))
+    styles = zip(FACTORS.items(), LINES[1:], strict=False)
+    return [
+        draw(factor, color=GREY, linewidth=1.2, linestyle=line, label=label)
+        for (factor, label), line in styles
+        if count
+    ]
 
 
 def _final_loss(run: Run) -> float:

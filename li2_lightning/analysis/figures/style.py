@@ -128,6 +128,32 @@ def seed_band(runs: Sequence[Run], column: str) -> pd.DataFrame:
     return thin(band, MOST_POINTS)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean over seeds, and the 95 % interval of it by bootstrap (2,000 resamples)."""
+    sample = np.asarray(values, dtype=float)
+    picks = np.random.default_rng(0).integers(len(sample), size=(2000, len(sample)))
+    low, high = np.quantile(sample[picks].mean(axis=1), (0.025, 0.975))
+    return float(sample.mean()), float(low), float(high)
+
+
+def share_interval(successes: float, trials: int) -> tuple[float, float, float]:
+    """The share of successes, and the 95 % interval of it for a binomial distribution (Wilson)."""
+    share, z = successes / trials, 1.96
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    reach = z / (1 + z * z / trials) * (share * (1 - share) / trials + z * z / (4 * trials**2)) ** 0.5
+    return share, max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def draw_intervals(
+    axes: Axes, x: Sequence[float], intervals: Sequence[tuple[float, float, float]], **style: Any
+) -> None:
+    """Values over x, with a bar from the lower to the upper end of each interval."""
+    middle, low, high = np.array(intervals).T
+    # By rounding, the end of an interval may be beyond its value, as at a share of 1.
+    reach = np.maximum(0, [middle - low, high - middle])
+    axes.errorbar(x, middle, yerr=reach, capsize=2.5, linewidth=1.6, markersize=5, **style)
+
+
 def thin(rows: Rows, most: int) -> Rows:
     """At most ``most`` evenly spaced rows, the first and the last included."""
     if len(rows) <= most:

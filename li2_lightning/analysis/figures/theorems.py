@@ -12,7 +12,17 @@ from torch import Tensor
 
 from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.phase_diagram import by_task, half_crossing
-from li2_lightning.analysis.figures.style import BLUE, COLORS, GREY, MARKERS, ORANGE, curve_style, new_figure
+from li2_lightning.analysis.figures.style import (
+    BLUE,
+    COLORS,
+    GREY,
+    MARKERS,
+    ORANGE,
+    curve_style,
+    draw_intervals,
+    new_figure,
+    share_interval,
+)
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.runs.load import Run, task_name
@@ -21,6 +31,8 @@ from li2_lightning.theory.muon import (
     collection_times,
     independent_collection_time,
     muon_collection_time,
+    orthogonal_maxima,
+    simulate_blocking,
     simulate_collection,
 )
 
@@ -86,6 +98,88 @@ def collectors(runs: list[Run]) -> Figure:
         _draw_times(right, times, p)
         left.set_title(f"{name}: {len(draws)} nodes, {count} irreps", loc="left", fontsize=10)
     return figure
+
+
+@FIGURES.register("thm08_muon")
+def all_at_once(runs: list[Run]) -> Figure:
+    """How often K nodes that ascend at once have every irrep, each node by itself or all by Muon; a panel a task.
+
+    Hollow markers are the control: the nodes of all seeds of one K, dealt to the seeds at random.
+    """
+    tasks = by_task(_finished(runs, "features/coverage"))
+    figure = new_figure(10, 4 * ((len(tasks) + 1) // 2))
+    for axes, (name, group) in zip(figure.subplots((len(tasks) + 1) // 2, 2).flat, tasks.items(), strict=False):
+        optimizers = sorted({str(run["optimizer.hidden.name"]) for run in group})
+        for index, optimizer in enumerate(optimizers):
+            widths = by_width([run for run in group if run["optimizer.hidden.name"] == optimizer])
+            style = {"color": COLORS[index], "marker": MARKERS[index]}
+            shares = {width: complete_shares(members) for width, members in widths.items()}
+            label = optimizer.rpartition(":")[2]
+            together = [share_interval(int(found.sum()), len(found)) for found, _ in shares.values()]
+            draw_intervals(axes, [K * 1.03 ** (index - 0.5) for K in shares], together, label=label, **style)
+            dealt = [float(share) for _, share in shares.values()]
+            axes.plot(list(shares), dealt, linestyle=":", linewidth=1, markerfacecolor="none", markersize=7,
+                      label=f"{label}, its nodes dealt to the seeds", **style)  # fmt: skip
+        _draw_models(axes, [run for run in group if run["optimizer.hidden.name"] == optimizers[-1]])
+        axes.set_title(f"{name}: {_count_blocks(group[0])} irreps", loc="left", fontsize=10)
+        axes.set_xlabel("K (nodes)")
+        axes.set_ylabel("share of seeds with every irrep")
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def by_width(runs: Sequence[Run]) -> dict[int, list[Run]]:
+    """The runs of each width, in the order of width."""
+    widths: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: int(run["network.width"])):
+        widths.setdefault(int(run["network.width"]), []).append(run)
+    return widths
+
+
+def complete_shares(runs: Sequence[Run]) -> tuple[Tensor, float]:
+    """Which of some runs of one width have a node in every irrep, (runs,), and the share of them if nodes are dealt.
+
+    Nodes are dealt to the runs at random, 1,000 times. Each node is as before, but the nodes of a run have learned in
+    different runs, so the share is that of independent nodes.
+    """
+    count = _count_blocks(runs[0])
+    found = torch.stack([_blocks_of_nodes(run) for run in runs])
+    generator = torch.Generator().manual_seed(0)
+    orders = torch.rand(1000, found.numel(), generator=generator).argsort(dim=1)
+    dealt = found.flatten()[orders].reshape(-1, *found.shape)
+    return _all_found(found, count), float(_all_found(dealt, count).double().mean())
+
+
+def _blocks_of_nodes(run: Run) -> Tensor:
+    """The block with more than half of each final node; −1 for a node without one; (nodes,)."""
+    group = run.task.group
+    assert group is not None
+    share, block = block_shares(run.weights()["W"].double(), group).max(dim=0)
+    return torch.where(share > 0.5, block, -1)
+
+
+def _all_found(blocks: Tensor, count: int) -> Tensor:
+    """Whether 0 … count−1 are all among the nodes, (…, nodes) → (…)."""
+    return torch.stack([(blocks == block).any(dim=-1) for block in range(count)]).all(dim=0)
+
+
+def _draw_models(axes: Axes, runs: Sequence[Run]) -> None:
+    """Independent draws, and the urn of orthogonal maxima, for the shares of the irreps among the nodes of the runs."""
+    group = runs[0].task.group
+    assert group is not None
+    found = torch.cat([_blocks_of_nodes(run) for run in runs])
+    p = torch.bincount(found[found >= 0], minlength=_count_blocks(runs[0])).double()
+    p /= p.sum()
+    generator = torch.Generator().manual_seed(0)
+    nodes = np.arange(1, max(int(run["network.width"]) for run in runs) + 1)
+    for times, line, label in (
+        (simulate_collection(p, 1.0, 20_000, generator), "-", "independent draws"),
+        (simulate_blocking(p, orthogonal_maxima(group), 20_000, generator), "--", "orthogonal gradients (urn)"),
+    ):
+        share = np.searchsorted(times.sort().values.numpy(), nodes, side="right") / len(times)
+        axes.plot(nodes, share, color=GREY, linestyle=line, linewidth=1, label=label)
 
 
 def covered_share(run: Run) -> float:

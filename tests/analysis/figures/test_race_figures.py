@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from li2_lightning.analysis.figures.optimizers import best_by_width, coverage, draw_muon, draw_race
+from li2_lightning.analysis.figures.optimizers import (
+    DECAY,
+    RATE,
+    WIDTH,
+    draw_muon,
+    draw_race,
+    measured_factor,
+    tuned,
+)
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, find_runs
 from li2_lightning.theory.muon import expected_coverage
@@ -37,37 +46,54 @@ def test_every_setting_is_drawn_and_the_best_ones_learn_on_the_right() -> None:
     assert np.argmax(curves["muon / adam"].get_ydata() >= 0.99) == 30
 
 
-def tiny(width: int, optimizer: str, lr: float, loss: float, *, diverged: bool = False) -> Run:
-    run = made(50, network={"width": width}, optimizer={"hidden": {"name": optimizer, "lr": lr}})
+def tiny(width: int, lr: float, decay: float, seed: int, loss: float, *, diverged: bool = False) -> Run:
+    hidden = {"name": "muon", "lr": lr, "decoupled": True, "momentum": 0.99}
+    run = made(50, seed=seed, network={"width": width}, optimizer={"weight_decay": decay, "hidden": hidden})
     run.metrics["test/loss"] = loss
     return Run(run.directory, run.config, {"status": "diverged" if diverged else "finished"}, None) if diverged else run
 
 
-def test_the_best_learning_rate_is_that_of_the_lowest_median_loss() -> None:
-    runs = [tiny(8, "adam", lr, loss) for lr, losses in ((0.1, (1, 2, 9)), (0.2, (3, 3, 3))) for loss in losses]
-    runs += [tiny(8, "muon", 0.1, 5), tiny(8, "muon", 0.2, 0, diverged=True), tiny(16, "muon", 0.3, 4)]
-    best = best_by_width(runs)
-    chosen = {
-        name: {K: group[0]["optimizer.hidden.lr"] for K, group in widths.items()} for name, widths in best.items()
+def test_a_setting_is_tuned_on_other_seeds() -> None:
+    """Halves are seeds 0, 2, 4 and 1, 3. At lr .1 the even seeds are best, at .2 the odd ones."""
+    low_for_even = [tiny(8, 0.1, 1e-4, seed, (1, 9)[seed % 2]) for seed in range(5)]
+    low_for_odd = [tiny(8, 0.2, 1e-4, seed, (8, 2)[seed % 2]) for seed in range(5)]
+    gone = [tiny(8, 0.3, 1e-4, seed, 0, diverged=True) for seed in range(5)]
+    runs = [*low_for_even, *low_for_odd, *gone, *(tiny(16, 0.4, 1e-3, seed, 1) for seed in range(5))]
+    ((name, widths),) = tuned(runs, WIDTH, RATE, DECAY).items()
+    assert name == "muon, decoupled decay, momentum 0.99"
+    assert {K: {(run["optimizer.hidden.lr"], run["seed"]) for run in group} for K, group in widths.items()} == {
+        8: {(0.2, 0), (0.2, 2), (0.2, 4), (0.1, 1), (0.1, 3)},
+        16: {(0.4, seed) for seed in range(5)},
     }
-    assert chosen == {"adam": {8: 0.1}, "muon": {8: 0.1, 16: 0.3}}
-    with pytest.raises(InputError, match="None of the runs has ended"):
-        best_by_width([made(None, ended=False)])
+    ((_, decays),) = tuned(runs, DECAY, RATE).items()
+    assert [(decay, len(group)) for decay, group in decays.items()] == [(1e-4, 5), (1e-3, 5)]
+    with pytest.raises(InputError, match="needs two seeds"):
+        tuned([*low_for_even[:1], made(None, seed=1, ended=False)], WIDTH, RATE)
 
 
 def test_coverage_is_drawn_beside_what_theorem_8_expects(tiny_run: Callable[..., Any]) -> None:
-    for width in (4, 8):
-        for name in ("adam", "muon"):
-            last = tiny_run(
-                "max_steps=5", f"network.width={width}", f"optimizer.hidden.name={name}", "optimizer.lr=0.02"
-            )
+    for width, name, seed in itertools.product((4, 8), ("adam", "muon"), (0, 1)):
+        last = tiny_run(
+            "max_steps=5",
+            f"network.width={width}",
+            f"optimizer.hidden.name={name}",
+            "optimizer.lr=0.02",
+            f"seed={seed}",
+        )
     runs = find_runs([last.directory.parents[1]])
-    loss, accuracy, covered = draw_muon(runs).axes
-    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("test loss", "test accuracy")
-    drawn = {line.get_label(): line for line in covered.lines}
-    predicted = drawn["predicted, Muon (κ = ½)"]
+    figure = draw_muon(runs)
+    axes = figure.axes
+    assert [panel.get_ylabel() for panel in axes] == 2 * ["test loss", "test accuracy", axes[2].get_ylabel()]
+    assert [panel.get_xlabel() for panel in axes] == 3 * ["K (hidden nodes)"] + 3 * ["λ, at K = 8"]
+    assert [len(panel.containers) for panel in axes] == 6 * [2]
+    drawn = {line.get_label(): line for line in axes[2].lines}
+    predicted = drawn["κᵃ = ½"]
     np.testing.assert_allclose(predicted.get_ydata(), expected_coverage(3, 8, 0.5)[4:])
     assert predicted.get_xdata().tolist() == [4, 5, 6, 7, 8]
-    assert drawn["one node each (κ = 0)"].get_ydata().tolist() == [3] * 5
-    for run in runs:
-        assert coverage(run) == run.metrics["features/coverage"].iloc[-1]
+    assert drawn["κᵃ = 0 (one node each)"].get_ydata().tolist() == [3] * 5
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    fits = {name: measured_factor(widths) for name, widths in tuned(runs, WIDTH, RATE).items()}
+    for name, fit in fits.items():
+        assert fit is not None
+        assert fit[1] <= fit[0] <= fit[2]
+        assert f"{name}: κᵃ = {fit[0]:.2f} ({fit[1]:.2f}–{fit[2]:.2f})" in labels

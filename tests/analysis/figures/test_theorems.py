@@ -8,7 +8,7 @@ import torch
 import train
 from li2_lightning.analysis.figures import find_figure
 from li2_lightning.analysis.figures.phase_diagram import half_crossing
-from li2_lightning.analysis.figures.theorems import covered_share, found_blocks
+from li2_lightning.analysis.figures.theorems import complete_shares, covered_share, found_blocks
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, find_runs
 
@@ -53,6 +53,32 @@ def test_collections_are_drawn_with_their_mean(runs: list[Run]) -> None:
     left, right = find_figure("thm08_collectors")(runs).axes
     assert "48 nodes, 2 irreps" in left.get_title(loc="left")
     assert any("collections" in text.get_text() for text in right.get_legend().get_texts())
+
+
+def test_nodes_that_are_dealt_to_the_seeds_forget_what_they_had_to_do_with_each_other(runs: list[Run]) -> None:
+    """By construction: one node in each of the two irreps of Z5, and two nodes in one irrep."""
+
+    def made(*frequencies: int) -> Run:
+        run = Run(runs[0].directory, runs[0].config, runs[0].summary, None)
+        angles = 2 * torch.pi * torch.arange(5)[:, None] * torch.tensor(frequencies) / 5
+        vars(run)["weights"] = lambda: {"W": torch.cat([angles.cos(), angles.sin()])}
+        return run
+
+    found, dealt = complete_shares([made(1, 2), made(2, 1), made(1, 2)])
+    assert found.tolist() == [True, True, True]
+    # Of 6 nodes, 3 in each irrep, a pair has both irreps with probability 3/5.
+    assert dealt == pytest.approx(0.6, abs=0.05)
+    assert complete_shares([made(1, 1), made(2, 2)])[0].tolist() == [False, False]
+
+
+def test_a_panel_has_the_shares_of_each_optimizer_its_control_and_the_models(runs: list[Run]) -> None:
+    whole = [run for run in runs if run["data.train_size"] == 24]
+    (axes, *_) = find_figure("thm08_muon_quick")(whole).axes
+    assert axes.get_title(loc="left") == "Z5: 2 irreps"
+    lines = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert lines == {
+        "SphereAscent", "SphereAscent, its nodes dealt to the seeds", "independent draws", "orthogonal gradients (urn)"
+    }  # fmt: skip
 
 
 def test_runs_without_coverage_are_refused(runs: list[Run]) -> None:
