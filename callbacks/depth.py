@@ -64,7 +64,7 @@ class Depth(BlockDiagnostic):
         super().setup(trainer, pl_module, stage)
         if not isinstance(pl_module.network, TwoLayerNetwork):
             say("depth: this network has no layers of nodes, so only what the readout sees is measured.")
-        elif pl_module.network_config.hidden_layers and not has_gates(pl_module.network):
+        elif pl_module.network.config.hidden_layers and not has_gates(pl_module.network):
             say("depth: section 6 needs real weights without batch norm, so its prediction is left out.")
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
