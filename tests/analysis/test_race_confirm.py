@@ -158,9 +158,9 @@ def test_what_is_drawn_is_what_was_found() -> None:
     steps = np.array([[[10.0] * 4, [30] * 4], [[20.0] * 4, [15] * 4], [[INF] * 4, [60] * 4]])
     figure = draw_standings(Standings(results(steps)))
     left, middle, right = figure.axes
-    assert [text.get_text() for text in left.get_yticklabels()] == ["o1", "o0", "o2"]
-    assert [line.get_xdata().tolist() for line in middle.lines] == [[2, 1, 8], [1, 2, 4]], "8: never, twice the largest"
-    # On half of the workloads o1 is the fastest; twice as slow on the other half.
+    assert [text.get_text() for text in left.get_yticklabels()] == ["o0", "o1", "o2"]
+    assert [line.get_xdata().tolist() for line in middle.lines] == [[1, 2, 8], [2, 1, 4]], "8: never, twice the largest"
+    # On half of the workloads o0 is the fastest; twice as slow on the other half.
     assert right.lines[0].get_xdata().tolist() == [1, 1, 2, 4]
     assert right.lines[0].get_ydata().tolist() == [0, 0.5, 1, 1]
 

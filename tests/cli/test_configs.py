@@ -51,7 +51,11 @@ def settings(variation: Path) -> list[str]:
     return shrunk
 
 
-@pytest.mark.parametrize("variation", VARIATIONS, ids=str)
+@pytest.mark.parametrize(
+    "variation",
+    [pytest.param(v, marks=[pytest.mark.slow] if v.parent.name == "workload" else []) for v in VARIATIONS],
+    ids=str,
+)
 def test_every_variation_trains_three_steps(variation: Path, command_line: CommandLine, workplace: Path) -> None:
     (workplace / "table.csv").write_text("0,1,2\n1,2,0\n2,0,1\n")
     outcome = command_line(*settings(variation), "output_dir=out")

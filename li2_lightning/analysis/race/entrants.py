@@ -170,8 +170,7 @@ def _presets(roles: Sequence[str]) -> dict[str, str]:
     """The name of each preset of configs/optimizer by its identity; an identity that two presets share has none."""
     found: dict[str, list[str]] = {}
     for path in sorted(CONFIGS.glob("optimizer/*.yaml")):
-        section = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(section, dict)
+        section: Any = OmegaConf.to_container(OmegaConf.load(path))
         found.setdefault(_without_grid(section, roles), []).append(path.stem)
     return {identity: names[0] for identity, names in found.items() if len(names) == 1}
 

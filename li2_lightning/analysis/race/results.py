@@ -54,8 +54,8 @@ class Results:
             InputError: the file is no such table, or an entrant has no line for one of the workloads.
         """
         try:
-            table = pd.read_csv(path)
-            seeds = [int(name) for name in table if name not in COLUMNS]
+            table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS[:3], str))
+            seeds = [int(name) for name in map(str, table) if name not in COLUMNS]
             steps = table.set_index(["optimizer", "workload"])[list(map(str, seeds))].astype(float).fillna(np.inf)
             settings = dict(zip(table["optimizer"], table["setting"], strict=True))
             limits = dict(zip(table["workload"], table["limit"].astype(int), strict=True))

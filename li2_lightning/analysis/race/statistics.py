@@ -103,4 +103,5 @@ def scores(ratios: Values) -> Values:
     and J. Moré (2002) for profiles; G. Dahl et al., "Benchmarking neural network training algorithms",
     arXiv:2306.07179, for the integral.
     """
-    return np.clip((MOST_RATIO - ratios) / (MOST_RATIO - 1), 0.0, 1.0).mean(axis=1)
+    shares: Values = np.clip((MOST_RATIO - ratios) / (MOST_RATIO - 1), 0.0, 1.0)
+    return np.asarray(shares.mean(axis=1))
