@@ -62,7 +62,7 @@ COMMANDS = {
     ),
     "race": Command(
         "li2_lightning.analysis.race.command:main",
-        "compare optimizers: tuned over a grid each, and confirmed on fresh seeds",
+        "compare optimizers, tuned and confirmed on fresh seeds",
         "li2 race outputs/optimizer_race_quick",
     ),
     "wandb-view": Command(
