@@ -53,6 +53,8 @@ from li2_lightning.runs.checkpoints import Start
 from li2_lightning.runs.directory import RunDirectory, RunResult
 from li2_lightning.runs.terminal import print_summary
 from li2_lightning.runs.wandb import logging_to, reporting_to_agent, wandb_mode
+from li2_lightning.sweeps.lead import Sweep, new_folder
+from li2_lightning.sweeps.plan import Launching, plan
 from li2_lightning.sweeps.together import Outcome, Together
 from li2_lightning.sweeps.worker import run_in_sweep
 from li2_lightning.tasks.tasks import TASKS
@@ -160,6 +162,37 @@ def run_stack(configs: Sequence[Config], ended: Callable[[int, Outcome], None] |
     with RankGroup(configs[0], [], join_process_group, plugin_modules(configs[0])) as ranks:
         build = partial(assemble, ranks=ranks, shows_progress=False)
         return Together(lambda config, directory: build(config, directory.path), JointStep, ended).train(configs)
+
+
+def sweep(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """Train several runs as ``-m`` does, in this process: in stacks, and without those that are finished.
+
+    Args:
+        runs: the values of each run by a label for messages.
+
+    Returns:
+        The directory of each run by its label, also of a run that failed; the sweep prints the reason.
+
+    Raises:
+        InputError: a run asks for several devices, or all runs are refused for one reason.
+        SystemExit: a signal stopped the sweep; the same call continues it.
+    """
+    jobs = plan([[label] for label in runs], lambda own: OmegaConf.create(dict(runs[own[0]])), read_config)
+    configs = {job.overrides[0]: job.config for job in jobs}
+    folder = new_folder(next(config.output_dir for config in configs.values() if config is not None))
+
+    def start(chosen: Sequence[Sequence[str]]) -> None:
+        for (label,) in chosen:
+            run_in_sweep(run, run_stack, lambda label=label: configs[label], folder)
+
+    try:
+        with Sweep(jobs, folder, Launching()) as leading:
+            leading.launch(start)
+    except SystemExit as end:
+        # Code 1 says that runs have failed.
+        if end.code != 1:
+            raise
+    return {job.overrides[0]: job.directory for job in jobs}
 
 
 def assemble(config: Config, directory: Path, ranks: RankGroup, shows_progress: bool = True) -> Assembled:

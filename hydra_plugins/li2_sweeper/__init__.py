@@ -5,11 +5,9 @@ Hydra finds sweepers only in the namespace package ``hydra_plugins``.
 
 import itertools
 import os
-import time
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -36,9 +34,9 @@ class Sweeper(HydraSweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from li2_lightning.sweeps.lead import FOLDER
+        from li2_lightning.sweeps.lead import new_folder
 
-        self.folder = Path(config.output_dir).absolute() / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self.folder = new_folder(config.output_dir)
         # Launchers write their own files there; they read the path when they are built.
         config.hydra.sweep.dir = str(self.folder)
         self.hydra_context, self.config = hydra_context, config

@@ -61,8 +61,8 @@ COMMANDS = {
         "li2 figures fig03_weight_decay outputs/fig03_weight_decay -o fig03.pdf",
     ),
     "race": Command(
-        "li2_lightning.analysis.race:main",
-        "compare optimizers on one task, each over a grid",
+        "li2_lightning.analysis.race.command:main",
+        "compare optimizers, tuned and confirmed on fresh seeds",
         "li2 race outputs/optimizer_race_quick",
     ),
     "wandb-view": Command(

@@ -35,6 +35,11 @@ GRACE_S = 120.0
 FOLDER = ".sweep"
 
 
+def new_folder(output_dir: str) -> Path:
+    """A folder for the processes of one sweep, which does not exist yet."""
+    return Path(output_dir).absolute() / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+
 class Sweep:
     """The context in which the runs of a sweep are launched.
 

@@ -15,7 +15,7 @@ from li2_lightning.errors import InputError, check_choice
 from optimizers.closures import Closure, evaluate
 from optimizers.layouts import ORIENTATIONS, check_layouts, layouts_of, matrices
 from optimizers.layouts import orientation as orientation_of
-from optimizers.muon.orthogonalize import Method, Precision, coefficients, orthogonalize, working_dtype
+from optimizers.muon.orthogonalize import Method, Precision, coefficients, orthogonalize_each, working_dtype
 from optimizers.registry import register
 
 MomentumStyle = Literal["ema", "heavy_ball"]
@@ -163,7 +163,7 @@ class Muon(Optimizer):
             What the closure returned.
         """
         loss = evaluate(closure)
-        # What matrices share that are orthogonalized together -> each matrix of weights, its direction and its factor.
+        # How to orthogonalize -> each matrix of weights, its direction and its factor.
         updates: dict[Any, list[tuple[Tensor, Tensor, float]]] = {}
         shrink: list[tuple[Tensor, float]] = []
         for group in self.param_groups:
@@ -176,14 +176,12 @@ class Muon(Optimizer):
                 pairs = zip(*(matrices(x, layout, group["split_heads"]) for x in (weight, direction)), strict=True)
                 for W, d in pairs:
                     factor = -group["lr"] * update_scale(tuple(d.shape), group["scale"], orientation)
-                    updates.setdefault((d.shape, d.dtype, d.device, how), []).append((W, d, factor))
+                    updates.setdefault(how, []).append((W, d, factor))
                 if group["weight_decay"] and group["decay_after_update"]:
                     shrink.append((weight, 1.0 - group["lr"] * group["weight_decay"]))
-        for (*_, how), members in updates.items():
-            directions = [d for _, d, _ in members]
-            alone = len(members) == 1
-            steps = orthogonalize(directions[0] if alone else torch.stack(directions), *how)
-            for (W, _, factor), step in zip(members, [steps] if alone else steps.unbind(), strict=True):
+        for how, members in updates.items():
+            polar = orthogonalize_each([d for _, d, _ in members], *how)
+            for (W, _, factor), step in zip(members, polar, strict=True):
                 W.add_(step, alpha=factor)
         for weight, factor in shrink:
             weight.mul_(factor)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -80,6 +82,27 @@ def orthogonalize(
     X = X.mH if is_tall else X
     X = _polar(X) if method == "svd" else _iterate(X, polynomials, eps)
     return (X.mH if is_tall else X).to(matrix.dtype)
+
+
+def orthogonalize_each(
+    matrices: Sequence[Tensor],
+    method: Method = "newton_schulz",
+    steps: int = 5,
+    eps: float = 1e-7,
+    precision: Precision = "parameter",
+) -> list[Tensor]:
+    """`orthogonalize` of each matrix; those of one shape and dtype are computed together."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for place, matrix in enumerate(matrices):
+        alike[matrix.shape, matrix.dtype, matrix.device].append(place)
+    found: dict[int, Tensor] = {}
+    for places in alike.values():
+        if len(places) == 1:
+            found[places[0]] = orthogonalize(matrices[places[0]], method, steps, eps, precision)
+        else:
+            together = orthogonalize(torch.stack([matrices[i] for i in places]), method, steps, eps, precision)
+            found |= dict(zip(places, together.unbind(), strict=True))
+    return [found[place] for place in range(len(matrices))]
 
 
 def coefficients(method: Method, steps: int) -> tuple[Triple, ...]:

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 
-from li2_lightning.analysis import race
 from li2_lightning.analysis.race import (
     describe_setting,
     entrants,
@@ -21,6 +20,7 @@ from li2_lightning.analysis.race import (
     race_table,
     share_statistics,
 )
+from li2_lightning.analysis.race.command import __doc__ as HELP
 from li2_lightning.cli import main as li2
 from li2_lightning.config.checks import load_config
 from li2_lightning.config.schema import to_plain
@@ -94,6 +94,14 @@ def test_entrants_are_optimizers_without_their_grid_fastest_first() -> None:
         ("adam", 2),
         ("my_module:Mine / adam", 1),
     ]
+
+
+def test_an_entrant_has_the_name_of_its_preset() -> None:
+    section = {"name": "slow_gradients", "inner": "adam", "amplification": 2.0}
+    runs = [with_hidden(10 + i, **section, filter_decay=decay, lr=0.1) for i, decay in enumerate((0.98, 0.0, 0.5))]
+    assert [entrant.label for entrant in entrants(runs)] == [
+        "slow_gradients", "slow_gradients_control", "slow_gradients(adam) / adam"
+    ]  # fmt: skip
 
 
 def test_the_shared_values_are_those_of_a_role_without_its_own() -> None:
@@ -202,6 +210,6 @@ def test_the_command_prints_what_it_writes(
 
 def test_the_columns_are_those_of_the_docstring() -> None:
     table = race_table([adam(1e-3, 0.1, 5)])
-    documented = [line.split("|")[1].strip() for line in (race.__doc__ or "").splitlines() if line.startswith("| ")]
-    assert documented == ["column", *table]
+    documented = [line.split("|")[1].strip() for line in (HELP or "").splitlines() if line.startswith("| ")]
+    assert documented[: len(table.columns) + 1] == ["column", *table]
     assert markdown(table).splitlines()[0].startswith("| optimizer | steps to .99")

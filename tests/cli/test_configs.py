@@ -39,9 +39,9 @@ def settings(variation: Path) -> list[str]:
     """The overrides for three steps of ``variation``; the file under test itself is left as it is."""
     group, name = variation.parent.name, variation.name
     shrunk = [f"{group}={name}", *SHRUNK]
-    if group not in ("task", "experiment"):
+    if group not in ("task", "experiment", "workload"):
         shrunk.append("task.order=7")
-    if group == "experiment":
+    if group in ("experiment", "workload"):
         shrunk.append("data.evaluate_every_n_steps=1")
     if name == "cayley_table":
         shrunk.append("task.path=table.csv")
@@ -50,7 +50,11 @@ def settings(variation: Path) -> list[str]:
     return shrunk
 
 
-@pytest.mark.parametrize("variation", VARIATIONS, ids=str)
+@pytest.mark.parametrize(
+    "variation",
+    [pytest.param(v, marks=[pytest.mark.slow] if v.parent.name == "workload" else []) for v in VARIATIONS],
+    ids=str,
+)
 def test_every_variation_trains_three_steps(variation: Path, command_line: CommandLine, workplace: Path) -> None:
     (workplace / "table.csv").write_text("0,1,2\n1,2,0\n2,0,1\n")
     outcome = command_line(*settings(variation), "output_dir=out")
@@ -61,7 +65,7 @@ def test_every_variation_trains_three_steps(variation: Path, command_line: Comma
     kept = yaml.safe_load((workplace / "out" / "latest" / "config.yaml").read_text())
     assert metrics["step"].tolist() == [0, 1, 2, 3]
     group, file = variation.parent.name, yaml.safe_load((CONFIGS / f"{variation}.yaml").read_text()) or {}
-    section = kept if group == "experiment" else kept[group]
+    section = kept if group in ("experiment", "workload") else kept[group]
     for key, value in file.items():
         if key not in ("defaults", "hydra", "mode", "max_steps", "network", "width") and not isinstance(value, dict):
             assert section[key] == value, f"{variation} says {key}={value}"
@@ -100,8 +104,8 @@ def test_no_variation_instantiates_by_path(variation: Path) -> None:
     assert "_target_" not in (CONFIGS / f"{variation}.yaml").read_text()
 
 
-def test_every_group_is_one_of_the_sections_or_experiment() -> None:
-    assert {*asdict(Config()), "experiment"} >= GROUPS
+def test_every_group_is_one_of_the_sections_or_of_whole_configs() -> None:
+    assert {*asdict(Config()), "experiment", "workload"} >= GROUPS
 
 
 @pytest.mark.parametrize("quick", [v for v in VARIATIONS if re.fullmatch("fig03_.*_quick", v.name)], ids=str)

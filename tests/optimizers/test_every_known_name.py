@@ -27,7 +27,6 @@ REFUSED = {
     "adashift": NOT_PLAIN,
     "conda": NOT_PLAIN,
     "scalableshampoo": NOT_PLAIN,
-    "scion": NOT_PLAIN,
     "scionlight": NOT_PLAIN,
     "alig": NO_LOSS,
     "bsam": NO_LOSS,

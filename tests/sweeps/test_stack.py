@@ -86,6 +86,9 @@ KINDS = [
     "network.inner_product=true network.normalize_weights=true network.output_scale=0.5",
     "network.trainable_embedding=true network.shared_embedding=true callbacks.gram.exact=true task.num_operands=3",
     "optimizer.hidden={name: slow_gradients, inner: muon} optimizer.output.name=adamw",
+    "optimizer.hidden.name=normuon optimizer.output={name: scion, norm: sign} optimizer.hidden.orthogonalization=svd",
+    "optimizer.hidden={name: scion, steps: 2} optimizer.output.name=prodigy",
+    "optimizer.hidden.name=schedule_free optimizer.output.name=schedule_free",
 ]
 
 

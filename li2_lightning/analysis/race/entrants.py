@@ -1,59 +1,29 @@
-"""Optimizers compared on one task: the table of a race, from the runs of a grid for each.
-
-    li2 race DIR… [-o race.md] [-o race.csv]
-
-Each line is an *entrant*: an optimizer section without learning rates and weight decays, whose values are the entrant's
-grid. The runs may differ in nothing else but the seed. The **best** setting of an entrant is the one with which most
-seeds reached test accuracy .99; among equals, the one with the smallest median step. The minimum over a larger grid is
-smaller by chance alone, so the table gives the number of settings.
-
-| column | meaning |
-|---|---|
-| optimizer | optimizer of W (its inner optimizer in brackets); after a slash that of V, if it differs |
-| steps to .99 | median over the seeds of the best setting; a seed that never reached .99 counts as infinitely late |
-| seeds | number of seeds of the best setting that reached .99, of how many |
-| range | earliest and latest step among these seeds |
-| settings | number of settings of the grid with which every seed reached .99, of how many |
-| best setting | learning rate and weight decay of W, and of V where they differ; ↑ or ↓: at the edge of its grid |
-| irreps a node | irreps in which some node has more than half of its norm (features/coverage), over K |
-| diversity | exp(−Σ q_k ln q_k), q_k the share of irrep k among the pure nodes |
-| pure | share of pure nodes, which have more than half of their norm in one irrep |
-| ms a step | median over all runs, from cost.json; in brackets as a multiple of adam's, if adam is an entrant |
-| ms an update | the optimizer's part of a step |
-| state | bytes of optimizer state for each byte of trained parameters |
-
-The columns about nodes are medians over the seeds of the best setting, from the last checkpoint of each. With
-``stop_at_test_accuracy`` these are nodes that have just generalized, not nodes after equally many steps.
-"""
+"""The entrants of a race: an optimizer each, with its grid, its best setting, and the nodes that this leaves."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
-import pandas as pd
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from li2_lightning.analysis.collect import report_unfinished
-from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs
+from li2_lightning.config import CONFIGS
 from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
-from li2_lightning.files import replacing
 from li2_lightning.groups.representations import block_basis, block_slices
-from li2_lightning.runs.load import Run, differing_settings, find_runs
+from li2_lightning.runs.load import Run, differing_settings
 from li2_lightning.theory.features import feature_shares
 
 LEVEL = 0.99
 GRID = ("lr", "weight_decay")
 ROLES = ("hidden", "output", "embedding")
-SUFFIXES = (".md", ".csv")
 # Sections that may differ between the runs of a race: where runs are kept, how they are watched, and the optimizers.
 FREE = ("name", "callbacks", "trainer", "optimizer")
 
@@ -131,13 +101,6 @@ def entrants(runs: Sequence[Run]) -> list[Entrant]:
     return sorted(found, key=lambda entrant: (-entrant.best.reached, entrant.best.median, entrant.label))
 
 
-def race_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table of the module's docstring, as text; a line for each entrant, the fastest first."""
-    ranked = entrants(runs)
-    adam = next((_cost(entrant, "seconds_per_step") for entrant in ranked if entrant.label == "adam"), None)
-    return pd.DataFrame([_line(entrant, adam) for entrant in ranked])
-
-
 def node_statistics(run: Run) -> dict[str, float]:
     """``irreps a node``, ``diversity`` and ``pure`` of the last checkpoint, by the module's formulas.
 
@@ -167,17 +130,6 @@ def share_statistics(shares: Tensor) -> dict[str, float]:
     }
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown, padded so that the source is aligned as well."""
-    cells = [list(map(str, table)), *([str(cell) for cell in row] for row in table.itertuples(index=False))]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
 def describe_setting(values: Mapping[str, float], edges: Mapping[str, str]) -> str:
     """As "lr 0.003, λ 0.0006↑"; a value of V that differs from that of W follows after a slash."""
     parts = []
@@ -187,46 +139,6 @@ def describe_setting(values: Mapping[str, float], edges: Mapping[str, str]) -> s
         ]
         parts.append(f"{symbol} {' / '.join(dict.fromkeys(shown)) or 'none'}")
     return ", ".join(parts)
-
-
-def _line(entrant: Entrant, adam: float | None) -> dict[str, str]:
-    best = entrant.best
-    nodes = pd.DataFrame([node_statistics(run) for run in best.runs]).median()
-    step, update = _cost(entrant, "seconds_per_step"), _cost(entrant, "seconds_per_update")
-    state = _cost(entrant, "optimizer_state_bytes", per="parameter_bytes")
-    arrived = [step for step in best.steps if math.isfinite(step)]
-    complete = sum(setting.reached == len(setting.runs) for setting in entrant.settings)
-    relative = f" ({step / adam:.2f}×)" if step is not None and adam else ""
-    return {
-        "optimizer": entrant.label,
-        f"steps to {LEVEL:g}".replace("0.", "."): f"{best.median:g}" if math.isfinite(best.median) else "–",
-        "seeds": f"{best.reached} of {len(best.runs)}",
-        "range": f"{arrived[0]:g}–{arrived[-1]:g}" if arrived else "–",
-        "settings": f"{complete} of {len(entrant.settings)}",
-        "best setting": describe_setting(best.values, entrant.edges()) if arrived else "–",
-        "irreps a node": _number(nodes.get("irreps a node"), ".3f"),
-        "diversity": _number(nodes.get("diversity"), ".1f"),
-        "pure": _number(nodes.get("pure"), ".2f"),
-        "ms a step": _number(step, ".2f", 1e3) + relative,
-        "ms an update": _number(update, ".2f", 1e3),
-        "state": _number(state, ".2f"),
-    }
-
-
-def _number(value: float | None, form: str, factor: float = 1.0) -> str:
-    return "–" if value is None or math.isnan(value) else format(value * factor, form)
-
-
-def _cost(entrant: Entrant, key: str, per: str | None = None) -> float | None:
-    """The median of an entry of cost.json over the runs that have it; None if none has."""
-    values = []
-    for run in entrant.runs:
-        path = run.directory / "cost.json"
-        if path.exists():
-            cost = json.loads(path.read_text(encoding="utf-8"))
-            if cost[key] is not None:
-                values.append(cost[key] / (cost[per] if per else 1.0))
-    return statistics.median(values) if values else None
 
 
 def _grid_values(run: Run) -> dict[str, float | None]:
@@ -246,16 +158,35 @@ def _roles(run: Run) -> tuple[str, ...]:
 
 def _identity(run: Run) -> str:
     """The optimizer section without learning rates and weight decays."""
-    optimizer = run["optimizer"]
-    kept = {role: {k: v for k, v in optimizer[role].items() if k not in GRID} for role in _roles(run)}
-    return json.dumps(kept, sort_keys=True)
+    return _without_grid(run["optimizer"], _roles(run))
+
+
+def _without_grid(optimizer: Mapping[str, Any], roles: Sequence[str]) -> str:
+    return json.dumps({r: {k: v for k, v in optimizer[r].items() if k not in GRID} for r in roles}, sort_keys=True)
+
+
+@cache
+def _presets(roles: Sequence[str]) -> dict[str, str]:
+    """The name of each preset of configs/optimizer by its identity; an identity that two presets share has none."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(CONFIGS.glob("optimizer/*.yaml")):
+        section: Any = OmegaConf.to_container(OmegaConf.load(path))
+        found.setdefault(_without_grid(section, roles), []).append(path.stem)
+    return {identity: names[0] for identity, names in found.items() if len(names) == 1}
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """A label for the entrant of each run; optimizers of one name are told apart by their hyperparameters."""
-    names = [_name(run) for run in runs]
+    """A label for the entrant of each run: the name of its preset, else its optimizers.
+
+    Optimizers of one name are told apart by their hyperparameters.
+    """
+    presets = [_presets(_roles(run)).get(_identity(run)) for run in runs]
+    names = [preset or _name(run) for preset, run in zip(presets, runs, strict=True)]
     labels = []
-    for run, name in zip(runs, names, strict=True):
+    for run, preset, name in zip(runs, presets, names, strict=True):
+        if preset is not None:
+            labels.append(preset)
+            continue
         namesakes = [other for other, its in zip(runs, names, strict=True) if its == name]
         roles = tuple(f"optimizer.{role}." for role in _roles(run))
         keys = [k for k in differing_settings(namesakes) if k.startswith(roles) and k.rpartition(".")[2] not in GRID]
@@ -273,20 +204,3 @@ def _role_name(section: Mapping[str, Any]) -> str:
     inner = section.get("inner")
     chain = [inner] if isinstance(inner, str) else list(inner or ())
     return "(".join([str(section["name"]), *chain]) + ")" * len(chain)
-
-
-def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    """The command ``li2 race``."""
-    add_directories(parser)
-    add_outputs(parser, SUFFIXES, required=False)
-    given = parser.parse_args(arguments)
-
-    check_outputs(given.output, SUFFIXES)
-    runs = find_runs(given.directories)
-    report_unfinished(runs)
-    table = race_table(runs)
-    text = markdown(table)
-    print(text)
-    for path in given.output:
-        with replacing(path) as temporary:
-            temporary.write_text(f"{text}\n" if path.suffix == ".md" else table.to_csv(index=False), encoding="utf-8")
