@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 DRAWS = 1000
+"""Draws of a bootstrap."""
 MOST_ITERATIONS, TOLERANCE, LONGEST_STEP = 200, 1e-8, 2.0
 
 
@@ -54,14 +55,17 @@ def logistic_fit(X: Array, success: Array, weights: Array) -> Array:
         weights: how often each observation counts, …×observations; the fits of all leading places are made together.
     """
     scale = np.sqrt((X**2).mean(axis=0))
-    X = X / scale
+    # Observations of equal rows are one: runs that differ only in their seeds.
+    X, cell = np.unique(X / scale, axis=0, return_inverse=True)
+    members = np.eye(len(X))[cell]
+    count, wins = weights @ members, (weights * success) @ members
     beta = np.zeros((*weights.shape[:-1], X.shape[1]))
     for _ in range(MOST_ITERATIONS):
         p = 1 / (1 + np.exp(-np.clip(beta @ X.T, -40, 40)))
-        W = weights * p * (1 - p)
+        W = count * p * (1 - p)
         inverse = np.linalg.pinv((X.T * W[..., None, :]) @ X, hermitian=True)
         leverage = W * ((X @ inverse) * X).sum(axis=-1)
-        score = (weights * (success - p) + leverage * (0.5 - p)) @ X
+        score = (wins - count * p + leverage * (0.5 - p)) @ X
         step = (inverse @ score[..., None])[..., 0]
         # A full step of Newton's method may overshoot from the flat start.
         longest = np.abs(step).max(axis=-1, keepdims=True)
@@ -123,28 +127,26 @@ def exponent(x: Sequence[float], y: Sequence[float], tasks: Sequence[Hashable], 
     def fit(weights: Array) -> Array:
         total = weights.sum(axis=-1, keepdims=True)
         weighted = weights * (a - (weights @ a)[..., None] / total)
-        return (weighted @ b / (weighted @ a))[..., None]
+        found: Array = (weighted @ b / (weighted @ a))[..., None]
+        return found
 
     return bootstrap(fit, tasks, seeds)[0]
 
 
-def bootstrap(
-    fit: Callable[[Array], Array], tasks: Sequence[Hashable], seeds: Sequence[int], draws: int = DRAWS
-) -> list[Estimate]:
+def bootstrap(fit: Callable[[Array], Array], tasks: Sequence[Hashable], seeds: Sequence[int]) -> list[Estimate]:
     """Each number of ``fit`` with its interval.
 
     Args:
         fit: makes numbers, …×numbers, of the weights of the runs, …×runs.
         tasks, seeds: of each run.
-        draws: number of bootstrap draws.
     """
     random = np.random.default_rng(0)
     strata: dict[Hashable, dict[int, list[int]]] = {}
     for place, (task, seed) in enumerate(zip(tasks, seeds, strict=True)):
         strata.setdefault(task, {}).setdefault(seed, []).append(place)
-    weights = np.ones((draws, len(seeds)))
+    weights = np.ones((DRAWS, len(seeds)))
     for members in strata.values():
-        counts = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
+        counts = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=DRAWS)
         for count, places in zip(counts.T, members.values(), strict=True):
             weights[:, places] = count[:, None]
     values = fit(np.ones(len(seeds)))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,7 +18,7 @@ from li2_lightning.analysis.scaling import Estimate, exponent, half_points, law
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.runs.load import Run, differing_settings, task_name
-from li2_lightning.theory.muon import expected_coverage, independent_collection_time, simulate_collection
+from li2_lightning.theory.muon import expected_coverage
 
 LAWS: dict[str, Callable[[float, float], float]] = {
     "n/M": lambda p, M: p * M,
@@ -199,15 +198,16 @@ def width(runs: list[Run]) -> Figure:
     left.plot([run["network.width"] / irreps[task_name(run)] for run in shown],
               [_covered(run) / irreps[task_name(run)] for run in shown], "x", color=ORANGE,
               label="wrong labels only")  # fmt: skip
-    sizes = [float(irreps[name]) for name in names]
-    if len(irreps) > 1:
+    independent = {L: _independent_width(L) for L in sorted(set(irreps.values()))}
+    if len(independent) > 1:
+        sizes = [irreps[name] for name in names]
         power = law(widths, sizes, complete, _seeds(clean)).drift
-        ratio = law([K / _collector_mean(L) for K, L in zip(widths, sizes, strict=True)], sizes, complete,
-                    _seeds(clean))  # fmt: skip
-        right.plot([], [], " ", label=f"K½ ∝ L^ {power}\nK½ over T₀ = {ratio.constant}\n  drifts as L^ {ratio.drift}")
-    every = sorted(set(irreps.values()))
-    right.plot(every, [_collector_median(L) for L in every], color=GREY, label="independent nodes, Theorem 8")
-    right.plot(every, every, color=GREY, linestyle=":", label="K = L")
+        ratios = [K / independent[L] for K, L in zip(widths, sizes, strict=True)]
+        ratio = law(ratios, sizes, complete, _seeds(clean))
+        label = f"K½ ∝ L^ {power}\nK½ over that of independent nodes = {ratio.constant}\n  drifts as L^ {ratio.drift}"
+        right.plot([], [], " ", label=label)
+    right.plot(*zip(*independent.items(), strict=True), color=GREY, label="independent nodes, Theorem 8")
+    right.plot([*independent], [*independent], color=GREY, linestyle=":", label="K = L")
     _finish(left, "nodes for each irrep, K/L", "share of irreps that some node ends in", log="x")
     left.plot([], [], color=GREY, linewidth=1, label="line: independent nodes")
     _finish(right, "number of irreps, L", "width with which half of the seeds cover all irreps, K½", log="xy")
@@ -254,13 +254,14 @@ def _stage(run: Run, stage: int) -> float | None:
     return next((float(event["step"]) for event in events if event["to"] == stage), None)
 
 
-def _collector_mean(maxima: float) -> float:
-    return float(independent_collection_time(torch.full((int(maxima),), 1 / maxima, dtype=torch.float64)))
-
-
-def _collector_median(maxima: int) -> float:
-    p = torch.full((maxima,), 1 / maxima, dtype=torch.float64)
-    return float(simulate_collection(p, 1.0, 4000, torch.Generator().manual_seed(0)).median())
+def _independent_width(maxima: int) -> int:
+    """The number of independent nodes that hold all of ``maxima`` equally likely maxima with probability one half."""
+    found = np.arange(maxima + 1)
+    chance, nodes = np.eye(maxima + 1)[0], 0
+    while chance[-1] < 0.5:
+        new = chance * (1 - found / maxima)
+        chance, nodes = chance - new + np.roll(new, 1), nodes + 1
+    return nodes
 
 
 def _solve(measure: Callable[[float, float], float], target: float, order: float) -> float:
@@ -339,6 +340,6 @@ def _finish(axes: Axes, x: str, y: str, log: str = "") -> None:
             axes.set(**{f"{letter}scale": "log"})
             axis.set_major_formatter(PlainLogFormatter())
             axis.set_minor_formatter(PlainLogFormatter(minor_thresholds=(2, 0.7)))
-            axes.tick_params(axis=letter, which="both", labelsize=8)
+            axis.set_tick_params(which="both", labelsize=8)
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=7)
