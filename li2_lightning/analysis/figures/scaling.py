@@ -123,42 +123,42 @@ FACTORS: dict[str, tuple[str, Callable[[Run], float]]] = {
     "data.critical_ratio": ("training pairs n, M fixed", lambda run: float(len(run.split.train))),
     "task.order": ("order M, n ∝ M ln M", lambda run: float(run.task.num_tokens)),
 }
-FROZEN = "optimizer.hidden.lr"
+DECAY, WIDTH = "optimizer.weight_decay", "network.width"
 
 
 @FIGURES.register("scaling_time")
 def time(runs: list[Run]) -> Figure:
     """Steps to each event over each factor, with exponents; and ‖G_F‖ over weight decay.
 
-    A fit uses the values of a factor at which every seed has come to the event. Runs whose W is frozen
-    (``optimizer.hidden.lr=0``) are in the last panel only.
+    A panel has the runs that differ from the centre of the grid in its factor alone; that of weight decay also has
+    those of other widths. A fit uses the values of a factor at which every seed has come to the event.
 
     Raises:
         InputError: no finished run has the column gradient/norm.
     """
     runs = [run for run in runs if run.finished and "gradient/norm" in run.metrics]
-    moving = [run for run in runs if run.settings.get(FROZEN) != 0]
-    if not moving:
+    if not runs:
         raise InputError("This picture needs finished runs with callbacks.gradient.enabled=true.")
-    centre = _centre(moving)
+    centre = _centre(runs)
     figure = new_figure(15, 9)
     panels = figure.subplots(2, 3).ravel()
     for axes, (key, (text, value)) in zip(panels, FACTORS.items(), strict=False):
-        members = [run for run in moving if all(run.settings[k] == v for k, v in centre.items() if k != key)]
+        members = _around(runs, centre, key)
         for index, (event, step) in enumerate(EVENTS.items()):
             _draw_power(axes, members, value, step, event, index)
         _finish(axes, text, "step", log="xy")
-    members = [run for run in moving if all(run.settings[k] == v for k, v in centre.items() if "decay" not in k)]
-    norm = {"trained W, largest": lambda run: float(run.metrics["gradient/norm"].max()),
-            "trained W, at step 10": lambda run: float(run.metrics["gradient/norm"].get(10, math.nan))}  # fmt: skip
-    decay = FACTORS["optimizer.weight_decay"][1]
-    for index, (label, size) in enumerate(norm.items()):
-        _draw_power(panels[5], members, decay, size, label, index)
-    frozen = [run for run in runs if run.settings.get(FROZEN) == 0]
-    _draw_power(panels[5], frozen, decay, lambda run: float(run.metrics["gradient/norm"].iloc[-1]),
-                "W frozen, at the end", len(norm))  # fmt: skip
-    _finish(panels[5], "weight decay λ", "‖G_F‖", log="xy")
-    figure.suptitle(f"{_explain(moving)}; in brackets the exponent; triangles: only some seeds", fontsize=9)
+    decays, width = FACTORS[DECAY][1], FACTORS[WIDTH][1]
+    others = [run for run in _around(runs, centre, DECAY, WIDTH) if run.settings[WIDTH] != centre.get(WIDTH)]
+    for index, (K, members) in enumerate(_grouped(others, width).items()):
+        if len({decays(run) for run in members}) > 1:
+            for place, event in enumerate(("training accuracy .99", "test accuracy .9")):
+                _draw_power(panels[0], members, decays, EVENTS[event], f"{event}, K={K:g}", 5 + 2 * index + place)
+    panels[0].legend(fontsize=7)
+    members = _around(runs, centre, DECAY)
+    _draw_power(panels[5], members, decays, lambda run: float(run.metrics["gradient/norm"].max()), "largest", 0)
+    _draw_power(panels[5], members, decays, lambda run: run.metrics["gradient/norm"].get(10), "at step 10", 1)
+    _finish(panels[5], FACTORS[DECAY][0], "‖G_F‖", log="xy")
+    figure.suptitle(f"{_explain(runs)}; in brackets the exponent; triangles: only some seeds", fontsize=9)
     return figure
 
 
@@ -279,6 +279,11 @@ def _centre(runs: Sequence[Run]) -> dict[str, Any]:
     return {key: Counter(run.settings[key] for run in runs).most_common(1)[0][0] for key in keys}
 
 
+def _around(runs: Sequence[Run], centre: Mapping[str, Any], *free: str) -> list[Run]:
+    """The runs at the centre in every factor but ``free``."""
+    return [run for run in runs if all(run.settings[key] == value for key, value in centre.items() if key not in free)]
+
+
 def _grouped(runs: Sequence[Run], value: Callable[[Run], float]) -> Mapping[float, list[Run]]:
     groups: dict[float, list[Run]] = {}
     for run in sorted(runs, key=value):
@@ -296,7 +301,7 @@ def _draw_power(
 ) -> None:
     """Medians of an outcome over a positive factor, with the exponent of a power law in the legend."""
     fitted: list[tuple[Run, float]] = []
-    color = curve_style(index, 6)["color"]
+    color = curve_style(index, max(6, index + 1))["color"]
     for x, members in _grouped(runs, value).items():
         reached = [(run, float(y)) for run in members if (y := outcome(run)) is not None and y > 0]
         if x <= 0 or not reached:
