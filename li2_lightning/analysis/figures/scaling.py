@@ -210,7 +210,14 @@ def width(runs: list[Run]) -> Figure:
     right.plot([*independent], [*independent], color=GREY, linestyle=":", label="K = L")
     _finish(left, "nodes for each irrep, K/L", "share of irreps that some node ends in", log="x")
     left.plot([], [], color=GREY, linewidth=1, label="line: independent nodes")
-    _finish(right, "number of irreps, L", "width with which half of the seeds cover all irreps, K½", log="xy")
+    right.set_ylim(top=3 * max(half.high for half in halves.values()))  # room for the legend
+    _finish(
+        right,
+        "number of irreps, L",
+        "width with which half of the seeds cover all irreps, K½",
+        log="xy",
+        legend="upper left",
+    )
     figure.suptitle(_explain(clean), fontsize=9)
     return figure
 
@@ -337,7 +344,7 @@ def _explain(runs: Sequence[Run]) -> str:
     return f"seeds {min(counts)} to {max(counts)}; intervals and error bars: 95 % of bootstrap draws of seeds"
 
 
-def _finish(axes: Axes, x: str, y: str, log: str = "") -> None:
+def _finish(axes: Axes, x: str, y: str, log: str = "", legend: str = "best") -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     for axis, letter in ((axes.xaxis, "x"), (axes.yaxis, "y")):
@@ -345,6 +352,7 @@ def _finish(axes: Axes, x: str, y: str, log: str = "") -> None:
             axes.set(**{f"{letter}scale": "log"})
             axis.set_major_formatter(PlainLogFormatter())
             axis.set_minor_formatter(PlainLogFormatter(minor_thresholds=(2, 0.7)))
-            axis.set_tick_params(which="both", labelsize=8)
+            axis.set_tick_params(which="major", labelsize=8)
+            axis.set_tick_params(which="minor", labelsize=6)
     axes.grid(alpha=0.25, which="both")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc=legend)
