@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -51,9 +51,10 @@ def samples(runs: list[Run]) -> Figure:
                   markersize=4, alpha=0.6, label=f"{name}: p½ = {halves[name]}")  # fmt: skip
         middle.errorbar(orders[name], halves[name].value, _error(halves[name]), color=style["color"], capsize=3,
                         marker=MARKERS[index % len(MARKERS)])  # fmt: skip
-    left.plot([run.train_fraction / halves[task_name(run)].value for run in control if task_name(run) in halves],
-              [final_accuracy(run) for run in control if task_name(run) in halves], "x", color=ORANGE,
-              label="wrong labels only")  # fmt: skip
+    shown = [run for run in control if task_name(run) in halves]
+    left.plot([run.train_fraction / halves[task_name(run)].value for run in shown],
+              [final_accuracy(run) for run in shown], "x", color=ORANGE,
+              label="wrong labels only" if shown else None)  # fmt: skip
     memorized = [float(run.metrics["train/accuracy"].iloc[-1]) for run in clean if final_accuracy(run) < GENERALIZED]
     left.set_title(f"{len(memorized)} runs below {GENERALIZED:g}: training accuracy ≥ {min(memorized, default=1):.3g}",
                    loc="left", fontsize=9)  # fmt: skip
@@ -197,7 +198,7 @@ def width(runs: list[Run]) -> Figure:
     shown = [run for run in control if task_name(run) in irreps]
     left.plot([run["network.width"] / irreps[task_name(run)] for run in shown],
               [_covered(run) / irreps[task_name(run)] for run in shown], "x", color=ORANGE,
-              label="wrong labels only")  # fmt: skip
+              label="wrong labels only" if shown else None)  # fmt: skip
     independent = {L: _independent_width(L) for L in sorted(set(irreps.values()))}
     if len(independent) > 1:
         sizes = [irreps[name] for name in names]
@@ -344,7 +345,7 @@ def _explain(runs: Sequence[Run]) -> str:
     return f"seeds {min(counts)} to {max(counts)}; intervals and error bars: 95 % of bootstrap draws of seeds"
 
 
-def _finish(axes: Axes, x: str, y: str, log: str = "", legend: str = "best") -> None:
+def _finish(axes: Axes, x: str, y: str, log: str = "", legend: Literal["best", "upper left"] = "best") -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     for axis, letter in ((axes.xaxis, "x"), (axes.yaxis, "y")):
