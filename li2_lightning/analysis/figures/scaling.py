@@ -152,8 +152,9 @@ def time(runs: list[Run]) -> Figure:
     others = [run for run in _around(runs, centre, DECAY, WIDTH) if run.settings[WIDTH] != centre.get(WIDTH)]
     for index, (K, members) in enumerate(_grouped(others, width).items()):
         if len({decays(run) for run in members}) > 1:
-            for place, event in enumerate(("training accuracy .99", "test accuracy .9")):
-                _draw_power(panels[0], members, decays, EVENTS[event], f"{event}, K={K:g}", 5 + 2 * index + place)
+            event = "test accuracy .9"
+            _draw_power(panels[0], members, decays, EVENTS[event], f"{event}, K={K:g}", len(EVENTS) + index)
+    panels[0].margins(y=0.35)  # room for the legend
     panels[0].legend(fontsize=7)
     members = _around(runs, centre, DECAY)
     _draw_power(panels[5], members, decays, lambda run: float(run.metrics["gradient/norm"].max()), "largest", 0)
