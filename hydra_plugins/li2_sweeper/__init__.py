@@ -5,6 +5,7 @@ Hydra finds sweepers only in the namespace package ``hydra_plugins``.
 
 import itertools
 import os
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -27,11 +28,18 @@ class Sweeper(HydraSweeper):
     Args:
         max_batch_size: the number of runs that are launched at once; None for all.
         params: the values of the grid by key, written as on the command line.
+        grids: several grids, each with its own values in addition to ``params`` or instead of them; the sweep has the
+            runs of all of them. The command line goes before each.
     """
 
-    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+        grids: list[dict[str, str]] | None = None,
+    ) -> None:
         self.max_batch_size = max_batch_size
-        self.params = params or {}
+        self.grids = [{**(params or {}), **grid} for grid in grids or [{}]]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from li2_lightning.sweeps.lead import new_folder
@@ -57,21 +65,24 @@ class Sweeper(HydraSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         loader, master, launcher = self.hydra_context.config_loader, self.config, self.launcher
-        grid = OverridesParser.create(config_loader=loader).parse_overrides(
-            [*(to_hydra(f"{key}={value}") for key, value in self.params.items()), *arguments]
-        )
-        axes: dict[str, list[str]] = {}
-        for override in grid:
-            key = override.get_key_element()
-            if not override.is_sweep_override():
-                axes[key] = [f"{key}={override.get_value_element_as_str()}"]
-            elif override.is_discrete_sweep():
-                axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            else:
-                raise InputError(f"{override.input_line} is no list of values; give values as in {key}=1,2,3.")
-            if not axes[key]:
-                raise InputError(f"{override.input_line} names no value, so the sweep has no run.")
-        overrides = [list(own) for own in itertools.product(*axes.values())]
+        parser = OverridesParser.create(config_loader=loader)
+
+        def product(grid: dict[str, str]) -> Iterator[list[str]]:
+            written = [*(to_hydra(f"{key}={value}") for key, value in grid.items()), *arguments]
+            axes: dict[str, list[str]] = {}
+            for override in parser.parse_overrides(written):
+                key = override.get_key_element()
+                if not override.is_sweep_override():
+                    axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+                elif override.is_discrete_sweep():
+                    axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+                else:
+                    raise InputError(f"{override.input_line} is no list of values; give values as in {key}=1,2,3.")
+                if not axes[key]:
+                    raise InputError(f"{override.input_line} names no value, so the sweep has no run.")
+            return map(list, itertools.product(*axes.values()))
+
+        overrides = [own for grid in self.grids for own in product(grid)]
 
         def start(jobs: list[list[str]]) -> None:
             where = f"hydra.sweep.dir={quoted(str(self.folder))}"
@@ -153,6 +164,7 @@ class SweeperConf:
     _target_: str = f"{Sweeper.__module__}.{Sweeper.__qualname__}"
     max_batch_size: int | None = None
     params: dict[str, str] | None = None
+    grids: list[dict[str, str]] | None = None
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="unfinished", node=SweeperConf, provider="li2_lightning")

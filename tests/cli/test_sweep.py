@@ -179,6 +179,21 @@ def test_a_grid_may_set_what_belongs_to_a_plug_in(command_line: CommandLine, wor
     assert len(finished(workplace)) == 2
 
 
+def test_an_experiment_may_have_several_grids(command_line: CommandLine, workplace: Path) -> None:
+    """A run that two grids share is trained once, and the command line goes before each grid."""
+    (workplace / "mine" / "experiment").mkdir(parents=True)
+    (workplace / "mine" / "experiment" / "cross.yaml").write_text(
+        "# @package _global_\nhydra: {sweeper: {params: {optimizer.lr: '1e-3'}, "
+        "grids: [{optimizer.lr: '1e-3,2e-3', seed: '5'}, {network.width: '4,8', seed: '5,6'}]}}\n"
+    )
+    outcome = command_line("-m", "--config-dir=mine", *FAST, "experiment=cross", "seed=3", "network.width=8")
+    assert outcome.code == 0, outcome
+    rates = [
+        yaml.safe_load(path.read_text())["optimizer"]["lr"] for path in workplace.glob("outputs/*/*-s3/config.yaml")
+    ]
+    assert sorted(rates) == [0.001, 0.002]
+
+
 def test_a_key_that_does_not_exist_runs_nothing(command_line: CommandLine, workplace: Path) -> None:
     outcome = command_line("-m", *FAST, "seed=0,1", "task.oder=3")
     assert outcome.code == 2
