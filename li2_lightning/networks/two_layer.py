@@ -118,13 +118,13 @@ class TwoLayerNetwork(Network):
         return torch.cat([table] * self.num_operands, dim=-2) if self.config.shared_embedding else table
 
     def node_features(self, tokens: Tensor, input_weights: Tensor) -> Tensor:
-        """σ(Xw) of m nodes with the given input weights (…×d×m), without batch norm; …×n×m."""
+        """σ(Xw) of m nodes with the given input weights (…×d×m), without batch norm; …×n×m; differentiable in w."""
         blocks = [block.reshape(-1, block.shape[-1]) for block in self.node_blocks(tokens, input_weights)]
         return (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).view(*tokens.shape[:-1], -1)
 
     def node_blocks(self, tokens: Tensor, input_weights: Tensor) -> Iterator[Tensor]:
-        """The rows of `node_features` in blocks like those of `feature_blocks`."""
-        if self.why_plain() is None:
+        """`node_features` in blocks like those of `feature_blocks`; one block where it is differentiated."""
+        if self.why_plain() is None and not (torch.is_grad_enabled() and input_weights.requires_grad):
             index = tokens + self._offsets(tokens)  # one table for each operand, also with shared_embedding
             yield from feature_blocks(input_weights, index, self.activation)
         else:

@@ -259,6 +259,13 @@ def test_the_roles_cover_every_parameter_once(options: dict[str, Any]) -> None:
 # -- what diagnostics ask of the nodes --------------------------------------------------------------------------------
 
 
+def test_node_features_can_be_differentiated_with_respect_to_the_input_weights() -> None:
+    network, tokens = two_layer(), rows()[:5]
+    w = network.input_weights()[:, :3].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: network.node_features(tokens, w), (w,))
+    torch.testing.assert_close(network.node_features(tokens, w).detach(), network.node_features(tokens, w.detach()))
+
+
 @pytest.mark.parametrize("operands", [2, 3])
 @pytest.mark.parametrize(
     "options",
