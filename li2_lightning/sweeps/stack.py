@@ -200,6 +200,8 @@ class Stack(lightning.LightningModule):
             self._leave(member, member.error)
         if leaving:
             self._assemble()
+            # The end of one run is not that of the others.
+            clock.phase("steps")
         self.trainer.should_stop = not self._members
 
     def _guard(self, member: Member, draws: bool, call: Callable[..., Any], *args: Any) -> None:

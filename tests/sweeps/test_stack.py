@@ -19,7 +19,9 @@ import torch
 from omegaconf import OmegaConf
 
 import train
+from callbacks import build_callbacks
 from callbacks.diagnostic import Diagnostic
+from li2_lightning.clock import clock
 from li2_lightning.config.schema import Config
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import ClassCentredMSE
@@ -143,6 +145,32 @@ def test_a_run_that_reaches_its_accuracy_leaves_and_the_others_go_on(configs: An
     assert ended == [1, 0, 2]
     for one, other in zip(alone, together, strict=True):
         assert_same(rows(one), rows(other))
+
+
+class SecondsOfTheEnd(lightning.Callback):
+    """Somebody's callback that notes how much time the end of the run has taken when a step begins."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.seen.append(clock.summary()["seconds"]["end"])
+
+
+def test_steps_after_a_run_has_left_are_no_end(configs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[SecondsOfTheEnd] = []
+
+    def build(sections: Any) -> list[lightning.Callback]:
+        notes.append(SecondsOfTheEnd())
+        return [*build_callbacks(sections), notes[-1]]
+
+    monkeypatch.setattr(train, "build_callbacks", build)
+    each = ["seed=0 optimizer.lr=0.02", "seed=1 optimizer.lr=0.02 stop_at_test_accuracy=0.05"]
+    train.run_stack(configs("together", each))
+    left = len(notes[1].seen)
+    assert left < len(notes[0].seen) - 2
+    assert notes[0].seen[left] > 0
+    assert set(notes[0].seen[left:]) == {notes[0].seen[left]}
 
 
 def test_a_run_that_diverges_leaves_with_its_reason_and_the_others_go_on(configs: Any) -> None:
