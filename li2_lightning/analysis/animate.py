@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from li2_lightning.analysis.figures.motion import Film
+from li2_lightning.analysis.motion import Film
 from li2_lightning.cli.commands import add_outputs, check_outputs, optional_module
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing

@@ -31,9 +31,9 @@ from li2_lightning.analysis.block_maps import LOGITS, BlockMap, known_group, leg
 from li2_lightning.analysis.charts import CHARTS, MISSING_CHARTS, OTHER_TITLES, PROGRESS_CHARTS, Charts
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.features import features_figure, learned_nodes
-from li2_lightning.analysis.figures.motion import Film
 from li2_lightning.analysis.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
 from li2_lightning.analysis.figures.style import COLORS, DPI, GREY, headline, thin
+from li2_lightning.analysis.motion import Film
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, optional_module
 from li2_lightning.errors import InputError
 from li2_lightning.files import replacing

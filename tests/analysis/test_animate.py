@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence
 import train
 from li2_lightning import groups
 from li2_lightning.analysis.figures.features import features_figure
-from li2_lightning.analysis.figures.motion import Film
+from li2_lightning.analysis.motion import Film
 from li2_lightning.cli.main import main
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.runs.load import find_runs, load_run
