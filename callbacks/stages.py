@@ -114,7 +114,8 @@ class Stages(lightning.Callback):
 
 def stages_document(tracker: StageTracker, layers: Sequence[StageTracker] = ()) -> Mapping[str, Any]:
     """The contents of ``stages.json``: of the network, and of each hidden layer where the layers are followed."""
-    return {"schema_version": SCHEMA_VERSION, **_followed(tracker), "layers": [_followed(layer) for layer in layers]}
+    of_layers = {"layers": [_followed(layer) for layer in layers]} if layers else {}
+    return {"schema_version": SCHEMA_VERSION, **_followed(tracker), **of_layers}
 
 
 def _followed(tracker: StageTracker) -> dict[str, Any]:

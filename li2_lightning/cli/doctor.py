@@ -24,8 +24,8 @@ from pathlib import Path
 import li2_lightning
 from li2_lightning.errors import readable
 
-REQUIRED = ("torch", "lightning", "torchmetrics", "wandb", "omegaconf", "hydra-core", "numpy", "filelock", "pandas",
-            "matplotlib", "pillow", "rich")  # fmt: skip
+REQUIRED = ("torch", "lightning", "torchmetrics", "wandb", "omegaconf", "hydra-core", "PyYAML", "numpy", "filelock",
+            "pandas", "matplotlib", "pillow", "rich")  # fmt: skip
 EXTRAS = {
     "optimizers": ("pytorch-optimizer",),
     "docs": ("mkdocs", "mkdocs-material", "mkdocstrings-python"),
@@ -33,6 +33,7 @@ EXTRAS = {
     "wandb": ("wandb-workspaces",),
     "loggers": ("tensorboard", "mlflow-skinny", "SQLAlchemy", "alembic"),
     "sweep": ("hydra-joblib-launcher", "hydra-submitit-launcher", "joblib", "submitit"),
+    "notebooks": ("nbclient", "ipykernel"),
 }
 """The packages of each optional extra of setup.cfg."""
 

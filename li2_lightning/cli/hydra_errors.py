@@ -51,7 +51,7 @@ CHOICES = {
     "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
 # The folders of configs/: the value of such a key is the name of a file in its folder.
-GROUPS = ("task", "network", "optimizer", "scheduler", "callbacks", "logger", "trainer", "experiment")
+GROUPS = ("task", "network", "optimizer", "scheduler", "callbacks", "logger", "trainer", "workload", "experiment")
 _GROUP = re.compile(rf"({'|'.join(GROUPS)}|hydra(?:/\w+)*)(@[^=]*)?=")
 # Width of the help text, and the column at which the meaning of a key begins.
 HELP_WIDTH, HELP_INDENT = 100, 38

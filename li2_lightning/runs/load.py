@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from li2_lightning.config.checks import load_config
 from li2_lightning.config.identity import NOT_HASHED, is_within
+from li2_lightning.config.schema import Config, keys, to_plain
 from li2_lightning.errors import InputError, unknown
 from li2_lightning.networks.base import Network
 from li2_lightning.networks.build import restore_network
@@ -311,7 +313,20 @@ def _read_config(directory: Path) -> dict[str, Any] | None:
     ours = isinstance(config.get("max_steps"), int) and "seed" in config
     if not ours or not all(isinstance(config.get(section), dict) for section in sections):
         return None
-    return {str(key): value for key, value in config.items()}
+    try:
+        return _with_defaults({str(key): value for key, value in config.items()})
+    except (TypeError, AttributeError):  # a section that is none
+        return None
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the defaults of keys that it lacks: a run of an earlier version had what they say."""
+    default = to_plain(Config())
+    for key in keys():
+        *sections, name = key.split(".")
+        own, given = (functools.reduce(getitem, sections, whole) for whole in (config, default))
+        own.setdefault(name, given[name])
+    return config
 
 
 @functools.lru_cache(maxsize=256)

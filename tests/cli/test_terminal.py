@@ -126,7 +126,7 @@ def test_help_explains_the_keys(command_line: CommandLine, workplace: Path) -> N
     assert outcome.code == 0
     assert outcome.err == ""
     for text in ("Train one network", "KEY=VALUE", "max_steps: 400", "train_fraction: null", "fig03_weight_decay",
-                 "optimizer: adam, adamw, lion, muon, orthogonal_gradient, sgd, slow_gradients, soap",
+                 "optimizer: adam, adamw, egalitarian, lion, muon, muon_decoupled, muon_published, normuon,",
                  "callbacks.NAME", "resume: null", "task.expression"):  # fmt: skip
         assert text in outcome.out, text
     words = " ".join(outcome.out.split())

@@ -16,7 +16,7 @@ import train
 ROOT = Path(train.__file__).parent
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 # What a hosted notebook service has. Another version of one of these would not take effect before a restart.
-THERE = {"torch", "numpy", "pandas", "matplotlib", "pillow"}
+THERE = {"torch", "numpy", "pandas", "matplotlib", "pillow", "PyYAML"}
 # A sentence or a number that the last cells show, and how many pictures there are.
 SHOWN = {
     "first-run": (r"test accuracy \.9 at step \d+", 3),

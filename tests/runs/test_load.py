@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import li2_lightning
 from li2_lightning.errors import InputError
@@ -126,6 +127,19 @@ def test_what_the_hash_leaves_out_does_not_split_a_group_of_seeds() -> None:
     assert [len(group) for group in groups_of_seeds(written).values()] == [2, 1]
     measured = [run("0123456789-s0", callbacks={"gram": {"every_n_steps": 2}}), run("aaaaaaaaaa-s0")]
     assert differing_settings(measured) == ["callbacks.gram.every_n_steps"]
+
+
+def test_a_run_from_before_a_key_has_its_default(own_sweep: Path) -> None:
+    """An old run and a new one are one experiment; a key of a section, a whole section, and a key of a plug-in."""
+    before, after, *_ = find_runs([own_sweep])
+    path = before.directory / "config.yaml"
+    config = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(config, dict)
+    del config["network"]["residual"], config["multiple"], config["network"]["transformer"]["heads"], config["stack"]
+    OmegaConf.save(config, path)
+    old = load_run(before.directory)
+    assert old.config == before.config
+    assert differing_settings([old, after]) == differing_settings([before, after])
 
 
 def test_runs_that_differ_in_the_seed_of_their_data_are_a_group_of_seeds() -> None:
