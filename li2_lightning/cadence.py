@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from typing import Any
 
 from li2_lightning.errors import InputError
@@ -17,6 +18,7 @@ ALLOWED = "an integer of at least 1, log (10 rows a decade), or logN (N rows a d
 _LOG = re.compile(r"log([1-9]\d{0,3})?")
 
 
+@lru_cache(maxsize=256)
 def marks(cadence: int | str, step: int) -> int:
     """The number of marks of ``cadence`` in 1 … ``step``."""
     if isinstance(cadence, int):

@@ -23,7 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from li2_lightning._compat import write_count
 from li2_lightning.networks.activations import Activation
 from li2_lightning.networks.matmul import add_product, arranged, product, write_product
 
@@ -104,7 +106,7 @@ def blocked_outputs(
         readout = torch.view_as_real(readout.conj().resolve_conj()).transpose(-1, -2).flatten(-3, -2)
     if table.ndim > 2:
         return _apply(table, readout, index, activation, is_complex, observe)
-    return _apply(table.unsqueeze(0), readout.unsqueeze(0), index[None], activation, is_complex, observe).squeeze(0)
+    return _apply(table.unsqueeze(0), readout.unsqueeze(0), index, activation, is_complex, observe).squeeze(0)
 
 
 def feature_blocks(table: Tensor, index: Tensor, activation: Activation) -> Iterator[Tensor]:
@@ -114,7 +116,7 @@ def feature_blocks(table: Tensor, index: Tensor, activation: Activation) -> Iter
     """
     is_complex = table.is_complex()
     real = torch.view_as_real(table).flatten(-2) if is_complex else table
-    for block in _blocks(real if real.ndim > 2 else real[None], index if index.ndim > 2 else index[None], shared=False):
+    for block in _blocks(real if real.ndim > 2 else real[None], index, shared=False):
         features = block.features(activation, is_complex)
         yield _pairs(features) if is_complex else features
 
@@ -179,39 +181,66 @@ class _Block:
 
 def _rows(table: Tensor, index: Tensor) -> int:
     """The rows of the largest block of one run."""
-    return min(block_rows(table.shape[-1], table.element_size()), index.shape[1])
+    return min(block_rows(table.shape[-1], table.element_size()), index.shape[-2])
+
+
+# The index of a split is the same tensor in every step, so its division into blocks is kept as long as the index.
+_DIVIDED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _divided(index: Tensor, runs: int, tokens: int, size: int) -> list[tuple[Runs, slice, Tensor, int]]:
+    """The runs and rows of each block, its index into the tables of all runs under each other, and its rows of a run.
+
+    Args:
+        index: (N ×) n × k.
+        runs: N.
+        tokens: the rows of the table of a run.
+        size: the rows of a block.
+    """
+    if index.is_inference():  # has no version counter, so a change would go unnoticed
+        return list(_divide(index, runs, tokens, size))
+    known = _DIVIDED.get(index, {})  # type: ignore[no-untyped-call]
+    made_for = runs, tokens, size, write_count(index)
+    if made_for not in known:
+        known[made_for] = list(_divide(index, runs, tokens, size))
+        _DIVIDED[index] = known
+    found: list[tuple[Runs, slice, Tensor, int]] = known[made_for]
+    return found
+
+
+def _divide(index: Tensor, runs: int, tokens: int, size: int) -> Iterator[tuple[Runs, slice, Tensor, int]]:
+    index = index if index.ndim > 2 else index[None]
+    n = index.shape[1]
+    if runs > 1:
+        index = index + tokens * torch.arange(runs, device=index.device)[:, None, None]
+    if runs == 1 or 2 * n > size:
+        places: list[tuple[Runs, slice]] = [
+            (run, slice(start, start + size)) for run in range(runs) for start in range(0, max(n, 1), size)
+        ]
+    else:
+        together = size // max(n, 1)
+        places = [(slice(start, start + together), slice(None)) for start in range(0, runs, together)]
+    for of, rows in places:
+        part = index[of, rows]
+        yield of, rows, part.flatten(0, -2).mT.contiguous(), part.shape[-2]
 
 
 def _blocks(table: Tensor, index: Tensor, shared: bool = True) -> Iterator[_Block]:
-    """The rows of a stack (W: N × d × K, index: N × n × k) in blocks that stay in cache.
+    """The rows of a stack (W: N × d × K, index: (N ×) n × k) in blocks that stay in cache.
 
     Args:
         shared: whether each block takes the memory of the one before it.
     """
-    runs, n = index.shape[:2]
-    size = block_rows(table.shape[-1], table.element_size())
+    width, item = table.shape[-1], table.element_size()
     flat = table.flatten(0, 1)
-    if runs > 1:
-        index = index + table.shape[1] * torch.arange(runs, device=index.device)[:, None, None]
-    together = 1 if runs == 1 or 2 * n > size else size // max(n, 1)
-    largest = min(size, n) if together == 1 else n * min(together, runs)
-    piece = piece_rows(table.shape[-1], table.element_size())
-    spare = flat.new_empty(max(1, min(piece, largest)), flat.shape[-1])
-    memory = flat.new_empty(largest, flat.shape[-1]) if shared else None
-
-    def block(of: Runs, rows: slice) -> _Block:
-        part = index[of, rows]
-        operands = part.flatten(0, -2).mT.contiguous()
-        space = flat.new_empty(operands.shape[1], flat.shape[-1]) if memory is None else memory[: operands.shape[1]]
-        return _Block(of, rows, operands, flat, part.shape[-2], space, spare)
-
-    if together == 1:
-        for run in range(runs):
-            for start in range(0, max(n, 1), size):
-                yield block(run, slice(start, start + size))
-    else:
-        for start in range(0, runs, together):
-            yield block(slice(start, start + together), slice(None))
+    divided = _divided(index, len(table), table.shape[1], block_rows(width, item))
+    # The first block is the largest.
+    largest = divided[0][2].shape[1]
+    spare = flat.new_empty(max(1, min(piece_rows(width, item), largest)), width)
+    memory = flat.new_empty(largest, width) if shared else None
+    for of, rows, operands, each in divided:
+        space = flat.new_empty(operands.shape[1], width) if memory is None else memory[: operands.shape[1]]
+        yield _Block(of, rows, operands, flat, each, space, spare)
 
 
 class _BlockedOutputs(torch.autograd.Function):
@@ -229,7 +258,7 @@ class _BlockedOutputs(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(table, readout, index)
         ctx.activation, ctx.is_complex, ctx.observe = activation, is_complex, observe
-        outputs = table.new_empty(*index.shape[:2], readout.shape[-1])
+        outputs = table.new_empty(len(table), index.shape[-2], readout.shape[-1])
         readout = arranged(readout, _rows(table, index))
         for block in _blocks(table, index):
             features = block.features(activation, is_complex)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from li2_lightning._compat import write_count
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.distributed.collectives import moments_over_ranks
 from li2_lightning.networks.activations import find_activation
@@ -33,6 +35,10 @@ class Layer:
 
     features: Tensor
     pre_activation: Tensor
+
+
+# The tokens of a split are the same tensor in every step.
+_INDICES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @NETWORKS.register("two_layer")
@@ -125,8 +131,8 @@ class TwoLayerNetwork(Network):
     def node_blocks(self, tokens: Tensor, input_weights: Tensor) -> Iterator[Tensor]:
         """`node_features` in blocks like those of `feature_blocks`; one block where it is differentiated."""
         if self.why_plain() is None and not (torch.is_grad_enabled() and input_weights.requires_grad):
-            index = tokens + self._offsets(tokens)  # one table for each operand, also with shared_embedding
-            yield from feature_blocks(input_weights, index, self.activation)
+            # There is one table for each operand, also with shared_embedding.
+            yield from feature_blocks(input_weights, self._rows_of_tables(tokens), self.activation)
         else:
             z = self._combine(tokens, list(torch.split(input_weights, self.num_tokens, dim=-2)))
             yield z if self.config.inner_product else self.activation(z)
@@ -169,9 +175,19 @@ class TwoLayerNetwork(Network):
 
     def _index(self, tokens: Tensor) -> Tensor:
         """The rows of `_table` whose sum is each row of XW, …×n×k."""
-        if self.config.shared_embedding:
-            return tokens
-        return tokens + self._offsets(tokens)
+        return tokens if self.config.shared_embedding else self._rows_of_tables(tokens)
+
+    def _rows_of_tables(self, tokens: Tensor) -> Tensor:
+        """The row of each token in the tables of all operands under each other, …×n×k; kept as long as the tokens."""
+        if tokens.is_inference():
+            return tokens + self._offsets(tokens)
+        made_for = self.num_tokens, write_count(tokens)
+        known = _INDICES.get(tokens)  # type: ignore[no-untyped-call]
+        if known is None or known[0] != made_for:
+            with torch.inference_mode(False):
+                known = _INDICES[tokens] = made_for, tokens + self._offsets(tokens)
+        index: Tensor = known[1]
+        return index
 
     def _offsets(self, tokens: Tensor) -> Tensor:
         """The row of `_table` at which each operand's table begins, (k,)."""
