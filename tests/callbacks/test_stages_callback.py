@@ -58,7 +58,7 @@ def test_a_run_records_its_transitions_with_the_evidence_of_their_rows(tiny_run:
 def test_a_run_without_a_transition_says_so_and_stays_in_stage_one(tiny_run: Any) -> None:
     run = tiny_run("max_steps=3")
     document = json.loads((run.directory / "stages.json").read_text(encoding="utf-8"))
-    assert document == {"schema_version": 1, "stalled": False, "events": [], "layers": []}
+    assert document == {"schema_version": 1, "stalled": False, "events": []}
     assert run.column("stage/index") == [1, 1, 1, 1]
 
 
