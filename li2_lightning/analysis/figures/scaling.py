@@ -330,11 +330,13 @@ def _draw_power(
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.value, estimate.low, estimate.high
+    """The value and its interval, which contains the value: where all draws of seeds agree they differ by rounding."""
+    return estimate.value, min(estimate.low, estimate.value), max(estimate.high, estimate.value)
 
 
 def _error(estimate: Estimate) -> list[list[float]]:
-    return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+    value, low, high = _bounds(estimate)
+    return [[value - low], [high - value]]
 
 
 def _color(index: int, count: int) -> dict[str, Any]:
