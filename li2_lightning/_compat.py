@@ -11,24 +11,52 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.weak import WeakTensorKeyDictionary
 
 if TYPE_CHECKING:
     import lightning
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
+T = TypeVar("T")
+
 # -- torch 2.13 -------------------------------------------------------------------------------------------------------
 
 write_count: Callable[[Tensor], int] = attrgetter("_version")
 """The number of in-place writes to a tensor, which autograd counts (``Tensor._version``)."""
+
+_KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def kept_with(tensor: Tensor, purpose: Hashable, make: Callable[[], T]) -> T:
+    """What ``make`` returns, kept as long as ``tensor`` lives and nobody writes to it.
+
+    The tokens and labels of a split are the same tensors in every step.
+
+    Args:
+        tensor: what the result is made from; the result must hold no reference to it, and so no view of it.
+        purpose: distinguishes the results that are kept with one tensor.
+        make: computes the result, which several callers share and none may change.
+    """
+    if tensor.is_inference():  # has no version counter, so a change would go unnoticed
+        return make()
+    known = _KEPT.get(tensor)  # type: ignore[no-untyped-call]
+    if known is None or known[0] != write_count(tensor):
+        known = _KEPT[tensor] = write_count(tensor), {}
+    results: dict[Hashable, T] = known[1]
+    if purpose not in results:
+        # A later caller may differentiate, which a tensor made in inference mode does not allow.
+        with torch.inference_mode(False):
+            results[purpose] = make()
+    return results[purpose]
 
 
 def copy_without_parameters(module: Module) -> Any:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from li2_lightning._compat import write_count
+from li2_lightning._compat import kept_with
 from li2_lightning.distributed.collectives import row_mean
 from li2_lightning.errors import InputError
 from li2_lightning.plugins import Registry
@@ -76,23 +75,10 @@ class Loss:
 LOSSES: Registry[type[Loss]] = Registry("loss", "li2_lightning.losses", makes=Loss)
 
 
-# Training and test labels are the same tensors in every step, so their one-hots are kept as long as the labels.
-_ONE_HOTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Y, …×n×C. Calls with the same labels share one tensor, which must not be written to."""
-    if labels.is_inference():  # has no version counter, so a change would go unnoticed
-        return functional.one_hot(labels, num_classes).to(dtype)
-    made_for = num_classes, dtype, write_count(labels)
-    known = _ONE_HOTS.get(labels)  # type: ignore[no-untyped-call]
-    if known is None or known[0] != made_for:
-        # A later caller may differentiate, which a tensor made in inference mode does not allow.
-        with torch.inference_mode(False):
-            known = made_for, functional.one_hot(labels, num_classes).to(dtype)
-        _ONE_HOTS[labels] = known
-    targets: Tensor = known[1]
-    return targets
+    purpose = "one_hot", num_classes, dtype
+    return kept_with(labels, purpose, lambda: functional.one_hot(labels, num_classes).to(dtype))
 
 
 class _SquaredNorms(torch.autograd.Function):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from li2_lightning import _compat
+from li2_lightning.networks.activations import find_activation
+from li2_lightning.networks.kernel import feature_blocks
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -38,6 +43,38 @@ def test_torch_counts_the_writes_to_a_tensor() -> None:
         write()
         counts.append(_compat.write_count(tensor))
     assert [count - counts[0] for count in counts] == [0, 1, 2, 2], changed("torch", "Tensor._version counts otherwise")
+
+
+def test_what_is_kept_with_a_tensor_is_made_again_after_a_write_and_dies_with_it() -> None:
+    def kept() -> weakref.ref[Tensor]:
+        tensor, made = torch.zeros(3), []
+
+        def make() -> Tensor:
+            made.append(tensor.sum())
+            return tensor + 1
+
+        first = _compat.kept_with(tensor, "sum", make)
+        assert _compat.kept_with(tensor, "sum", make) is first
+        _compat.kept_with(tensor, "another purpose", make)
+        assert len(made) == 2
+        tensor.add_(1)
+        assert _compat.kept_with(tensor, "sum", make).tolist() == [2, 2, 2]
+        assert len(made) == 3
+        return weakref.ref(_compat.kept_with(tensor, "sum", make))
+
+    result = kept()
+    gc.collect()
+    assert result() is None, changed("torch", "WeakTensorKeyDictionary keeps its tensors alive")
+
+
+@pytest.mark.parametrize("operands", [1, 2])
+def test_the_blocks_of_an_index_do_not_keep_it_alive(operands: int) -> None:
+    index = torch.randint(5, (7, operands))
+    list(feature_blocks(torch.randn(5, 4), index, find_activation("square")))
+    lives = weakref.ref(index)
+    del index
+    gc.collect()
+    assert lives() is None
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")

@@ -23,9 +23,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from li2_lightning._compat import write_count
+from li2_lightning._compat import kept_with
 from li2_lightning.networks.activations import Activation
 from li2_lightning.networks.matmul import add_product, arranged, product, write_product
 
@@ -184,11 +183,7 @@ def _rows(table: Tensor, index: Tensor) -> int:
     return min(block_rows(table.shape[-1], table.element_size()), index.shape[-2])
 
 
-# The index of a split is the same tensor in every step, so its division into blocks is kept as long as the index.
-_DIVIDED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _divided(index: Tensor, runs: int, tokens: int, size: int) -> list[tuple[Runs, slice, Tensor, int]]:
+def _divide(index: Tensor, runs: int, tokens: int, size: int) -> Iterator[tuple[Runs, slice, Tensor, int]]:
     """The runs and rows of each block, its index into the tables of all runs under each other, and its rows of a run.
 
     Args:
@@ -197,18 +192,6 @@ def _divided(index: Tensor, runs: int, tokens: int, size: int) -> list[tuple[Run
         tokens: the rows of the table of a run.
         size: the rows of a block.
     """
-    if index.is_inference():  # has no version counter, so a change would go unnoticed
-        return list(_divide(index, runs, tokens, size))
-    known = _DIVIDED.get(index, {})  # type: ignore[no-untyped-call]
-    made_for = runs, tokens, size, write_count(index)
-    if made_for not in known:
-        known[made_for] = list(_divide(index, runs, tokens, size))
-        _DIVIDED[index] = known
-    found: list[tuple[Runs, slice, Tensor, int]] = known[made_for]
-    return found
-
-
-def _divide(index: Tensor, runs: int, tokens: int, size: int) -> Iterator[tuple[Runs, slice, Tensor, int]]:
     index = index if index.ndim > 2 else index[None]
     n = index.shape[1]
     if runs > 1:
@@ -222,7 +205,8 @@ def _divide(index: Tensor, runs: int, tokens: int, size: int) -> Iterator[tuple[
         places = [(slice(start, start + together), slice(None)) for start in range(0, runs, together)]
     for of, rows in places:
         part = index[of, rows]
-        yield of, rows, part.flatten(0, -2).mT.contiguous(), part.shape[-2]
+        # A copy also where the layout is right, since a view would keep the index alive.
+        yield of, rows, part.flatten(0, -2).mT.clone(memory_format=torch.contiguous_format), part.shape[-2]
 
 
 def _blocks(table: Tensor, index: Tensor, shared: bool = True) -> Iterator[_Block]:
@@ -233,7 +217,8 @@ def _blocks(table: Tensor, index: Tensor, shared: bool = True) -> Iterator[_Bloc
     """
     width, item = table.shape[-1], table.element_size()
     flat = table.flatten(0, 1)
-    divided = _divided(index, len(table), table.shape[1], block_rows(width, item))
+    shape = len(table), table.shape[1], block_rows(width, item)
+    divided = kept_with(index, ("blocks", *shape), lambda: list(_divide(index, *shape)))
     # The first block is the largest.
     largest = divided[0][2].shape[1]
     spare = flat.new_empty(max(1, min(piece_rows(width, item), largest)), width)

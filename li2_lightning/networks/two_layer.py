@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from li2_lightning._compat import write_count
+from li2_lightning._compat import kept_with
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.distributed.collectives import moments_over_ranks
 from li2_lightning.networks.activations import find_activation
@@ -35,10 +34,6 @@ class Layer:
 
     features: Tensor
     pre_activation: Tensor
-
-
-# The tokens of a split are the same tensor in every step.
-_INDICES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @NETWORKS.register("two_layer")
@@ -179,15 +174,7 @@ class TwoLayerNetwork(Network):
 
     def _rows_of_tables(self, tokens: Tensor) -> Tensor:
         """The row of each token in the tables of all operands under each other, …×n×k; kept as long as the tokens."""
-        if tokens.is_inference():
-            return tokens + self._offsets(tokens)
-        made_for = self.num_tokens, write_count(tokens)
-        known = _INDICES.get(tokens)  # type: ignore[no-untyped-call]
-        if known is None or known[0] != made_for:
-            with torch.inference_mode(False):
-                known = _INDICES[tokens] = made_for, tokens + self._offsets(tokens)
-        index: Tensor = known[1]
-        return index
+        return kept_with(tokens, ("rows of tables", self.num_tokens), lambda: tokens + self._offsets(tokens))
 
     def _offsets(self, tokens: Tensor) -> Tensor:
         """The row of `_table` at which each operand's table begins, (k,)."""
