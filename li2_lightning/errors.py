@@ -149,6 +149,18 @@ def check_choice(kind: str, word: object, options: Collection[str]) -> None:
         raise unknown(kind, word, options)
 
 
+def check_values(label: str, *checks: tuple[str, object, bool, str]) -> None:
+    """Raise an `InputError` for the first value that does not hold.
+
+    Args:
+        label: the name of a value in the message, with ``{}`` for its key.
+        checks: of each value its key, the value, whether it holds, and what is allowed.
+    """
+    for key, value, holds, allowed in checks:
+        if not holds:
+            raise InputError(f"{label.format(key)} must be {allowed}, not {value!r}.")
+
+
 def reason(error: BaseException) -> str:
     """An exception as part of a sentence: its message on one line, with its type unless it is a `Li2Error`."""
     message = " ".join(str(error).split()).rstrip(".")

@@ -86,6 +86,16 @@ def check_layouts(group: Mapping[str, Any]) -> None:
         )
 
 
+def check_matrices(name: str, group: dict[str, Any]) -> None:
+    """Check that the optimizer ``name`` gets no vector in a parameter group; else an `InputError`."""
+    for weight in group["params"]:
+        if weight.ndim < 2:
+            raise InputError(
+                f"{name} orthogonalizes matrices and got a parameter of shape {tuple(weight.shape)}; "
+                "give its role another optimizer, for example adam."
+            )
+
+
 def _count(layout: Layout, split_heads: bool) -> int:
     return int(_value(layout, "matrices") * (_value(layout, "heads") if split_heads else 1))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from li2_lightning.errors import InputError
+from li2_lightning.errors import check_values
 from optimizers.closures import Closure, evaluate
 from optimizers.registry import register
 
@@ -52,15 +52,14 @@ class Prodigy(Optimizer):
         weight_decay: float = 0.0,
         first_distance: float = 1e-6,
     ) -> None:
-        for key, value, is_valid, allowed in (
+        check_values(
+            "{} of prodigy",
             ("lr", lr, lr >= 0, "at least 0"),
             ("betas", betas, all(0 <= beta < 1 for beta in betas), "in [0, 1)"),
             ("eps", eps, eps > 0, "above 0"),
             ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
             ("first_distance", first_distance, first_distance > 0, "above 0"),
-        ):
-            if not is_valid:
-                raise InputError(f"{key} of prodigy must be {allowed}, not {value!r}.")
+        )
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "distance": first_distance, "numerator": 0.0})
 

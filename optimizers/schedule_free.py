@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, check_values
 from optimizers.closures import Closure, evaluate
 from optimizers.registry import register
 
@@ -55,15 +55,14 @@ class ScheduleFree(Optimizer):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
     ) -> None:
-        for key, value, is_valid, allowed in (
+        check_values(
+            "{} of schedule_free",
             ("lr", lr, lr >= 0, "at least 0"),
             ("betas", betas, 0 < betas[0] < 1 and 0 <= betas[1] < 1, "in (0, 1) and in [0, 1)"),
             ("eps", eps, eps > 0, "above 0"),
             ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
             ("warmup_steps", warmup_steps, warmup_steps >= 0, "at least 0"),
-        ):
-            if not is_valid:
-                raise InputError(f"{key} of schedule_free must be {allowed}, not {value!r}.")
+        )
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         super().__init__(params, {**defaults, "at_train_point": True})
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from li2_lightning.errors import InputError, check_choice
+from li2_lightning.errors import check_choice, check_values
 from optimizers.closures import Closure, evaluate
 from optimizers.layouts import input_axis, layouts_of, matrices
 from optimizers.muon.orthogonalize import orthogonalize_each
@@ -61,14 +61,13 @@ class Scion(Optimizer):
         steps: int = 5,
     ) -> None:
         check_choice("norm of scion", norm, NORMS)
-        for key, value, is_valid, allowed in (
+        check_values(
+            "{} of scion",
             ("lr", lr, lr >= 0, "at least 0"),
             ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
             ("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1"),
             ("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number from 1 on"),
-        ):
-            if not is_valid:
-                raise InputError(f"{key} of scion must be {allowed}, not {value!r}.")
+        )
         super().__init__(
             params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "norm": norm, "steps": steps}
         )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from li2_lightning.errors import InputError, check_choice
+from li2_lightning.errors import InputError, check_choice, check_values
 from optimizers.filters.named_filter import Inner, NamedFilter
 from optimizers.registry import register
 
@@ -53,13 +53,12 @@ class SlowGradients(NamedFilter):
         **hyperparameters: Any,
     ) -> None:
         check_choice("filter", filter, ("ema", "moving_average"))
-        for key, value, is_valid, allowed in (
+        check_values(
+            "{}",
             ("amplification", amplification, amplification >= 0, "at least 0"),
             ("filter_decay", filter_decay, 0 <= filter_decay < 1, "at least 0 and below 1"),
             ("window", window, isinstance(window, int) and window >= 1, "a whole number from 1 on"),
-        ):
-            if not is_valid:
-                raise InputError(f"{key} must be {allowed}, not {value!r}.")
+        )
         super().__init__(params, inner, hyperparameters)
         self.filter, self.amplification, self.filter_decay, self.window = filter, amplification, filter_decay, window
         self.slow: dict[Tensor, dict[str, Any]] = {}

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from li2_lightning.errors import InputError, check_choice
+from li2_lightning.errors import InputError, check_choice, check_values
 from optimizers.closures import Closure, evaluate
-from optimizers.layouts import ORIENTATIONS, check_layouts, layouts_of, matrices
+from optimizers.layouts import ORIENTATIONS, check_layouts, check_matrices, layouts_of, matrices
 from optimizers.layouts import orientation as orientation_of
 from optimizers.muon.orthogonalize import Method, Precision, coefficients, orthogonalize_each, working_dtype
 from optimizers.registry import register
@@ -206,21 +206,16 @@ class Muon(Optimizer):
 
 
 def _check(group: dict[str, Any]) -> None:
-    for weight in group["params"]:
-        if weight.ndim < 2:
-            raise InputError(
-                f"Muon orthogonalizes matrices and got a parameter of shape {tuple(weight.shape)}; "
-                "give its role another optimizer, for example adam."
-            )
-    for key, is_valid, allowed in (
-        ("lr", group["lr"] >= 0, "at least 0"),
-        ("weight_decay", group["weight_decay"] >= 0, "at least 0"),
-        ("momentum", 0 <= group["momentum"] < 1, "at least 0 and below 1"),
-        ("eps", group["eps"] > 0, "above 0"),
-        ("steps", isinstance(group["steps"], int) and group["steps"] >= 1, "a whole number from 1 on"),
-    ):
-        if not is_valid:
-            raise InputError(f"Muon's {key} must be {allowed}, not {group[key]!r}.")
+    check_matrices("Muon", group)
+    steps = group["steps"]
+    check_values(
+        "Muon's {}",
+        ("lr", group["lr"], group["lr"] >= 0, "at least 0"),
+        ("weight_decay", group["weight_decay"], group["weight_decay"] >= 0, "at least 0"),
+        ("momentum", group["momentum"], 0 <= group["momentum"] < 1, "at least 0 and below 1"),
+        ("eps", group["eps"], group["eps"] > 0, "above 0"),
+        ("steps", steps, isinstance(steps, int) and steps >= 1, "a whole number from 1 on"),
+    )
     check_choice("momentum_style of Muon", group["momentum_style"], ("ema", "heavy_ball"))
     try:
         coefficients(group["orthogonalization"], group["steps"])

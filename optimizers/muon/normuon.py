@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, check_values
 from optimizers.closures import Closure, evaluate
-from optimizers.layouts import check_layouts, input_axis, layouts_of, matrices
+from optimizers.layouts import check_layouts, check_matrices, input_axis, layouts_of, matrices
 from optimizers.muon.orthogonalize import Method, coefficients, orthogonalize_each
 from optimizers.registry import register
 
@@ -61,15 +61,14 @@ class NorMuon(Optimizer):
         orthogonalization: Method = "newton_schulz",
         steps: int = 5,
     ) -> None:
-        for key, value, is_valid, allowed in (
+        check_values(
+            "{} of normuon",
             ("lr", lr, lr >= 0, "at least 0"),
             ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
             ("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1"),
             ("beta2", beta2, 0 <= beta2 < 1, "at least 0 and below 1"),
             ("eps", eps, eps > 0, "above 0"),
-        ):
-            if not is_valid:
-                raise InputError(f"{key} of normuon must be {allowed}, not {value!r}.")
+        )
         coefficients(orthogonalization, steps)
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "beta2": beta2, "eps": eps}
         super().__init__(params, {**defaults, "orthogonalization": orthogonalization, "steps": steps})
@@ -78,13 +77,11 @@ class NorMuon(Optimizer):
         """Add parameters with hyperparameters of their own; vectors are refused."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for weight in group["params"]:
-            if weight.ndim < 2:
-                del self.param_groups[-1]
-                raise InputError(
-                    f"normuon orthogonalizes matrices and got a parameter of shape {tuple(weight.shape)}; "
-                    "give its role another optimizer, for example adam."
-                )
+        try:
+            check_matrices("normuon", group)
+        except InputError:
+            del self.param_groups[-1]
+            raise
         if "layouts" in group:
             check_layouts(group)
 
