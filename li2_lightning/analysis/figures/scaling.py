@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.phase_diagram import GENERALIZED, by_task, ended, final_accuracy
-from li2_lightning.analysis.figures.style import GREY, MARKERS, ORANGE, PlainLogFormatter, curve_style, new_figure
+from li2_lightning.analysis.figures.style import (
+    GREY,
+    MARKERS,
+    ORANGE,
+    PlainLogFormatter,
+    bar_lengths,
+    curve_style,
+    new_figure,
+)
 from li2_lightning.analysis.scaling import Estimate, exponent, half_points, law
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks
@@ -69,7 +78,7 @@ def samples(runs: list[Run]) -> Figure:
         for task, half in halves.items():
             order = orders[task]
             value, low, high = (measure(each, order) / found.constant.value for each in _bounds(half))
-            right.errorbar(order * (1 + 0.02 * index), value, [[value - low], [high - value]], capsize=2,
+            right.errorbar(order * (1 + 0.02 * index), value, bar_lengths(value, low, high)[:, None], capsize=2,
                            color=style["color"], marker=MARKERS[index], label=name if order == max(orders.values())
                            else None)  # fmt: skip
     right.axhline(1, color=GREY, linewidth=1)
@@ -97,7 +106,7 @@ def irreps(runs: list[Run]) -> Figure:
         for axes, dimension in zip(panels, dimensions[name], strict=True):
             twins = [other for other in halves if dimensions[other] == dimensions[name]]
             place = dimension * (1 + 0.03 * (twins.index(name) - (len(twins) - 1) / 2))
-            axes.errorbar(place, value, [[value - low], [high - value]], marker=MARKERS[index % len(MARKERS)],
+            axes.errorbar(place, value, bar_lengths(value, low, high)[:, None], marker=MARKERS[index % len(MARKERS)],
                           capsize=3, label=f"{name}: p½ = {half}", **_color(index, len(halves)))  # fmt: skip
     for axes, text, place in zip(panels, ("largest complex dimension, max d_k", "largest real dimension, max d_R"),
                                  (0, 1), strict=True):  # fmt: skip
@@ -330,13 +339,11 @@ def _draw_power(
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float, float]:
-    """The value and its interval, which contains the value: where all draws of seeds agree they differ by rounding."""
-    return estimate.value, min(estimate.low, estimate.value), max(estimate.high, estimate.value)
+    return estimate.value, estimate.low, estimate.high
 
 
-def _error(estimate: Estimate) -> list[list[float]]:
-    value, low, high = _bounds(estimate)
-    return [[value - low], [high - value]]
+def _error(estimate: Estimate) -> npt.NDArray[np.float64]:
+    return bar_lengths(*_bounds(estimate))[:, None]
 
 
 def _color(index: int, count: int) -> dict[str, Any]:

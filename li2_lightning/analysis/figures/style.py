@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -144,14 +145,20 @@ def share_interval(successes: float, trials: int) -> tuple[float, float, float]:
     return share, max(0.0, middle - reach), min(1.0, middle + reach)
 
 
+def bar_lengths(value: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """How far an interval reaches below and above its value, 2×…; never less than 0.
+
+    By rounding, the end of an interval may be beyond its value, as at a share of 1 or where all draws agree.
+    """
+    return np.maximum(0, [np.subtract(value, low), np.subtract(high, value)])
+
+
 def draw_intervals(
     axes: Axes, x: Sequence[float], intervals: Sequence[tuple[float, float, float]], **style: Any
 ) -> None:
     """Values over x, with a bar from the lower to the upper end of each interval."""
     middle, low, high = np.array(intervals).T
-    # By rounding, the end of an interval may be beyond its value, as at a share of 1.
-    reach = np.maximum(0, [middle - low, high - middle])
-    axes.errorbar(x, middle, yerr=reach, capsize=2.5, linewidth=1.6, markersize=5, **style)
+    axes.errorbar(x, middle, yerr=bar_lengths(middle, low, high), capsize=2.5, linewidth=1.6, markersize=5, **style)
 
 
 def thin(rows: Rows, most: int) -> Rows:
