@@ -101,6 +101,8 @@ def build_task(config: Mapping[str, Any]) -> Task:
     except InputError as error:
         # The constructors of groups name an argument, such as order; the user wrote the config key, such as task.order.
         sentence = re.sub(r"^(order|index|degree|factors|modulus|num_operands) is ", r"task.\1 is ", str(error))
+        if unknown := re.search(r"has no option .*\(from (task\.\w+)\)", sentence):
+            sentence += f" {unknown[1]}=null leaves out what a preset has set."
         raise InputError(sentence) from error
     return task
 

@@ -107,6 +107,12 @@ def test_no_variation_instantiates_by_path(variation: Path) -> None:
     assert "_target_" not in (CONFIGS / f"{variation}.yaml").read_text()
 
 
+@pytest.mark.parametrize("preset", [v for v in VARIATIONS if v.parent.name == "experiment"], ids=str)
+def test_a_task_that_the_user_chooses_replaces_that_of_a_preset(preset: Path) -> None:
+    """A preset names its task by `override /task`; `task.name` in it would win over the choice without a word."""
+    assert composed(f"experiment={preset.name}", "task=dihedral").task.name == "dihedral"
+
+
 def test_every_group_is_one_of_the_sections_or_of_whole_configs() -> None:
     assert {*asdict(Config()), "experiment", "workload"} >= GROUPS
 

@@ -184,7 +184,8 @@ def test_a_variable_too_many_says_what_to_set() -> None:
         ({"name": "small_grup", "order": 21, "index": 1}, "Unknown task 'small_grup'"),
         (
             {"name": "symmetric", "degree": 4, "order": 24},
-            "no option 'order' (from task.order); it takes degree",
+            "no option 'order' (from task.order); it takes degree, num_operands=2, word=None. "
+            "task.order=null leaves out what a preset has set.",
         ),
         ({"name": "symmetric"}, "needs task.degree"),
         ({"name": "cyclic", "order": 0}, "order is 0; allowed is an integer from 1"),
