@@ -1,4 +1,4 @@
-"""What right rows need of Lightning's Trainer: of one that `train.run` builds, and of a user's own."""
+"""The settings of Lightning's Trainer with which all rows are right, in `train.run` and in a user's own Trainer."""
 
 from __future__ import annotations
 
@@ -78,6 +78,6 @@ def check_trainer(trainer: lightning.Trainer) -> None:
 
 
 def make_folder(trainer: lightning.Trainer) -> None:
-    """Make the folder into which callbacks write; `train.run` has made that of a run, and a URL is none of ours."""
+    """Make the folder into which callbacks write, unless it is a URL; the folder of `train.run` exists already."""
     if trainer.is_global_zero and "://" not in str(trainer.default_root_dir):
         Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,9 @@ def tuned(runs: Sequence[Run], axis: str, *choices: str) -> Tuned:
     ended = [run for run in runs if run.summary is not None]
     seeds = sorted({int(run["seed"]) for run in ended})
     if len(seeds) < 2:
-        raise InputError("Settings are tuned on other seeds than a result is of, so this picture needs two seeds.")
+        raise InputError(
+            "A setting is tuned on other seeds than those it is shown on, so this picture needs two seeds."
+        )
     cells: dict[str, dict[float, list[Run]]] = {}
     for run in ended:
         cells.setdefault(optimizer_of_w(run), {}).setdefault(_value(run, axis), []).append(run)
