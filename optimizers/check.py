@@ -260,7 +260,7 @@ def extra_layers(candidate: Candidate) -> str:
 
 @_enter
 def complex_weights(candidate: Candidate) -> str:
-    """Complex weights are trained, or refused with an exception; never wrongly in silence."""
+    """Complex weights are trained, or refused with an exception; never silently trained wrongly."""
 
     def attempt() -> str:
         for lr in _learning_rates(candidate):

@@ -22,7 +22,7 @@ EXTRA = (
 REFUSED = {
     "it is a key of its own, trainer.{name}": ("accelerator", "devices", "num_nodes", "precision"),
     "it is a key of its own, {name}": ("max_steps",),
-    "ranks divide the rows and sum their gradients in a way of ours": (
+        "ranks divide the rows and sum their gradients by this library's own strategy": (
         "strategy", "plugins", "use_distributed_sampler", "sync_batchnorm",
     ),
     "the sections logger and callbacks and the key output_dir say where a run is kept": (
@@ -55,7 +55,7 @@ def check_trainer(trainer: lightning.Trainer) -> None:
     """Check that a Trainer of a user's own makes right rows.
 
     Raises:
-        InputError: an argument would make them wrong in silence; or no argument ends the fit.
+        InputError: an argument would silently make rows wrong; or no argument ends the fit.
     """
     for name, harmless in HARMLESS.items():
         if (value := getattr(trainer, name)) != harmless:

@@ -180,7 +180,7 @@ def _equal_blocks(run: Run) -> int:
 
 
 def _draw_prediction(axes: Axes, over_width: Tuned) -> list[Line2D]:
-    """The coverage of Theorem 8 over K, as fitted to each optimizer and for κᵃ of 1, ½ and 0; returns the latter."""
+    """Coverage of Theorem 8 over K: fitted to each optimizer, and for κᵃ = 1, ½, 0, of which it returns the lines."""
     widths = sorted({int(width) for groups in over_width.values() for width in groups})
     count = _equal_blocks(next(iter(next(iter(over_width.values())).values()))[0])
 
