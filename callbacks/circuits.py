@@ -26,24 +26,24 @@ class Circuits(BlockDiagnostic):
     circuits/logit_gini             Gini coefficient over the blocks of ‖P₁⊥ŶΠ_k‖² per dimension of the block
     circuits/weight_gini            the same of Σ_j‖Π_k w_j‖², over all nodes and operands
     circuits/weight_norm            ‖θ‖, over all parameters
-    circuits/softmax_collapse       share of training rows whose loss is 0 for outputs in float32: they drive nothing
+    circuits/softmax_collapse       share of training rows whose loss is 0 for outputs in float32: without a gradient
     ==============================  =================================================================================
 
     A block is learned if some node has more than half of itself in it (``features/coverage``). Constants over the
     classes stay in the outputs. With cross-entropy, excluded loss rises as the network comes to depend on the learned
-    blocks, and restricted loss falls to the loss as the memorizing rest becomes unnecessary. Without a group only the
-    last two columns exist; without nodes on the one-hots also the logit columns.
+    blocks, and restricted loss falls to the loss as the memorizing rest becomes unnecessary. A task without a group has
+    only the last two columns; a network without nodes on the one-hots has these two and the logit columns.
 
     The callback is off by default; ``callbacks.circuits.enabled=true`` switches it on.
 
     Args:
         every_n_steps: cadence.
 
-    Source: Nanda et al., "Progress measures for grokking via mechanistic interpretability", arXiv:2301.05217. It
-    projects the logits as functions of the inputs, on Fourier components; here each row of logits is projected as a
-    function on the classes, which is defined on any subset of rows and for any group, and the learned blocks are those
-    of the row, not those of the trained network. Softmax collapse: Prieto et al., "Grokking at the edge of numerical
-    stability", arXiv:2501.04697.
+    Source: Nanda et al., "Progress measures for grokking via mechanistic interpretability", arXiv:2301.05217. The paper
+    projects the logits, as functions of the inputs, on Fourier components. Here each row of logits is projected as a
+    function on the classes, which is defined on any subset of rows and for any group. The learned blocks are those of
+    the present weights; the paper takes those of the trained network. Softmax collapse: Prieto et al., "Grokking at the
+    edge of numerical stability", arXiv:2501.04697.
     """
 
     group_columns = "its columns by block"

@@ -38,8 +38,8 @@ class Depth(BlockDiagnostic):
 
     For l = 1 energy, purity and coverage are those of the columns ``energy/mean``, ``features/purity`` and
     ``features/coverage``. A_l contains the residual link: A_l = I + H. The columns by block need a group,
-    ``prediction`` real weights without batch norm. A transformer has a single such layer, the input of its readout,
-    which is no layer of nodes with weights and an activation: it has norm, independence, coupling, label_share and
+    ``prediction`` real weights without batch norm. A transformer counts as one layer, the input of its readout. This
+    layer has no nodes with weights and an activation, so its columns are norm, independence, coupling, label_share and
     label_purity.
 
     The layers are computed again, forward and backward, which takes about half as long as a step of a deeper network.

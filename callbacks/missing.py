@@ -44,13 +44,13 @@ class Missing(BlockDiagnostic):
     energy/residual_missing        share of the fresh nodes with more than half of themselves in a missing block
     =============================  ==================================================================================
 
-    The first two ratios are empty where every block is covered. A network without nodes on the one-hots has only
-    ``features/explained``. The fresh nodes are the same in every row and run of a size; they need a homogeneous σ
-    without batch norm.
+    ``interaction/missing_…`` are empty where every block is covered. A network without nodes on the one-hots has only
+    ``features/explained``. The fresh nodes are the same in every row, and in every run of the same size; they need a
+    homogeneous σ without batch norm.
 
     ``features/blocks.npz`` has for rows × blocks: ``explained``; the shares ``residual``, ``gradient`` and ``coupled``
-    (of RRᵀF̃) in each block; ``covered``. It is written every 20 of its rows, when a run stops and at the end. The table
-    is part of every checkpoint, so that a resumed run continues it.
+    (of RRᵀF̃) in each block; ``covered``. The file is written after every 20 rows of the table, when a run stops and at
+    its end. The table is part of every checkpoint, so that a resumed run continues it.
 
     The callback is off by default; ``callbacks.missing.enabled=true`` switches it on.
 

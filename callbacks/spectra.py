@@ -1,4 +1,4 @@
-"""Progress measures of the features as a whole: their rank, that of W, and the alignment of the tangent kernel."""
+"""Progress measures of the whole network: the rank of the features and of W, the alignment of the tangent kernel."""
 
 from __future__ import annotations
 

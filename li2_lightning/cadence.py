@@ -1,4 +1,4 @@
-"""Which rows are due: every n steps, or so many a decade.
+"""Which rows are due: every n steps, or N rows a decade.
 
 A cadence is a positive integer n, whose marks are the multiples of n; or ``logN``, whose marks are 10^(k/N), k = 0, 1,
 2, …: N marks a decade; or ``log``, which is ``log10``. Due are row 0, the first row at or after each mark, and the last

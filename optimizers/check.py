@@ -165,7 +165,7 @@ def checkpoint(candidate: Candidate) -> str:
     torch.manual_seed(1)
     _require(
         torch.equal(train(restored, resumed, loss, 5), uninterrupted),
-        "training on from a checkpoint leads elsewhere than training on without: state is missing from state_dict()",
+        "training on from a checkpoint gives other weights than without it: state is missing from state_dict()",
     )
     return ""
 
@@ -223,7 +223,7 @@ def one_role(candidate: Candidate) -> str:
         found = train(composite, weight, loss, 4)
         torch.manual_seed(0)
         expected = train(candidate.build(alone, weight_decay=0.1), alone, loss, 4)
-        _require(torch.equal(found, expected), f"as optimizer.{role} it leads elsewhere than alone")
+        _require(torch.equal(found, expected), f"as optimizer.{role} it gives other weights than alone")
     bystander = Parameter(torch.ones(3, 3, dtype=torch.float64))
     weight, loss = least_squares()
     train(candidate.build(weight, bystander, weight_decay=0.1), weight, loss, 2)
@@ -260,7 +260,7 @@ def extra_layers(candidate: Candidate) -> str:
 
 @_enter
 def complex_weights(candidate: Candidate) -> str:
-    """Complex weights are trained, or refused with an exception; never wrongly in silence."""
+    """Complex weights are trained, or refused with an exception; never silently trained wrongly."""
 
     def attempt() -> str:
         for lr in _learning_rates(candidate):

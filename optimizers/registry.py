@@ -158,8 +158,8 @@ def _call(factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[s
 def _one_pass(factory: Factory, params: Sequence[torch.Tensor], arguments: Mapping[str, Any]) -> dict[str, bool]:
     """The argument that lets an optimizer of torch update all parameters in one pass over memory, where it can.
 
-    An Adam step then takes a third of the time. There is none for complex parameters, nor where the user has set
-    another way.
+    An Adam step then takes a third of the time. The argument is left out for complex parameters, and where the user has
+    set another way.
     """
     ways = {"fused", "foreach", "differentiable", "capturable"}
     if factory not in _from_torch.values() or not accepts(factory, "fused", 1) or ways & arguments.keys():

@@ -1,4 +1,4 @@
-"""AdamW without a schedule: gradients at one point, evaluation at the average of the others."""
+"""AdamW without a schedule: gradients are computed at one point, and evaluation is at an average of earlier points."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import train
 from li2_lightning.cli.hydra_errors import prepare
 from li2_lightning.cli.main import main
 from li2_lightning.config.checks import read_config
@@ -131,6 +132,32 @@ def test_every_lever_of_the_page_of_tasks_is_one() -> None:
     known = config_hash(read_config({}))
     for lever in levers:
         assert config_hash(read_config(OmegaConf.from_dotlist(lever.split()))) != known, lever
+
+
+def test_the_page_of_columns_names_every_column_and_no_other(tmp_path: Path) -> None:
+    """Of runs with every callback: with an extra layer, and without, where the tangent kernel has a closed form.
+
+    There are 21 updates for `update/eigengap`, and fewer nodes than blocks, so that some blocks are missing.
+    """
+    lines = (DOCS / "columns.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.split(" | ")[0] for line in lines if line.startswith("| `")]
+    # Two names on the page are no columns by themselves: an abbreviation, and parameter groups beyond the first.
+    names = {name for cell in cells for name in re.findall(r"`([^`…]+)`", cell)} - {"optimizer/<role>_lr/1"}
+    columns: set[str] = set()
+    for layers in (0, 1):
+        result = train.run(
+            composed(*prepare(["callbacks=full", "callbacks.depth.enabled=true", "callbacks.report.enabled=false",
+                               "callbacks.pictures.enabled=false", "task.order=11", "network.width=4", "max_steps=21",
+                               f"network.hidden_layers={layers}", f"output_dir={tmp_path}", "logger.mode=disabled"]))
+        )  # fmt: skip
+        (header, *_) = (result.directory / "metrics.csv").read_text(encoding="utf-8").splitlines()
+        columns |= set(header.split(",")) - {"step"}
+    forms = {
+        name: re.compile(re.escape(name).replace("<l>", r"\d+").replace("<role>", r"\w+").replace("<block>", r"k=\d+"))
+        for name in names
+    }
+    assert {column for column in columns if not any(form.fullmatch(column) for form in forms.values())} == set()
+    assert {name for name, form in forms.items() if not any(form.fullmatch(column) for column in columns)} == set()
 
 
 class Parsed(BaseException):

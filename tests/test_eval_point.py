@@ -212,7 +212,7 @@ def test_only_an_optimizer_with_both_methods_has_an_eval_point() -> None:
 
 
 def test_normalized_weights_are_refused_with_it(tiny_run: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^network\.normalize_weights=true .* evaluated at others, .*[^.]\.$"):
+    with pytest.raises(InputError, match=r"^network\.normalize_weights=true .* evaluated at other weights, .*[^.]\.$"):
         tiny_run(*chosen("averaging"), "network.normalize_weights=true", f"output_dir={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 

@@ -72,7 +72,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         if override.startswith("~") and not _DELETABLE.match(override):
             key = override[1:].partition("=")[0]
             raise InputError(
-                f"{override} deletes a key, which would silently stand for its default; set it instead, as in {key}=…."
+                f"{override} deletes a key, which would then silently have its default; set it instead, as in {key}=…."
             )
         if match := _COLON.fullmatch(override):
             path, option, value = match.groups()

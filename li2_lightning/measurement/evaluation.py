@@ -54,7 +54,7 @@ class EvaluatedModule(lightning.LightningModule):
         if self.has_eval_point and network.config.normalize_weights:
             raise InputError(
                 "network.normalize_weights=true acts on the weights that are trained; this optimizer is evaluated at "
-                "others, which are not normalized; choose another optimizer or leave it false."
+                "other weights, which are not normalized; choose another optimizer or leave this key false."
             )
         # While the weights are at the eval point: a copy of the train point, since optimizer.train() rounds.
         self._train_point: dict[str, Tensor] = {}
@@ -80,7 +80,7 @@ class EvaluatedModule(lightning.LightningModule):
         data = data if isinstance(data, TableDataModule) else self._rows
         if data is None:
             raise InputError(
-                "This Li2Module has no rows, and it needs the training rows beside any others; make it with "
+                "Outputs of any rows need the training rows, and this Li2Module has no rows; make it with "
                 "Li2Module.from_config, or give it a TableDataModule."
             )
         return data

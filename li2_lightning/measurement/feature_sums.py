@@ -29,7 +29,7 @@ class FeatureSums:
         self._wide = torch.float32 if targets.device.type == "mps" else torch.float64
         self._class_sums = self._norms = self._weighted_sums = torch.empty(0)
         self._places = Places(self._targets.shape[1])
-        # The squares of the pieces of one run, added up, and the run.
+        # The sum of the squared pieces of one run, and the place of this run.
         self._squares: Tensor | None = None
         self._run = 0
         self._mean: Tensor | None = None

@@ -168,7 +168,7 @@ class Passes:
 
 
 def _ridge_readout(features: Tensor, targets: Tensor, ridge: float | Tensor, total: int) -> Tensor:
-    """`ridge_readout` on the rows of all ranks, ``total`` rows; it also solves the smaller of the two systems."""
+    """`ridge_readout` on the rows of all ranks, ``total`` in number; as there, the smaller of two systems is solved."""
     if world_size() == 1:
         return ridge_readout(features, targets, ridge)
     if total < features.shape[1]:

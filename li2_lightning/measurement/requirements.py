@@ -1,4 +1,4 @@
-"""What right rows need of Lightning's Trainer: of one that `train.run` builds, and of a user's own."""
+"""The settings of Lightning's Trainer with which all rows are right, in `train.run` and in a user's own Trainer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXTRA = (
 REFUSED = {
     "it is a key of its own, trainer.{name}": ("accelerator", "devices", "num_nodes", "precision"),
     "it is a key of its own, {name}": ("max_steps",),
-    "ranks divide the rows and sum their gradients in a way of ours": (
+        "ranks divide the rows and sum their gradients by this library's own strategy": (
         "strategy", "plugins", "use_distributed_sampler", "sync_batchnorm",
     ),
     "the sections logger and callbacks and the key output_dir say where a run is kept": (
@@ -55,7 +55,7 @@ def check_trainer(trainer: lightning.Trainer) -> None:
     """Check that a Trainer of a user's own makes right rows.
 
     Raises:
-        InputError: an argument would make them wrong in silence; or no argument ends the fit.
+        InputError: an argument would silently make rows wrong; or no argument ends the fit.
     """
     for name, harmless in HARMLESS.items():
         if (value := getattr(trainer, name)) != harmless:
@@ -78,6 +78,6 @@ def check_trainer(trainer: lightning.Trainer) -> None:
 
 
 def make_folder(trainer: lightning.Trainer) -> None:
-    """Make the folder into which callbacks write; `train.run` has made that of a run, and a URL is none of ours."""
+    """Make the folder into which callbacks write, unless it is a URL; the folder of `train.run` exists already."""
     if trainer.is_global_zero and "://" not in str(trainer.default_root_dir):
         Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center
 
-# Attributes of a run of a stack that are its part of those of the whole stack.
+# Attributes that a run of a stack takes from those of the whole stack, as its part of them.
 PARTS = ("outputs", "targets", "readout_gradient", "_rows", "_kept_features")
 
 

@@ -65,7 +65,7 @@ class Places:
 class Observer(Protocol):
     """Receives every block of features in order, while the block is in cache.
 
-    It must neither change a block nor keep it, since the next block takes its memory.
+    An observer must neither change nor keep a block, since the next block takes its memory.
     A block has some rows of one run (b × K), or all rows of the next runs of a stack (g × n × K); `Places` tells which.
     The forward pass is the first pass over the features. The backward pass is the second one, since the gradient of V
     needs the features again; where V has no gradient there is no second pass.
@@ -136,7 +136,7 @@ class _Block:
 
     Attributes:
         runs: the run or the runs.
-        rows: the rows of one run, all rows of several.
+        rows: some rows of one run, or all rows of several runs.
         index: the rows of ``table`` whose sums are the rows of XW, k × b, run after run.
         table: the tables of all runs under each other.
         each: the number of rows of each run in this block.
@@ -153,7 +153,7 @@ class _Block:
     spare: Tensor
 
     def gather(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """XW in ``space``, piece by piece, each with its part of ``index``. A row is the sum of k rows of the table."""
+        """Yield pieces of XW in ``space``, with their part of ``index``. A row is the sum of k rows of the table."""
         rows = len(self.spare)
         pieces, parts = torch.split(self.space, rows), torch.split(self.index, rows, dim=1)
         for piece, index in zip(pieces, parts, strict=True):
@@ -179,7 +179,7 @@ class _Block:
 
 
 def _rows(table: Tensor, index: Tensor) -> int:
-    """The rows of the largest block of one run."""
+    """The number of rows of the largest block of one run."""
     return min(block_rows(table.shape[-1], table.element_size()), index.shape[-2])
 
 

@@ -34,7 +34,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def arranged(right: Tensor, rows: int) -> Tensor:
-    """B in the memory layout that is fastest for several products AB of one B (…×k×n), each A with so many rows."""
+    """B in the memory layout that is fastest for several products AB of one B (…×k×n), each A with ``rows`` rows."""
     return right.mT.contiguous().mT if _is_for_onednn(rows, right) else right
 
 

@@ -102,7 +102,7 @@ class Sweep:
             self._in_stacks = {id(job) for stack in launched if len(stack) > 1 for job in stack}
             for stack in launched:
                 worker.write_stack(self.folder, stack)
-            reason = "its process ended without a word"
+            reason = "its process ended without an outcome"
             try:
                 start([stack[0].overrides for stack in launched])
             except Exception as error:

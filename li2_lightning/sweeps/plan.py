@@ -58,7 +58,7 @@ class Outcome:
     reason: str | None = None
     trace: str | None = None
     stderr: list[str] = field(default_factory=list)  # lines that the run wrote to stderr
-    together: int = 1  # the runs of its stack; ``seconds`` is this run's share of their time
+    together: int = 1  # number of runs in its stack; ``seconds`` is this run's share of their time
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Job:
 
     Attributes:
         overrides: the overrides that the sweep adds for this run.
-        label: those overrides that not all runs have.
+        label: its overrides, without those that all runs of the sweep have.
         config: None where the run is refused.
         retry_alone: a worker died while several runs were training, so each of them is tried again by itself.
     """
@@ -129,8 +129,8 @@ def _refuse_several_devices(values: DictConfig) -> None:
         wanted = values.get("trainer", {}).get(name, 1)
         if isinstance(wanted, int) and wanted > 1:
             raise InputError(
-                f"A sweep gives each run one device, and trainer.{name}={wanted} asks for more: launchers count "
-                "one process a run, and their cores by it; start such runs one by one without -m, or leave it at 1."
+                f"A sweep gives each run one device, and trainer.{name}={wanted} asks for more: a launcher counts "
+                "one process and its cores for each run; start such runs one by one without -m, or leave it at 1."
             )
 
 

@@ -1,10 +1,10 @@
 """Several runs trained together: their weights have a leading axis, and one loop takes a step of all of them.
 
-Each run of a stack is a run: it has its own `Li2Module`, data, optimizer, schedule, callbacks, loggers and directory,
-and a Trainer that holds them. Its parameters are slices of the parameters of the stack
-(`li2_lightning.networks.base.stacked`), so every part of a run finds its own weights and gradients where it expects
-them. Together are: the forward and the backward pass, the measurement of a row, the transfer of rows to the host, and
-the step of optimizers that allow it (`optimizers.joint`).
+Each run of a stack has its own `Li2Module`, data, optimizer, schedule, callbacks, loggers and directory, and a Trainer
+that holds them. Its parameters are slices of the parameters of the stack (`li2_lightning.networks.base.stacked`), so
+every part of a run finds its own weights and gradients where it expects them. The runs share the forward and the
+backward pass, the measurement of a row, the transfer of rows to the host, and the step of optimizers that allow it
+(`optimizers.joint`).
 
 A run leaves the stack when it ends, diverges, or fails; the stack gets smaller, and the other runs go on.
 """
@@ -53,7 +53,8 @@ LINES = 10
 # Packages whose code draws no random numbers from the global sources while it trains.
 OURS = ("li2_lightning", "callbacks", "optimizers", "benchmarks", "lightning", "torch")
 
-# Makes one object that steps the optimizers of several runs; a run's own step goes through a function with its place.
+# Makes one object that steps the optimizers of several runs. The second argument makes the step of a run whose
+# optimizer cannot be joined: a function of the place of the run and of that step.
 JoinOptimizers = Callable[[list[Any], Callable[[int, Callable[[], Any]], None]], Any]
 
 
@@ -65,13 +66,13 @@ class Member:
         trainer: holds the run's callbacks, loggers and directory; it does not loop itself.
         module, data: the run's.
         finish: called once, when the run has left the stack, with the error that ended it, if any.
-        random_state: of the global sources after the run was built; where code from outside this project may draw from
-            them, each run goes on with its own state.
+        random_state: of the global sources of random numbers, at first after the run was built. Code from outside this
+            project may draw from these sources; around such code they have the state of the run.
         batches: the rows of each further step.
         batch: the rows of the present step.
         accuracy: on the test rows, of the newest row.
         error: the error for which the run leaves the stack at the end of the present step.
-        hooks: of each hook of a step, the callbacks' own functions, and whether they may draw random numbers.
+        hooks: for each hook of a step, the functions of the run's callbacks, and whether they may draw random numbers.
     """
 
     trainer: lightning.Trainer
@@ -200,7 +201,7 @@ class Stack(lightning.LightningModule):
             self._leave(member, member.error)
         if leaving:
             self._assemble()
-            # The end of one run is not that of the others.
+            # The end of a run has changed the part that the clock counts; the other runs go on with their steps.
             clock.phase("steps")
         self.trainer.should_stop = not self._members
 

@@ -21,7 +21,7 @@ from li2_lightning.tasks.tasks import build_task
 
 # For stack=auto. More runs in one stack gain little, and a run of more features (rows × width) gains nothing.
 MOST, LARGEST_RUN = 32, 2**21
-# How often the weights of a run are in memory: values, gradients, optimizer, the window of updates.
+# Tensors as large as its weights that a run has in memory: values, gradients, optimizer state, the window of updates.
 COPIES = 32
 # Keys in which the runs of a stack may differ. Numbers in the sections of optimizers and schedules may differ, too.
 VARYING = (
@@ -38,19 +38,19 @@ def obstacle(config: Config) -> str | None:
         return f"network.name={config.network.name}"
     if config.trainer.compile:
         return "trainer.compile=true"
-    # Clipping takes the norm of all gradients together, and a time limit would be one for all runs.
+    # In a stack clipping would take the norm of the gradients of all runs, and a time limit would end all runs.
     if config.trainer.extra:
         return f"trainer.extra.{next(iter(config.trainer.extra))}"
     if config.trainer.devices * config.trainer.num_nodes > 1:
         return f"trainer.devices={config.trainer.devices}"
-    # Its scale of the loss is one for all runs, and an overflow in one run would undo the updates of all.
+    # Its scale of the loss is common to all runs, so an overflow in one run would undo the updates of all.
     if config.trainer.precision == "16-mixed":
         return "trainer.precision=16-mixed"
     return None
 
 
 def kind(config: Config) -> str:
-    """What the runs of a stack have in common: shapes, plug-ins by name, number of steps; equal texts go together."""
+    """Shapes, names of plug-ins, number of steps, as a text; runs with the same text can form a stack."""
     plain = to_plain(config)
     for key in VARYING:
         *sections, name = key.split(".")

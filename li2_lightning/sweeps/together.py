@@ -45,7 +45,7 @@ class Together:
             Interrupted: SIGINT or SIGTERM; the checkpoints of all runs hold their state.
         """
         runs = [_Run(place, config, self._report) for place, config in enumerate(configs)]
-        # The time of a stack is that of each of its runs.
+        # Each run of a stack counts the time of the whole stack.
         clock.begin()
         with quiet_lightning():
             for run in runs:
@@ -78,7 +78,7 @@ class Together:
 
 
 class _Run:
-    """One run of a stack, with the contexts that are left when the run ends."""
+    """One run of a stack, with the contexts (lock, loggers, summary) that its end closes."""
 
     def __init__(self, place: int, config: Config, ended: Callable[[int, Outcome], None]) -> None:
         self.place, self.config, self._ended = place, config, ended

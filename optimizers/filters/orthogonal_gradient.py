@@ -23,16 +23,17 @@ class OrthogonalGradient(NamedFilter):
         g − (⟨W, g⟩/⟨W, W⟩) W,    ⟨A, B⟩ = Re Σ conj(A_ij) B_ij,    and g itself where W = 0,
 
     and nothing else changes: ``p.grad`` is what it was, weight decay is the inner optimizer's. In a homogeneous
-    network the component left out scales the outputs and no prediction.
+    network the removed component only scales the outputs and changes no prediction.
 
     The source states the projection for θ, all parameters as one vector. Here, as in its authors' code, each tensor has
     its own, so that it works for one role alone; a gradient orthogonal to every tensor is orthogonal to θ, too.
-    Where the network declares several matrices in one tensor (fused Q, K, V; `optimizers.layouts`), each is a W.
-    Their code then scales the result up to the length of g; their text does not, nor do we.
+    Where the network declares several matrices in one tensor (fused Q, K, V; `optimizers.layouts`), each matrix is a W.
+    The authors' code then scales the result up to the length of g; their text does not, nor do we.
 
     The length of W still changes: a step along the tangent ends a little further out, weight decay shortens W, and
-    Adam's scaling of single entries leaves the tangent. But no gradient drives it to a value. So a problem whose
-    solution has a certain length (least squares) need not be solved, and the contract's checks on such problems fail.
+    Adam's scaling of single entries leaves the tangent. But no gradient drives the length to a value. So a problem
+    whose solution has a certain length (least squares) may stay unsolved, and the contract's checks on such
+    problems fail.
 
     Args:
         params: the tensors to train.

@@ -22,7 +22,7 @@ RMS = 0.2
 
 @register("normuon")
 class NorMuon(Optimizer):
-    """Muon whose update is divided, for every output, by the root mean square that it had there lately.
+    """Muon whose update is divided, for every output, by the root mean square of its recent entries there.
 
         m ← βm + (1−β)g        O = UVᴴ,  m = UDVᴴ
         v_o ← β₂v_o + (1−β₂)·mean_i |O_io|²        (o an output, i the inputs)

@@ -61,7 +61,9 @@ def tuned(runs: Sequence[Run], axis: str, *choices: str) -> Tuned:
     ended = [run for run in runs if run.summary is not None]
     seeds = sorted({int(run["seed"]) for run in ended})
     if len(seeds) < 2:
-        raise InputError("Settings are tuned on other seeds than a result is of, so this picture needs two seeds.")
+        raise InputError(
+            "A setting is tuned on other seeds than those it is shown on, so this picture needs two seeds."
+        )
     cells: dict[str, dict[float, list[Run]]] = {}
     for run in ended:
         cells.setdefault(optimizer_of_w(run), {}).setdefault(_value(run, axis), []).append(run)
@@ -178,7 +180,7 @@ def _equal_blocks(run: Run) -> int:
 
 
 def _draw_prediction(axes: Axes, over_width: Tuned) -> list[Line2D]:
-    """The coverage of Theorem 8 over K, as fitted to each optimizer and for κᵃ of 1, ½ and 0; returns the latter."""
+    """Coverage of Theorem 8 over K: fitted to each optimizer, and for κᵃ = 1, ½, 0, of which it returns the lines."""
     widths = sorted({int(width) for groups in over_width.values() for width in groups})
     count = _equal_blocks(next(iter(next(iter(over_width.values())).values()))[0])
 

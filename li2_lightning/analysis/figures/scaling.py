@@ -34,7 +34,7 @@ LAWS: dict[str, Callable[[float, float], float]] = {
     "n/(M ln M)": lambda p, M: p * M / math.log(M),
     "p/(1−p) · M/ln M": lambda p, M: p / (1 - p) * M / math.log(M),
 }
-"""What may be the same at every boundary, of the share of pairs p = n/M² and the order M."""
+"""Quantities that may be constant along the boundary, of the share of pairs p = n/M² and the order M."""
 
 
 @FIGURES.register("scaling_samples")
@@ -140,8 +140,8 @@ DECAY, WIDTH = "optimizer.weight_decay", "network.width"
 def time(runs: list[Run]) -> Figure:
     """Steps to each event over each factor, with exponents; and ‖G_F‖ over weight decay.
 
-    A panel has the runs that differ from the centre of the grid in its factor alone; that of weight decay also has
-    those of other widths. A fit uses the values of a factor at which every seed has come to the event.
+    A panel has the runs that differ from the centre of the grid in its factor alone; the panel of weight decay also has
+    runs of other widths. A fit uses the values of a factor at which every seed has come to the event.
 
     Raises:
         InputError: no finished run has the column gradient/norm.

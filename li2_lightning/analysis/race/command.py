@@ -4,7 +4,7 @@
     li2 race DIR… --confirm SEEDS [--workloads NAME,…] [-o confirmed.md] [-o results.csv] [-o confirmed.png]
     li2 race results.csv [-o confirmed.md] [-o confirmed.png]
 
-The first form is the table of the tuning.
+The first form prints the table of the tuning.
 
 Each line is an *entrant*: an optimizer section without learning rates and weight decays, whose values are the entrant's
 grid. The runs may differ in nothing else but the seed. The **best** setting of an entrant is the one with which most
@@ -30,21 +30,21 @@ The columns about nodes are medians over the seeds of the best setting, from the
 ``stop_at_test_accuracy`` these are nodes that have just generalized, not nodes after equally many steps.
 
 With ``--confirm`` the best setting of each entrant is trained on SEEDS fresh seeds and on every workload, a file of
-configs/workload. Runs that have ended are not repeated. The minimum of the tuning is no longer in these numbers, so
-they are unbiased; a setting that was best on the tuned task need not be so on another workload.
+configs/workload. Runs that have ended are not repeated. No seed of the tuning is in these numbers, so they are
+unbiased. The best setting on the tuned task need not be the best on another workload.
 
 | column | meaning |
 |---|---|
 | score | share of workloads within τ times the fastest entrant, averaged over τ from 1 to 4 (AlgoPerf) |
-| steps over adam's | median over seeds and workloads of the steps of both, seed by seed |
+| steps over adam's | its steps over adam's with the same seed on the same workload, median over seeds and workloads |
 | group | entrants with a common letter cannot be told apart |
-| workloads, seeds | how many arrived at .99: workloads with more than half of the seeds, and seeds |
+| workloads, seeds | workloads on which more than half of the seeds reached .99; seeds that reached it; of how many |
 | setting | as above; ↑ or ↓: at the edge of the tuned grid |
 
 Brackets hold 95 % bootstrap intervals over seeds, which are drawn within each workload and are the same for all
 entrants. Two entrants differ if Wilcoxon's signed-rank test on the ratios of their steps, exact and corrected by Holm
-for all pairs, gives p < .05. All of this is about these workloads. Entrants that enter later are confirmed by the same
-command. results.csv holds the steps of every seed, and the third form shows and draws them without any run.
+for all pairs, gives p < .05. All of this is about these workloads. The same command confirms entrants that enter later.
+results.csv holds the steps of every seed, and the third form shows and draws them without any run.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ TABLES = (".md", ".csv")
 def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     """The command ``li2 race``."""
     add_directories(parser)
-    parser.add_argument("--confirm", metavar="SEEDS", type=int, help="train the best settings on so many fresh seeds")
+    parser.add_argument("--confirm", metavar="SEEDS", type=int, help="number of fresh seeds for the best settings")
     parser.add_argument("--workloads", metavar="NAME,…",
                         help=f"what to confirm on; all by default: {', '.join(workload_names())}")  # fmt: skip
     add_outputs(parser, (*TABLES, *PICTURES), required=False)

@@ -1,4 +1,4 @@
-"""The entrants of a race: an optimizer each, with its grid, its best setting, and the nodes that this leaves."""
+"""The entrants of a race: an optimizer each, with its grid, its best setting, and the nodes that the setting trains."""
 
 from __future__ import annotations
 
