@@ -284,3 +284,10 @@ def test_the_project_stands_alone() -> None:
     assert ROOT / "train.py" in kept
     for path in kept:
         assert outside not in path.read_bytes(), path
+
+
+def test_nothing_that_a_run_leaves_is_in_the_repository() -> None:
+    """A run in the top folder with `output_dir=.` looks like new files to `git add --all`."""
+    left = {"config.yaml", "metrics.csv", "summary.json", "stages.json", "report.png", ".lock"}
+    kept = [path for path in tracked() if path.parent != ROOT / "configs"]
+    assert [path for path in kept if path.name in left or path.suffix in (".ckpt", ".window", ".npz")] == []
