@@ -126,9 +126,9 @@ class Updates(Diagnostic):
         return {**super().state_dict(), "gram": self._own(track.gram), "count": track.count}
 
     def window_dict(self) -> dict[str, Any]:
-        """The updates in the window, and their Gram matrix, by which they are matched with a checkpoint."""
+        """The updates that the next row needs, and the Gram matrix, by which they are matched with a checkpoint."""
         track = self._shared
-        updates = None if track.window is None else self._own(track.window)
+        updates = None if track.window is None else self._own(track.window)[_needed(track.count)]
         return {"updates": updates, "gram": self._own(track.gram)}
 
     def on_load_checkpoint(
@@ -137,9 +137,14 @@ class Updates(Diagnostic):
         # Lightning calls `load_state_dict` after this hook.
         assert trainer.ckpt_path is not None
         found = read_window(Path(trainer.ckpt_path), checkpoint["global_step"], self.state_key)
-        gram = checkpoint["callbacks"].get(self.state_key, {}).get("gram")
-        if found is not None and gram is not None and torch.equal(found["gram"], gram):
-            self.track.window = found["updates"]
+        state = checkpoint["callbacks"].get(self.state_key)
+        if found is None or found["updates"] is None or state is None or not torch.equal(found["gram"], state["gram"]):
+            return
+        updates, places = found["updates"], _needed(state["count"])
+        # Earlier releases kept all 20.
+        if len(updates) == len(places):
+            self.track.window = updates.new_zeros(WINDOW, updates.shape[-1])
+            self.track.window[places] = updates
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -244,6 +249,11 @@ class _Track:
         self.gram[..., slot, :], self.gram[..., slot] = products, products
         self.count += 1
         return eigengap(self.gram) if self.count >= WINDOW else change.new_full(change.shape[:-1], torch.nan)
+
+
+def _needed(count: int) -> list[int]:
+    """The places in the window, after ``count`` updates, that the next update does not overwrite."""
+    return [place for place in range(min(count, WINDOW)) if place != count % WINDOW]
 
 
 def _learning_rates(optimizer: Optimizer) -> dict[str, float]:

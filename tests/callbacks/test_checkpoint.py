@@ -264,7 +264,8 @@ def test_weights_alone_take_a_third_of_the_state_and_the_state_no_more_than_weig
     sizes = {path.name: path.stat().st_size / weights for path in (run.directory / "checkpoints").iterdir()}
     assert 1 < sizes["best.ckpt"] < 1.2
     assert 3 < sizes["row-000022.ckpt"] < 3.3
-    assert sizes["row-000022.window"] > 13
+    # 19 updates of W, which is two thirds of the weights.
+    assert 12.6 < sizes["row-000022.window"] < 12.8
 
 
 class Dice(lightning.Callback):

@@ -61,8 +61,12 @@ def add_panel(figure: Figure, left: float, bottom: float, width: float, height: 
 
 def write_png(figure: Figure, path: Path) -> Path:
     """Write a `fixed_figure` as it is, in a fraction of the time of `save`; returns ``path``."""
+    figure.set_dpi(DPI)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, pil_kwargs={"compress_level": 2})
+        # Without the channel of opacity, which is the same everywhere, the file is a tenth smaller.
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(temporary, "png", compress_level=2)
     return path
 
 
