@@ -57,7 +57,8 @@ def _draw_ratios(axes: Axes, standings: Standings) -> None:
     _name_rows(axes, standings)
     axes.set_yticks(range(len(standings.optimizers)), [])
     axes.set_xlabel("median steps over those of the fastest on this workload")
-    axes.legend(fontsize=7, loc="upper right")
+    # Below the axes, since every place inside may have markers.
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4)
 
 
 def _draw_profiles(axes: Axes, standings: Standings) -> None:
