@@ -241,16 +241,19 @@ def groups_of_seeds(runs: Sequence[Run], keys: Sequence[str] | None = None) -> d
     labels = [describe(group[0], keys) for group in ordered]
     if len(set(labels)) < len(labels):
         # Two tasks of one name, such as a group with two operands and with three.
-        labels = [", ".join(f"{key}={_show(group[0].settings.get(key))}" for key in keys) for group in ordered]
+        labels = [", ".join(f"{key}={show(group[0].settings.get(key))}" for key in keys) for group in ordered]
     return dict(zip(labels, ordered, strict=True))
 
 
 def describe(run: Run, keys: Sequence[str]) -> str:
-    """The values of some settings as text, such as "Z23, lr=0.005, hidden=muon"; the task appears by its name."""
-    parts = []
-    if any(key.startswith("task.") for key in keys):
-        parts.append(task_name(run))
-    parts += [f"{_short(key)}={_show(run.settings.get(key))}" for key in keys if not key.startswith("task.")]
+    """The values of some settings as text, such as "Z23, lr=0.005, hidden=muon"; the task appears by its name.
+
+    A setting that is null says nothing beside others, so it is shown only where all of them are null.
+    """
+    parts = [task_name(run)] if any(key.startswith("task.") for key in keys) else []
+    others = [key for key in keys if not key.startswith("task.")]
+    given = [key for key in others if run.settings.get(key) is not None]
+    parts += [f"{_short(key)}={show(run.settings.get(key))}" for key in given or (others if not parts else [])]
     return ", ".join(parts)
 
 
@@ -366,6 +369,8 @@ def _short(key: str) -> str:
     return key.partition(".")[2] or key
 
 
-def _show(value: Any) -> str:
-    """A short text that differs for different values."""
+def show(value: Any) -> str:
+    """A short text of a setting that differs for different values; null as in YAML."""
+    if value is None:
+        return "null"
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

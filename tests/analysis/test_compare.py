@@ -49,6 +49,16 @@ def test_seeds_are_compared_with_each_other(
         assert f"{run.metrics['test/loss'].iloc[-1]:.4g}" in shown
 
 
+def test_a_setting_that_is_null_in_some_runs_reads_as_in_yaml(own_sweep: Path) -> None:
+    for run in find_runs([own_sweep]):
+        path = run.directory / "config.yaml"
+        path.write_text(
+            path.read_text().replace("ridge: null", "ridge: 0.5" if run["optimizer.lr"] > 0.01 else "ridge: null")
+        )
+    table = comparison(groups_of_seeds(find_runs([own_sweep])))
+    assert ["network.ridge", "null", "0.5"] in table["settings"]
+
+
 def test_some_seeds_that_never_got_there(own_sweep: Path) -> None:
     for run in find_runs([own_sweep])[:1]:
         event = {"from": 1, "to": 2, "step": 7}

@@ -178,7 +178,7 @@ def _presets(roles: Sequence[str]) -> dict[str, str]:
 def _labels(runs: Sequence[Run]) -> list[str]:
     """A label for the entrant of each run: the name of its preset, else its optimizers.
 
-    Optimizers of one name are told apart by their hyperparameters.
+    Optimizers of one name are told apart by the hyperparameters that they set.
     """
     presets = [_presets(_roles(run)).get(_identity(run)) for run in runs]
     names = [preset or _name(run) for preset, run in zip(presets, runs, strict=True)]
@@ -190,7 +190,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         namesakes = [other for other, its in zip(runs, names, strict=True) if its == name]
         roles = tuple(f"optimizer.{role}." for role in _roles(run))
         keys = [k for k in differing_settings(namesakes) if k.startswith(roles) and k.rpartition(".")[2] not in GRID]
-        more = ", ".join(f"{key.removeprefix('optimizer.')}={run.settings.get(key)}" for key in keys)
+        given = {key: value for key in keys if (value := run.settings.get(key)) is not None}
+        more = ", ".join(f"{key.removeprefix('optimizer.')}={value}" for key, value in given.items())
         labels.append(f"{name} {more}".strip())
     return labels
 
