@@ -18,7 +18,7 @@ from PIL import Image
 
 from li2_lightning.analysis.figures.style import BLUE, GREY, ORANGE, new_figure, shade_stages
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import block_basis, block_legend, block_slices, isotypic_blocks
+from li2_lightning.groups.representations import block_legend, isotypic_blocks
 from li2_lightning.runs.load import Run, task_name
 from li2_lightning.runs.snapshots import read_snapshot, snapshots
 from li2_lightning.runs.terminal import STAGE_NAMES
@@ -81,9 +81,7 @@ class Film:
 
     def _shares(self, weights: npt.NDArray[np.inexact]) -> npt.NDArray[np.floating]:
         """(blocks, nodes) share of every block in every node; 0 where all weights are 0."""
-        W = torch.from_numpy(weights)
-        basis = torch.tensor(block_basis(self.group).T, dtype=W.dtype)
-        return np.asarray(feature_shares(W, basis, block_slices(self.group)).nan_to_num())
+        return np.asarray(feature_shares(torch.from_numpy(weights), self.group).nan_to_num())
 
     def _build(self, counts: npt.NDArray[np.integer]) -> None:
         figure = new_figure(*SIZE)

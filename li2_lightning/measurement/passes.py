@@ -18,12 +18,14 @@ from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Activity, Moments, Network
 from li2_lightning.plugins import takes_stacks
+from li2_lightning.tasks.tasks import Task
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 
 class SplitRows(Protocol):
-    """The rows of both splits; `li2_lightning.data.TableDataModule` has them."""
+    """The task and its rows of both splits; `li2_lightning.data.TableDataModule` has them."""
 
+    task: Task
     train: Rows
     train_share: Rows
     test_share: Rows
@@ -132,7 +134,7 @@ class Passes:
     @torch.no_grad()
     def _measure(self, step: int, activity: Activity, losses: Tensor, sums: FeatureSums | None) -> StepState:
         """Measure losses and accuracies of both splits; ``activity`` and ``losses`` are those of the training rows."""
-        state = StepState(step, activity, self.data.train, self.network, self.loss, sums)
+        state = StepState(step, activity, self.data.train, self.network, self.loss, sums, self.data.task.group)
         train, test = self.data.train_share, self.data.test_share
         outputs, test_outputs = activity.outputs.detach(), self.network.evaluate(test.tokens, activity.moments)
         test_outputs = self.loss.fitted_outputs(test_outputs, outputs, train.labels)

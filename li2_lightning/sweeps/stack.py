@@ -416,6 +416,7 @@ class _StackedRows:
     """The rows of all runs of a stack (`li2_lightning.measurement.passes.SplitRows`)."""
 
     def __init__(self, parts: list[TableDataModule]) -> None:
+        self.task = parts[0].task
         self.train = self.train_share = Rows.stacked([part.train for part in parts])
         self.test_share = Rows.stacked([part.test for part in parts])
 

@@ -93,7 +93,7 @@ def test_a_wrong_number_of_flat_directions_fails(
             lambda p, partners, activation: torch.ones(12, dtype=torch.float64) / 12**0.5,
         ),
         ("7", interactive, "new_node_gradient", lambda f, F, Y, ridge: (Y - Y.mean(dim=0)) @ (Y.mT @ f) / ridge),
-        ("7", interactive, "block_norms", lambda *sides: block_norms(*sides[:3], sides[3].roll(1, 0), sides[4])),
+        ("7", interactive, "block_norms", lambda R, *sides: block_norms(R.roll(1, 0), *sides)),
         ("8", interactive, "shrink_factor", lambda new, found, nodes: 0.5),
         ("8", interactive, "orthogonal_maxima", lambda group: torch.full((3,), 1e9)),
         ("8", interactive, "orthogonal_maxima", lambda group: torch.ones(3)),

@@ -14,7 +14,6 @@ from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
 from li2_lightning.analysis.figures.style import GREY, MARKERS, curve_style, new_figure
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import block_basis, block_slices
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.runs.load import Run, groups_of_seeds
 from li2_lightning.theory.features import feature_shares
@@ -95,7 +94,7 @@ def weighed_nodes(run: Run) -> Nodes:
     energies, _ = sampled_energy_gradient(
         unit, left, right, torch.from_numpy(task.labels[rows]), find_activation("square")
     )
-    shares = feature_shares(unit, torch.tensor(block_basis(task.group).T), list(block_slices(task.group)))
+    shares = feature_shares(unit, task.group)
     return Nodes(norms.square(), shares.max(dim=0).values.nan_to_num(), energies)
 
 

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from li2_lightning.config import CONFIGS
 from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import block_basis, block_slices
 from li2_lightning.runs.load import Run, differing_settings
 from li2_lightning.theory.features import feature_shares
 
@@ -113,8 +111,7 @@ def node_statistics(run: Run) -> dict[str, float]:
     weights = run.weights()
     W = weights["W"].reshape(-1, group.order, weights["W"].shape[-1])
     W = (weights["E"] @ W if "E" in weights else W).flatten(0, 1)
-    basis = torch.tensor(block_basis(group).T).to(W.dtype)
-    return share_statistics(feature_shares(W, basis, list(block_slices(group))))
+    return share_statistics(feature_shares(W, group))
 
 
 def share_statistics(shares: Tensor) -> dict[str, float]:
