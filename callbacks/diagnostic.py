@@ -21,16 +21,20 @@ class Cadence:
     Args:
         option: the config key below ``callbacks``, for the error message.
         every_n_steps: a cadence (`li2_lightning.cadence`): a number of steps, ``log`` or ``logN``.
+
+    Attributes:
+        next_is_due: whether the next row is due in any case.
     """
 
     def __init__(self, option: str, every_n_steps: int | str) -> None:
         self.every_n_steps = cadence(f"callbacks.{option}", every_n_steps)
         self.last_row = -1
+        self.next_is_due = False
 
     def due(self, step: int, is_last: bool = False) -> bool:
         """Whether row ``step`` is due. Call it exactly once a row, with ``is_last`` of the row's `StepState`."""
-        due = is_last or is_due(self.every_n_steps, step, self.last_row)
-        self.last_row = step
+        due = is_last or self.next_is_due or is_due(self.every_n_steps, step, self.last_row)
+        self.last_row, self.next_is_due = step, False
         return due
 
 

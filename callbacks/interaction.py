@@ -51,15 +51,9 @@ class Interaction(Diagnostic):
         if ridge is not None and not (real and 0 < ridge < math.inf):
             raise InputError(f"callbacks.interaction.ridge={ridge!r} does not fit; it is a positive number, or null.")
         self.ridge = ridge
-        self._transition = False
 
     def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
-        self._transition = True
-
-    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step, state.is_last) or self._transition:
-            self._transition = False
-            state.log_all(self.measure(module, state))
+        self.cadence.next_is_due = True
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         F = state.features
@@ -69,11 +63,11 @@ class Interaction(Diagnostic):
         return {"interaction/repelled_share": share, "interaction/repulsion": strength}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "transition": self._transition}
+        return {**super().state_dict(), "transition": self.cadence.next_is_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._transition = state_dict["transition"]
+        self.cadence.next_is_due = state_dict["transition"]
 
 
 def equilibrium_ridge(module: Li2Module, state: StepState) -> Tensor | float:

@@ -34,7 +34,6 @@ class Pictures(lightning.Callback):
 
     def __init__(self, every_n_steps: int | str = 200) -> None:
         self.cadence = Cadence("pictures.every_n_steps", every_n_steps)
-        self._transition = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # W&B may lack the pictures of an earlier part of the run, which was killed or had another logger mode.
@@ -44,18 +43,17 @@ class Pictures(lightning.Callback):
                     logger.draw(int(number), "features", picture)
 
     def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
-        self._transition = True
+        self.cadence.next_is_due = True
 
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step, state.is_last) or self._transition:
-            self._transition = False
+        if self.cadence.due(state.step, state.is_last):
             self._draw(trainer, module, state.step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_row": self.cadence.last_row, "transition": self._transition}
+        return {"last_row": self.cadence.last_row, "transition": self.cadence.next_is_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.cadence.last_row, self._transition = state_dict["last_row"], state_dict["transition"]
+        self.cadence.last_row, self.cadence.next_is_due = state_dict["last_row"], state_dict["transition"]
 
     def _draw(self, trainer: lightning.Trainer, module: Li2Module, step: int) -> None:
         group, weights = module.data.task.group, module.network.input_weights()
