@@ -18,7 +18,7 @@ from li2_lightning.groups.representations import matrix_irreps
 from li2_lightning.theory.lazy import center
 
 
-def pair_features(weights: Tensor, group: FiniteGroup) -> Tensor:
+def pair_features(weights: Tensor) -> Tensor:
     """F = (u[a] + v[b])² for all pairs in the order a·M + b, M²×K, from weights 2M×K."""
     u, v = weights.chunk(2)
     return (u[:, None] + v[None]).square().reshape(-1, weights.shape[1])

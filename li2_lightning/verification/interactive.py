@@ -142,7 +142,7 @@ def _top_down(name: str, group: FiniteGroup) -> Iterator[Finding]:
         u, v = projector @ draw(group.order, many), projector @ draw(group.order, many, seed=1)
         units.append(torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1))
     X, Y = all_pairs(group)
-    F = center(pair_features(torch.cat(units, dim=1), group))
+    F = center(pair_features(torch.cat(units, dim=1)))
     V = torch.linalg.lstsq(F, Y, driver="gelsd").solution
     R = Y - F @ V
     norms = block_norms(R.mT @ R, V, F.mT @ R, group)

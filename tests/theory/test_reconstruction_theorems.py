@@ -19,14 +19,11 @@ from li2_lightning.theory.reconstruction import (
     reconstruction_residual,
 )
 from li2_lightning.verification.groups import affine_group
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from tests.conftest import draw
 
 
 def residual(weights: Tensor, group: FiniteGroup) -> float:
-    return reconstruction_residual(pair_features(weights, group), pair_targets(group)).item()
+    return reconstruction_residual(pair_features(weights), pair_targets(group)).item()
 
 
 @pytest.mark.parametrize("complex_weights", [False, True])
@@ -82,7 +79,7 @@ def test_random_units_of_the_blocks_solve_it_and_tied_ones_never_do(group: Finit
             (torch.cat([torch.cat([u, tied]), torch.cat([u, -tied])], dim=1),
              {"R": ((block.dimension - 1) / (2 * block.dimension)) ** 0.5, "C": 0.7071, "H": 0.8660}[block.kind]),
         ):  # fmt: skip
-            left = reconstruction_residual(pair_features(weights, group), targets).item()
+            left = reconstruction_residual(pair_features(weights), targets).item()
             assert left == pytest.approx(expected, abs=1e-4), block.label
 
 
