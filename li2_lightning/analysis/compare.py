@@ -23,7 +23,7 @@ from rich.text import Text
 
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
-from li2_lightning.analysis.figures.style import SUFFIXES, curve_style, new_figure, save
+from li2_lightning.analysis.figures.style import SUFFIXES, curve_styles, new_figure, save
 from li2_lightning.analysis.html_report import write_comparison
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs
 from li2_lightning.errors import InputError
@@ -90,7 +90,7 @@ def draw_comparison(groups: Mapping[str, Sequence[Run]]) -> Figure:
     columns = [name for name in PANELS if any(name in run.metrics for run in runs)]
     figure = new_figure(15, 8)
     panels = list(figure.subplots(2, 3).ravel())
-    styles = {label: curve_style(index, len(groups)) for index, label in enumerate(groups)}
+    styles = curve_styles(groups)
     draw_curves(panels[: len(columns)], columns, groups, runs, styles)
     for axes in panels[len(columns) :]:
         axes.remove()

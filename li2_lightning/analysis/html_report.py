@@ -220,8 +220,7 @@ def _chart(run: Run, title: str, columns: Sequence[str], log: bool) -> Any:
         mode = "lines" if len(values) > 1 and len(values) > len(run.metrics) / 20 else "lines+markers"
         curves.append({"x": values.index.to_numpy(), "y": values.to_numpy(), "name": escape(name), "mode": mode,
                        "line": _line(index), "showlegend": True})  # fmt: skip
-    events = run.stages["events"] if run.stages else ()
-    lines = {event["step"]: event["to"] * "I" for event in events}
+    lines: dict[float, str] = {step: stage * "I" for stage, step in run.entered.items()}
     return _figure(title, curves, log=log, lines=lines, zoom="steps", hovermode="x unified")
 
 
@@ -390,7 +389,6 @@ def _runs_table(runs: Sequence[Run], keys: Sequence[str], path: Path) -> dict[st
     for run in runs:
         test = [run.first_step("test/accuracy", level) for level in (0.5, 0.9, 0.99)]
         final = run.metrics["test/accuracy"].iloc[-1] if "test/accuracy" in run.metrics and len(run.metrics) else None
-        events = {event["to"]: event["step"] for event in run.stages["events"]} if run.stages else {}
         stalled = " (stalled)" if run.stages and run.stages["stalled"] else ""
         rows.append([
             {"href": _link(run, path), "text": describe(run, keys) or str(run["name"] or run.directory.name)},
@@ -398,7 +396,7 @@ def _runs_table(runs: Sequence[Run], keys: Sequence[str], path: Path) -> dict[st
             run.status,
             *("never" if step is None else step for step in test),
             _number(final),
-            f"{events.get(2, '–')} / {events.get(3, '–')}{stalled}",
+            f"{run.entered.get(2, '–')} / {run.entered.get(3, '–')}{stalled}",
             _number((run.summary or {}).get("wall_time_s")),
         ])  # fmt: skip
     head = ["run", "seed", "status", "test .5 at", ".9 at", ".99 at", "at the end", "II / III at", "seconds"]

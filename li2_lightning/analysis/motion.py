@@ -152,7 +152,6 @@ class Film:
         for row, (line, (_, node)) in enumerate(zip(self._lines, self._nodes, strict=True)):
             part = weights[: self.group.order, node].real
             line.set_ydata(part / (2.4 * max(np.abs(part).max(), 1e-12)) - row)
-        events = self.run.stages["events"] if self.run.stages else []
-        stage = max([1, *(event["to"] for event in events if event["step"] <= step)])
+        stage = max([1, *(stage for stage, entered in self.run.entered.items() if entered <= step)])
         named = f"   stage {STAGE_NAMES[stage]}" if self.run.stages else ""
         self._title.set_text(f"{task_name(self.run)}   step {step}{named}")

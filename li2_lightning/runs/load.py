@@ -10,11 +10,11 @@ import functools
 import json
 import os
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -37,6 +37,7 @@ from li2_lightning.tasks.tasks import Task, build_task
 _HOUSEKEEPING = (*(key for key in NOT_HASHED if key != "name"), "data.seed")
 # Settings that a label needs only where no other setting distinguishes the runs.
 _SECONDARY = ("name", "max_steps", "stop_at_test_accuracy", "trainer", "callbacks")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +110,11 @@ class Run:
     def train_fraction(self) -> float:
         """n/N, the fraction of the rows that the run was trained on; errors as for `split`."""
         return len(self.split.train) / len(self.task.labels)
+
+    @property
+    def entered(self) -> dict[int, int]:
+        """Stage (2, 3) → the step at which it was declared; empty without `stages`."""
+        return {event["to"]: event["step"] for event in self.stages["events"]} if self.stages else {}
 
     def first_step(self, column: str, level: float) -> int | None:
         """The first step at which ``column`` was at least ``level``; None if it never was."""
@@ -216,6 +222,14 @@ def differing_settings(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[
     keys = {key: None for run in runs for key in run.settings if not is_within(key, out)}
     differing = [key for key in keys if len({_hashable(run.settings.get(key)) for run in runs}) > 1]
     return sorted(differing, key=lambda key: key.partition(".")[0] in _SECONDARY)
+
+
+def grouped(runs: Iterable[Run], key: Callable[[Run], Key]) -> dict[Key, list[Run]]:
+    """The runs of each value of ``key``, values and runs in the order in which they come."""
+    groups: dict[Key, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups
 
 
 def groups_of_seeds(runs: Sequence[Run], keys: Sequence[str] | None = None) -> dict[str, list[Run]]:

@@ -31,7 +31,7 @@ from li2_lightning.analysis.race import LEVEL, Entrant, describe_setting, entran
 from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_slices
-from li2_lightning.runs.load import Run, task_name
+from li2_lightning.runs.load import Run, grouped, task_name
 from li2_lightning.theory.muon import expected_coverage, fitted_factor
 
 COLUMNS = {
@@ -62,9 +62,6 @@ def tuned(runs: Sequence[Run], axis: str, *choices: str) -> Tuned:
     seeds = sorted({int(run["seed"]) for run in ended})
     if len(seeds) < 2:
         raise InputError("Settings are tuned on other seeds than a result is of, so this picture needs two seeds.")
-    cells: dict[str, dict[float, list[Run]]] = {}
-    for run in ended:
-        cells.setdefault(optimizer_of_w(run), {}).setdefault(_value(run, axis), []).append(run)
     halves = set(seeds[::2]), set(seeds[1::2])
     return {
         name: {
@@ -74,17 +71,15 @@ def tuned(runs: Sequence[Run], axis: str, *choices: str) -> Tuned:
                 for run in _best_setting(cell, choices, others)
                 if int(run["seed"]) in mine
             ]
-            for value, cell in sorted(values.items())
+            for value, cell in sorted(grouped(own, lambda run: _value(run, axis)).items())
         }
-        for name, values in sorted(cells.items())
+        for name, own in sorted(grouped(ended, optimizer_of_w).items())
     }
 
 
 def _best_setting(runs: Sequence[Run], choices: Sequence[str], seeds: set[int]) -> list[Run]:
     """All runs at the values of ``choices`` with the lowest median final test loss of these seeds."""
-    settings: dict[tuple[float, ...], list[Run]] = {}
-    for run in runs:
-        settings.setdefault(tuple(_value(run, key) for key in choices), []).append(run)
+    settings = grouped(runs, lambda run: tuple(_value(run, key) for key in choices))
     losses = {
         setting: [_final_loss(run) for run in group if int(run["seed"]) in seeds] for setting, group in settings.items()
     }

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from li2_lightning.analysis.figures import FIGURES
-from li2_lightning.analysis.figures.phase_diagram import GENERALIZED, by_task, ended, final_accuracy
+from li2_lightning.analysis.figures.phase_diagram import GENERALIZED, by_task, by_width, ended, final_accuracy
 from li2_lightning.analysis.figures.style import (
     GREY,
     MARKERS,
@@ -26,7 +26,7 @@ from li2_lightning.analysis.figures.style import (
 from li2_lightning.analysis.scaling import Estimate, exponent, half_points, law
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks
-from li2_lightning.runs.load import Run, differing_settings, task_name
+from li2_lightning.runs.load import Run, differing_settings, grouped, task_name
 from li2_lightning.theory.muon import expected_coverage
 
 LAWS: dict[str, Callable[[float, float], float]] = {
@@ -121,9 +121,9 @@ def irreps(runs: list[Run]) -> Figure:
 
 EVENTS: dict[str, Callable[[Run], float | None]] = {
     "training accuracy .99": lambda run: run.first_step("train/accuracy", 0.99),
-    "stage II": lambda run: _stage(run, 2),
+    "stage II": lambda run: run.entered.get(2),
     "peak of ‖G_F‖": lambda run: int(run.metrics["gradient/norm"].to_numpy().argmax()),
-    "stage III": lambda run: _stage(run, 3),
+    "stage III": lambda run: run.entered.get(3),
     "test accuracy .9": lambda run: run.first_step("test/accuracy", GENERALIZED),
 }
 FACTORS: dict[str, tuple[str, Callable[[Run], float]]] = {
@@ -157,9 +157,9 @@ def time(runs: list[Run]) -> Figure:
         for index, (event, step) in enumerate(EVENTS.items()):
             _draw_power(axes, members, value, step, event, index)
         _finish(axes, text, "step", log="xy")
-    decays, width = FACTORS[DECAY][1], FACTORS[WIDTH][1]
+    decays = FACTORS[DECAY][1]
     others = [run for run in _around(runs, centre, DECAY, WIDTH) if run.settings[WIDTH] != centre.get(WIDTH)]
-    for index, (K, members) in enumerate(_grouped(others, width).items()):
+    for index, (K, members) in enumerate(by_width(others).items()):
         if len({decays(run) for run in members}) > 1:
             event = "test accuracy .9"
             _draw_power(panels[0], members, decays, EVENTS[event], f"{event}, K={K:g}", len(EVENTS) + index)
@@ -196,12 +196,12 @@ def width(runs: list[Run]) -> Figure:
     left, right = figure.subplots(1, 2)
     for index, (name, members) in enumerate(tasks.items()):
         style, L = curve_style(index, len(tasks)), irreps[name]
-        by_width = _grouped(members, lambda run: float(run["network.width"]))
-        means = [np.mean([_covered(run) for run in group]) / L for group in by_width.values()]
-        left.plot([K / L for K in by_width], means, MARKERS[index % len(MARKERS)], color=style["color"],
+        of_widths = by_width(members)
+        means = [np.mean([_covered(run) for run in group]) / L for group in of_widths.values()]
+        left.plot([K / L for K in of_widths], means, MARKERS[index % len(MARKERS)], color=style["color"],
                   label=f"{name}, {L} irreps")  # fmt: skip
-        grid = np.geomspace(min(by_width), max(by_width), 60)
-        expected = expected_coverage(L, int(max(by_width))).numpy()
+        grid = np.geomspace(min(of_widths), max(of_widths), 60)
+        expected = expected_coverage(L, max(of_widths)).numpy()
         left.plot(grid / L, np.interp(grid, np.arange(len(expected)), expected) / L, linewidth=1, **style)
         right.errorbar(L, halves[name].value, _error(halves[name]), color=style["color"], capsize=3,
                        marker=MARKERS[index % len(MARKERS)], label=f"{name}: K½ = {halves[name]}")  # fmt: skip
@@ -267,11 +267,6 @@ def _dimensions(run: Run) -> tuple[int, int]:
     return max(block.dimension for block in blocks), max(block.real_dimension for block in blocks)
 
 
-def _stage(run: Run, stage: int) -> float | None:
-    events = run.stages["events"] if run.stages else []
-    return next((float(event["step"]) for event in events if event["to"] == stage), None)
-
-
 def _independent_width(maxima: int) -> int:
     """The number of independent nodes that hold all of ``maxima`` equally likely maxima with probability one half."""
     found = np.arange(maxima + 1)
@@ -302,13 +297,6 @@ def _around(runs: Sequence[Run], centre: Mapping[str, Any], *free: str) -> list[
     return [run for run in runs if all(run.settings[key] == value for key, value in centre.items() if key not in free)]
 
 
-def _grouped(runs: Sequence[Run], value: Callable[[Run], float]) -> Mapping[float, list[Run]]:
-    groups: dict[float, list[Run]] = {}
-    for run in sorted(runs, key=value):
-        groups.setdefault(value(run), []).append(run)
-    return groups
-
-
 def _draw_power(
     axes: Axes,
     runs: Sequence[Run],
@@ -320,7 +308,7 @@ def _draw_power(
     """Medians of an outcome over a positive factor, with the exponent of a power law in the legend."""
     fitted: list[tuple[Run, float]] = []
     color = curve_style(index, max(6, index + 1))["color"]
-    for x, members in _grouped(runs, value).items():
+    for x, members in grouped(sorted(runs, key=value), value).items():
         reached = [(run, float(y)) for run in members if (y := outcome(run)) is not None and y > 0]
         if x <= 0 or not reached:
             continue

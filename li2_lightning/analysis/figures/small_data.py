@@ -12,7 +12,7 @@ from torch import Tensor
 
 from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
-from li2_lightning.analysis.figures.style import GREY, MARKERS, curve_style, new_figure
+from li2_lightning.analysis.figures.style import GREY, MARKERS, curve_styles, new_figure
 from li2_lightning.errors import InputError
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.runs.load import Run, groups_of_seeds
@@ -54,7 +54,7 @@ def small_data(runs: list[Run]) -> Figure:
     if not runs or any(run["network.activation"] != "square" for run in runs):
         raise InputError("This picture needs finished runs of a group with network.activation=square.")
     groups = groups_of_seeds(runs)
-    styles = {label: curve_style(index, len(groups)) for index, label in enumerate(groups)}
+    styles = curve_styles(groups)
     markers = {label: MARKERS[index % len(MARKERS)] for index, label in enumerate(groups)}
     found = {label: [weighed_nodes(run) for run in group] for label, group in groups.items()}
     figure = new_figure(15, 4.2)

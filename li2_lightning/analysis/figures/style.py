@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,12 +106,22 @@ def curve_style(index: int, count: int) -> dict[str, Any]:
     return {"color": color, "linestyle": LINES[index % len(LINES)]}
 
 
+def curve_styles(labels: Collection[str]) -> dict[str, dict[str, Any]]:
+    """`curve_style` of each label."""
+    return {label: curve_style(index, len(labels)) for index, label in enumerate(labels)}
+
+
+def last_step(runs: Iterable[Run]) -> int:
+    """The largest step that a run has a row of; 0 without rows."""
+    return max((int(run.metrics.index[-1]) for run in runs if len(run.metrics)), default=0)
+
+
 def seed_band(runs: Sequence[Run], column: str) -> pd.DataFrame:
     """``median``, ``low`` and ``high`` of a column over the runs, by step.
 
     A run that stopped at its target test accuracy keeps its last value. Any other run counts only at steps that it has.
     """
-    last = max((int(run.metrics.index[-1]) for run in runs if len(run.metrics)), default=0)
+    last = last_step(runs)
     series = []
     for run in runs:
         if column not in run.metrics:

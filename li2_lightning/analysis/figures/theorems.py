@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from li2_lightning.analysis.figures import FIGURES
-from li2_lightning.analysis.figures.phase_diagram import by_task, half_crossing
+from li2_lightning.analysis.figures.phase_diagram import by_task, by_width, half_crossing
 from li2_lightning.analysis.figures.style import (
     BLUE,
     COLORS,
@@ -25,7 +25,7 @@ from li2_lightning.analysis.figures.style import (
 )
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks
-from li2_lightning.runs.load import Run, task_name
+from li2_lightning.runs.load import Run, grouped
 from li2_lightning.theory.energy import block_shares
 from li2_lightning.theory.muon import (
     collection_times,
@@ -130,14 +130,6 @@ def all_at_once(runs: list[Run]) -> Figure:
     return figure
 
 
-def by_width(runs: Sequence[Run]) -> dict[int, list[Run]]:
-    """The runs of each width, in the order of width."""
-    widths: dict[int, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: int(run["network.width"])):
-        widths.setdefault(int(run["network.width"]), []).append(run)
-    return widths
-
-
 def complete_shares(runs: Sequence[Run]) -> tuple[Tensor, float]:
     """Which of some runs of one width have a node in every irrep, (runs,), and the share of them if nodes are dealt.
 
@@ -210,10 +202,8 @@ def _finished(runs: Sequence[Run], column: str) -> list[Run]:
 
 def _by_fraction(runs: Sequence[Run]) -> dict[str, dict[float, list[Run]]]:
     """The runs of each task and training fraction, sorted by number of elements, then by fraction."""
-    series: dict[str, dict[float, list[Run]]] = {}
-    for run in sorted(runs, key=lambda run: (run.task.num_tokens, run.train_fraction)):
-        series.setdefault(task_name(run), {}).setdefault(run.train_fraction, []).append(run)
-    return series
+    ordered = sorted(runs, key=lambda run: run.train_fraction)
+    return {name: grouped(group, lambda run: run.train_fraction) for name, group in by_task(ordered).items()}
 
 
 def _count_blocks(run: Run) -> int:
