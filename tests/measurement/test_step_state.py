@@ -26,6 +26,7 @@ from li2_lightning.networks.build import build_network
 from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.seeds import generator
 from li2_lightning.theory.lazy import ridge_readout
+from tests.conftest import cosine
 
 M, n = 5, 17
 NETWORKS: list[dict[str, Any]] = [
@@ -123,10 +124,6 @@ def test_every_shared_quantity_is_the_dense_one(options: dict[str, Any]) -> None
         (state.feature_gradient, Rc @ V.mH),
     ):
         close(actual, expected)
-
-    def cosine(left: Tensor, right: Tensor) -> float:
-        product = (left.conj() * right).sum()
-        return ((product.real if product.is_complex() else product) / left.norm() / right.norm()).item()
 
     G = Rc @ V.mH
     assert {name: value.item() for name, value in asdict(state.structure).items()} == pytest.approx(

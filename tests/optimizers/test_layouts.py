@@ -21,6 +21,7 @@ from li2_lightning.seeds import generator
 from optimizers import CompositeOptimizer, Muon, OptimizerError, build_optimizer
 from optimizers.layouts import matrices
 from optimizers.sphere_ascent import SphereAscent
+from tests.optimizers.conftest import polar
 
 WIDTH, HEADS, FEEDFORWARD, TOKENS, OPERANDS = 16, 4, 64, 5, 3
 QKV = "encoder.layers.0.self_attn.in_proj_weight"
@@ -57,11 +58,6 @@ def updates(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     optimizer.step()
     return {name: before[name] - parameter.detach() for name, parameter in network.named_parameters()}
-
-
-def polar(M: Tensor) -> Tensor:
-    U, _, Vh = torch.linalg.svd(M, full_matrices=False)
-    return U @ Vh
 
 
 def spectral_norm(M: Tensor) -> float:

@@ -28,6 +28,7 @@ from li2_lightning.theory.energy import (
     sphere_curvatures,
 )
 from li2_lightning.verification.groups import affine_group, special_linear_group
+from tests.conftest import draw
 
 # Block: E* and the share of Gaussian starts that end there, by label of `isotypic_blocks`; where two shares stand,
 # those of several blocks of one kind lie between them. Z7's blocks are alike, so each gets a third. A5: 9,000 starts.
@@ -59,10 +60,6 @@ TABLE: dict[str, tuple[FiniteGroup, dict[str, tuple[float, float, float]]]] = {
     ),
 }
 SMALL = [name for name in TABLE if TABLE[name][0].order <= 12]
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def climb(group: FiniteGroup, starts: int, dtype: torch.dtype = torch.float64) -> Ascent:

@@ -18,13 +18,10 @@ from li2_lightning.theory.interaction import (
 )
 from li2_lightning.theory.lazy import backpropagated_gradient, center, ridge_readout
 from li2_lightning.theory.reconstruction import pair_features, pair_targets
+from tests.conftest import draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
@@ -117,7 +114,7 @@ def test_theorem_7_once_some_irreps_are_spanned_maxima_are_left_for_the_others_a
         projector, many = torch.tensor(blocks[number].projector), blocks[number].rank ** 2
         u, v = projector @ draw(group.order, many), projector @ draw(group.order, many, seed=1)
         units.append(torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1))
-    F, Y = center(pair_features(torch.cat(units, dim=1), group)), center(pair_targets(group))
+    F, Y = center(pair_features(torch.cat(units, dim=1))), center(pair_targets(group))
     R = Y - F @ torch.linalg.lstsq(F, Y, driver="gelsd").solution
     eye = torch.eye(group.order, dtype=torch.float64)
     X = torch.cat([eye.repeat_interleave(group.order, 0), eye.repeat(group.order, 1)], dim=1)

@@ -16,13 +16,10 @@ from li2_lightning.theory.lazy import (
     off_diagonal_sum,
     ridge_readout,
 )
+from tests.conftest import draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]  # n < K, n > K, n = K
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:

@@ -13,13 +13,10 @@ from li2_lightning.theory.lazy import (
     lazy_limit,
     readout_flow,
 )
+from tests.conftest import draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def problem(n: int, K: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
