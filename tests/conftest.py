@@ -31,11 +31,6 @@ def _no_wandb_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         yield
 
 
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Independent Gaussian numbers."""
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
 def cosine(left: Tensor, right: Tensor) -> float:
     """Re⟨left, right⟩/(‖left‖‖right‖)."""
     return float((left * right.conj()).sum().real / left.norm() / right.norm())

@@ -11,7 +11,7 @@ from li2_lightning.errors import InputError
 from li2_lightning.losses import LOSSES, CrossEntropy, CrossEntropyInFloat64, Loss, StableMax, build_loss, one_hot
 from li2_lightning.plugins import takes_stacks
 from li2_lightning.theory.lazy import ridge_readout
-from tests.conftest import draw
+from li2_lightning.verification.findings import draw
 
 NAMES = ["mse", "projected_mse", "cross_entropy", "cross_entropy_float64", "stablemax"]
 LABELS = torch.tensor([2, 0, 1, 2, 2, 0])

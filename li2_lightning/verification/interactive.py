@@ -41,6 +41,7 @@ from li2_lightning.theory.muon import (
     simulate_collection,
 )
 from li2_lightning.theory.reconstruction import (
+    both_signs,
     pair_features,
 )
 from li2_lightning.verification.findings import (
@@ -140,7 +141,7 @@ def _top_down(name: str, group: FiniteGroup) -> Iterator[Finding]:
     for number in spanned:
         projector, many = torch.tensor(blocks[number].projector), blocks[number].rank ** 2
         u, v = projector @ draw(group.order, many), projector @ draw(group.order, many, seed=1)
-        units.append(torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1))
+        units.append(both_signs(u, v))
     X, Y = all_pairs(group)
     F = center(pair_features(torch.cat(units, dim=1)))
     V = torch.linalg.lstsq(F, Y, driver="gelsd").solution

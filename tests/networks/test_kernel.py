@@ -9,7 +9,7 @@ from torch import Tensor
 from li2_lightning.networks import kernel
 from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.networks.kernel import block_rows, blocked_outputs, feature_blocks
-from tests.conftest import draw
+from li2_lightning.verification.findings import draw
 
 M, K, C, n = 5, 6, 7, 150
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from li2_lightning.networks import libraries
 from li2_lightning.networks.libraries import ONEDNN, TORCH, use_library
 from li2_lightning.networks.matmul import SMALL, add_product, arranged, product, squared_magnitudes, write_product
-from tests.conftest import draw
+from li2_lightning.verification.findings import draw
 
 m, k, n = 100, 150, 160
 assert m * k * n > SMALL

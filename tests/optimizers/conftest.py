@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -13,9 +12,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def polar(M: Tensor) -> Tensor:
-    """The polar factor UVᴴ of UΣVᴴ."""
-    U, _, Vh = torch.linalg.svd(M, full_matrices=False)
-    return U @ Vh

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import optimizers
+from li2_lightning.verification.findings import draw
 from optimizers import Muon, OptimizerError
 from optimizers.muon import polar_table
 from optimizers.muon.orthogonalize import METHODS, coefficients, optimal_quintics, orthogonalize
-from tests.conftest import draw
 
 POLYNOMIAL = [method for method in METHODS if method != "svd"]
 

@@ -17,7 +17,8 @@ from li2_lightning.theory.depth import (
     target_gram,
 )
 from li2_lightning.theory.lazy import center
-from tests.conftest import cosine, draw
+from li2_lightning.verification.findings import draw
+from tests.conftest import cosine
 
 n, C, K = 30, 5, 8
 

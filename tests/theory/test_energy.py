@@ -12,7 +12,7 @@ from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.theory.energy import energy, energy_gradient, energy_of_weights, unit_energy
-from tests.conftest import draw
+from li2_lightning.verification.findings import draw
 
 SQUARE = ACTIVATIONS["square"]
 GROUPS = {"Z7": groups.cyclic(7), "Z8": groups.cyclic(8), "S3": groups.symmetric(3), "Q8": groups.quaternion(8)}

@@ -27,8 +27,8 @@ from li2_lightning.theory.energy import (
     predicted_maxima,
     sphere_curvatures,
 )
+from li2_lightning.verification.findings import draw
 from li2_lightning.verification.groups import affine_group, special_linear_group
-from tests.conftest import draw
 
 # Block: E* and the share of Gaussian starts that end there, by label of `isotypic_blocks`; where two shares stand,
 # those of several blocks of one kind lie between them. Z7's blocks are alike, so each gets a third. A5: 9,000 starts.

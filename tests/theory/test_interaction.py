@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure, node_coupling
-from tests.conftest import cosine, draw
+from li2_lightning.verification.findings import draw
+from tests.conftest import cosine
 
 DTYPES = [torch.float64, torch.complex128]
 n, K, C = 14, 9, 5

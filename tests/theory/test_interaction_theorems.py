@@ -17,8 +17,8 @@ from li2_lightning.theory.interaction import (
     top_down_energy,
 )
 from li2_lightning.theory.lazy import backpropagated_gradient, center, ridge_readout
-from li2_lightning.theory.reconstruction import pair_features, pair_targets
-from tests.conftest import draw
+from li2_lightning.theory.reconstruction import both_signs, pair_features, pair_targets
+from li2_lightning.verification.findings import draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]
@@ -113,7 +113,7 @@ def test_theorem_7_once_some_irreps_are_spanned_maxima_are_left_for_the_others_a
     for number in spanned:  # as many products u(a)v(b) of the block as there are
         projector, many = torch.tensor(blocks[number].projector), blocks[number].rank ** 2
         u, v = projector @ draw(group.order, many), projector @ draw(group.order, many, seed=1)
-        units.append(torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1))
+        units.append(both_signs(u, v))
     F, Y = center(pair_features(torch.cat(units, dim=1))), center(pair_targets(group))
     R = Y - F @ torch.linalg.lstsq(F, Y, driver="gelsd").solution
     eye = torch.eye(group.order, dtype=torch.float64)

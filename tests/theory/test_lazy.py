@@ -16,7 +16,7 @@ from li2_lightning.theory.lazy import (
     off_diagonal_sum,
     ridge_readout,
 )
-from tests.conftest import draw
+from li2_lightning.verification.findings import draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]  # n < K, n > K, n = K

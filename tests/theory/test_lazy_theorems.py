@@ -13,7 +13,7 @@ from li2_lightning.theory.lazy import (
     lazy_limit,
     readout_flow,
 )
-from tests.conftest import draw
+from li2_lightning.verification.findings import distance, draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]
@@ -21,10 +21,6 @@ SIZES = [(12, 30), (30, 12), (12, 12)]
 
 def problem(n: int, K: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return draw(n, K, dtype=dtype), torch.eye(4, dtype=torch.float64)[torch.arange(n) % 4]
-
-
-def distance(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -16,7 +16,7 @@ from li2_lightning.theory.measures import (
     tangent_kernel,
     task_kernel,
 )
-from tests.conftest import draw
+from li2_lightning.verification.findings import draw
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5)])

@@ -16,7 +16,7 @@ from li2_lightning.theory.memorization import (
     memorization_gradient,
     spreading_maximizer,
 )
-from tests.conftest import draw
+from li2_lightning.verification.findings import draw
 
 GROUP = groups.symmetric(3)
 PARTNERS = torch.tensor(GROUP.table[GROUP.inverses, 4])
