@@ -13,7 +13,7 @@ from li2_lightning.distributed.collectives import gather_rows, share, sum_over_r
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums, at_least_single
-from li2_lightning.measurement.parts import columns_of_runs, part_of_run, quantity
+from li2_lightning.measurement.parts import accumulation_dtype, columns_of_runs, part_of_run, quantity
 from li2_lightning.networks.base import Activity, Network
 from li2_lightning.networks.kernel import Places
 from li2_lightning.networks.two_layer import TwoLayerNetwork
@@ -151,8 +151,8 @@ class StepState:
 
     @property
     def accumulation_dtype(self) -> torch.dtype:
-        """The real dtype of ratios, of small matrices and of the sums behind them: float64, or float32 on mps."""
-        return torch.float32 if self.outputs.device.type == "mps" else torch.float64
+        """`parts.accumulation_dtype` on the device of the row."""
+        return accumulation_dtype(self.outputs.device)
 
     def start_second_pass(self) -> None:
         """Prepare the sums, where there are any, for a second pass over the features, such as a backward pass."""
