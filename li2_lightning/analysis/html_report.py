@@ -32,7 +32,7 @@ from li2_lightning.analysis.charts import CHARTS, MISSING_CHARTS, OTHER_TITLES, 
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.features import features_figure, learned_nodes
 from li2_lightning.analysis.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
-from li2_lightning.analysis.figures.style import COLORS, DPI, GREY, headline, thin
+from li2_lightning.analysis.figures.style import COLORS, DPI, GREY, evenly, headline, thin
 from li2_lightning.analysis.motion import Film
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, optional_module
 from li2_lightning.errors import InputError
@@ -204,7 +204,7 @@ def _other_charts(run: Run) -> list[Any]:
 
 def _map(of: BlockMap) -> Any:
     """A heat map of steps × blocks; the colors go from 0 to the largest value."""
-    chosen = np.unique(np.linspace(0, len(of.steps) - 1, min(len(of.steps), MOST_ROWS_OF_MANY)).astype(int))
+    chosen = evenly(len(of.steps), MOST_ROWS_OF_MANY)
     values = of.values[chosen].T
     heat = {"type": "heatmap", "x": of.steps[chosen], "y": [escape(label) for label in of.labels], "z": values,
             "zmin": 0, "zmax": float(np.nanmax(values, initial=1e-12)), "colorscale": "Viridis"}  # fmt: skip

@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from li2_lightning.analysis.figures.style import BLUE, GREY, ORANGE, new_figure, shade_stages
+from li2_lightning.analysis.figures.style import BLUE, GREY, ORANGE, evenly, new_figure, shade_stages
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_legend, isotypic_blocks
 from li2_lightning.runs.load import Run, task_name
@@ -51,8 +51,8 @@ class Film:
                 "callbacks.snapshots.enabled=true."
             )
         kept = list(found)
-        if most is not None and len(kept) > most:
-            kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
+        if most is not None:
+            kept = [kept[i] for i in evenly(len(kept), most)]
         self.run, self.group, self.steps = run, group, kept
         self.labels = [block.label for block in isotypic_blocks(group)[1:]]
         self._paths = [found[step] for step in kept]

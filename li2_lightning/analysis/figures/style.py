@@ -173,9 +173,12 @@ def draw_intervals(
 
 def thin(rows: Rows, most: int) -> Rows:
     """At most ``most`` evenly spaced rows, the first and the last included."""
-    if len(rows) <= most:
-        return rows
-    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
+    return rows.iloc[evenly(len(rows), most)]
+
+
+def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
+    """At most ``most`` of the places 0 … count − 1, evenly spaced, the first and the last included."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def stopped_early(run: Run) -> bool:
