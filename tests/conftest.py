@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
@@ -34,6 +35,15 @@ def _no_wandb_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 def cosine(left: Tensor, right: Tensor) -> float:
     """Re⟨left, right⟩/(‖left‖‖right‖)."""
     return float((left * right.conj()).sum().real / left.norm() / right.norm())
+
+
+@contextlib.contextmanager
+def added(make: Callable[[], lightning.Callback]) -> Iterator[None]:
+    """Every run that is assembled in the block has one more callback, after its own."""
+    build = train.build_callbacks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_callbacks", lambda sections: [*build(sections), make()])
+        yield
 
 
 @dataclass
