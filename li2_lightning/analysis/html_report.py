@@ -388,14 +388,13 @@ def _runs_table(runs: Sequence[Run], keys: Sequence[str], path: Path) -> dict[st
     rows = []
     for run in runs:
         test = [run.first_step("test/accuracy", level) for level in (0.5, 0.9, 0.99)]
-        final = run.metrics["test/accuracy"].iloc[-1] if "test/accuracy" in run.metrics and len(run.metrics) else None
         stalled = " (stalled)" if run.stages and run.stages["stalled"] else ""
         rows.append([
             {"href": _link(run, path), "text": describe(run, keys) or str(run["name"] or run.directory.name)},
             run.seeds,
             run.status,
             *("never" if step is None else step for step in test),
-            _number(final),
+            _number(run.last("test/accuracy")),
             f"{run.entered.get(2, '–')} / {run.entered.get(3, '–')}{stalled}",
             _number((run.summary or {}).get("wall_time_s")),
         ])  # fmt: skip

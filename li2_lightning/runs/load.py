@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from li2_lightning.config.checks import load_config
 from li2_lightning.config.identity import NOT_HASHED, is_within
 from li2_lightning.config.schema import Config, keys, to_plain
 from li2_lightning.errors import InputError, unknown
+from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.networks.base import Network
 from li2_lightning.networks.build import restore_network
 from li2_lightning.runs.checkpoints import network_weights, read_checkpoint
@@ -97,6 +99,12 @@ class Run:
         """
         return _task(json.dumps(self.config["task"], sort_keys=True))
 
+    @property
+    def group(self) -> FiniteGroup:
+        """The group of a task that is known to have one."""
+        assert self.task.group is not None
+        return self.task.group
+
     @functools.cached_property
     def split(self) -> Split:
         """The rows of the task that the run was trained and tested on.
@@ -115,6 +123,10 @@ class Run:
     def entered(self) -> dict[int, int]:
         """Stage (2, 3) → the step at which it was declared; empty without `stages`."""
         return {event["to"]: event["step"] for event in self.stages["events"]} if self.stages else {}
+
+    def last(self, column: str) -> float:
+        """The value of ``column`` in the last row; NaN without the column or without a row."""
+        return float(self.metrics[column].iloc[-1]) if column in self.metrics and len(self.metrics) else math.nan
 
     def first_step(self, column: str, level: float) -> int | None:
         """The first step at which ``column`` was at least ``level``; None if it never was."""

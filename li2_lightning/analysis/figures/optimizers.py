@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def draw_muon(runs: list[Run]) -> Figure:
         for row, curves in ((above, over_width), (below, over_decay)):
             for axes, column in zip(row, COLUMNS, strict=True):
                 groups = curves.get(name, {})
-                intervals = [mean_interval(list(map(final(column), group))) for group in groups.values()]
+                intervals = [mean_interval([run.last(column) for run in group]) for group in groups.values()]
                 if intervals:
                     draw_intervals(axes, [shift * value for value in groups], intervals, **style)
     for row, curves, label in ((above, over_width, "K (hidden nodes)"), (below, over_decay, f"λ, at K = {width}")):
@@ -138,11 +138,6 @@ def draw_muon(runs: list[Run]) -> Figure:
     return figure
 
 
-def final(column: str) -> Callable[[Run], float]:
-    """A function that returns the last value of the column in a run; NaN without the column."""
-    return lambda run: float(run.metrics[column].iloc[-1]) if column in run.metrics else math.nan
-
-
 def middle_width(runs: Sequence[Run]) -> int:
     """The middle one of the widths, of two the larger."""
     widths = sorted({int(run[WIDTH]) for run in runs})
@@ -158,7 +153,7 @@ def measured_factor(widths: Mapping[float, Sequence[Run]]) -> tuple[float, float
     if not count:
         return None
     random = np.random.default_rng(0)
-    measured = [np.array([final("features/coverage")(run) for run in runs]) for runs in widths.values()]
+    measured = [np.array([run.last("features/coverage") for run in runs]) for runs in widths.values()]
     drawn = [each[random.integers(len(each), size=(2000, len(each)))].mean(axis=1) for each in measured]
     nodes = list(map(int, widths))
     value = fitted_factor(count, nodes, torch.tensor([each.mean() for each in measured]))
@@ -194,7 +189,7 @@ def _draw_prediction(axes: Axes, over_width: Tuned) -> list[Line2D]:
 
 
 def _final_loss(run: Run) -> float:
-    return float(run.metrics["test/loss"].iloc[-1]) if run.finished else math.inf
+    return run.last("test/loss") if run.finished else math.inf
 
 
 @FIGURES.register("optimizer_race")

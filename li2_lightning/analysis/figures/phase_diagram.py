@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import GREY, MARKERS, ORANGE, curve_style, new_figure
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import max_irrep_dimension
+from li2_lightning.groups.representations import isotypic_blocks, max_irrep_dimension
 from li2_lightning.runs.load import Run, differing_settings, grouped, groups_of_seeds, task_name
 from li2_lightning.theory.sampling import critical_fraction
 
@@ -133,9 +133,14 @@ def by_width(runs: Sequence[Run]) -> dict[int, list[Run]]:
     return grouped(ordered, lambda run: int(run["network.width"]))
 
 
+def count_irreps(run: Run) -> int:
+    """The number of non-trivial irreps of a group; a conjugate pair counts as one."""
+    return len(isotypic_blocks(run.group)) - 1
+
+
 def final_accuracy(run: Run) -> float:
     """Test accuracy of the last row; 0 for a run that diverged."""
-    return float(run.metrics["test/accuracy"].iloc[-1]) if run.finished else 0.0
+    return run.last("test/accuracy") if run.finished else 0.0
 
 
 def find_jump(runs: Sequence[Run]) -> Jump:

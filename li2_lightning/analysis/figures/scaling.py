@@ -13,7 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from li2_lightning.analysis.figures import FIGURES
-from li2_lightning.analysis.figures.phase_diagram import GENERALIZED, by_task, by_width, ended, final_accuracy
+from li2_lightning.analysis.figures.phase_diagram import (
+    GENERALIZED,
+    by_task,
+    by_width,
+    count_irreps,
+    ended,
+    final_accuracy,
+)
 from li2_lightning.analysis.figures.style import (
     GREY,
     MARKERS,
@@ -64,7 +71,7 @@ def samples(runs: list[Run]) -> Figure:
     left.plot([run.train_fraction / halves[task_name(run)].value for run in shown],
               [final_accuracy(run) for run in shown], "x", color=ORANGE,
               label="wrong labels only" if shown else None)  # fmt: skip
-    memorized = [float(run.metrics["train/accuracy"].iloc[-1]) for run in clean if final_accuracy(run) < GENERALIZED]
+    memorized = [run.last("train/accuracy") for run in clean if final_accuracy(run) < GENERALIZED]
     left.set_title(f"{len(memorized)} runs below {GENERALIZED:g}: training accuracy ≥ {min(memorized, default=1):.3g}",
                    loc="left", fontsize=9)  # fmt: skip
     M = np.geomspace(0.9 * min(orders.values()), 1.1 * max(orders.values()), 100)
@@ -133,7 +140,7 @@ FACTORS: dict[str, tuple[str, Callable[[Run], float]]] = {
     "data.critical_ratio": ("training pairs n, M fixed", lambda run: float(len(run.split.train))),
     "task.order": ("order M, n ∝ M ln M", lambda run: float(run.task.num_tokens)),
 }
-DECAY, WIDTH = "optimizer.weight_decay", "network.width"
+DECAY, WIDTH, COVERAGE = "optimizer.weight_decay", "network.width", "features/coverage"
 
 
 @FIGURES.register("scaling_time")
@@ -182,22 +189,22 @@ def width(runs: list[Run]) -> Figure:
     Raises:
         InputError: no finished run of a group with the column features/coverage.
     """
-    runs = [run for run in runs if run.finished and run.task.group is not None and "features/coverage" in run.metrics]
+    runs = [run for run in runs if run.finished and run.task.group is not None and COVERAGE in run.metrics]
     clean, control = [run for run in runs if not _noise(run)], [run for run in runs if _noise(run)]
     if not clean:
         raise InputError("This picture needs finished runs of a group with the column features/coverage.")
     tasks = by_task(clean)
-    irreps = {name: len(isotypic_blocks(_group(members[0]))) - 1 for name, members in tasks.items()}
+    irreps = {name: count_irreps(members[0]) for name, members in tasks.items()}
     names = [task_name(run) for run in clean]
     widths = [float(run["network.width"]) for run in clean]
-    complete = [_covered(run) == irreps[name] for run, name in zip(clean, names, strict=True)]
+    complete = [run.last(COVERAGE) == irreps[name] for run, name in zip(clean, names, strict=True)]
     halves = half_points(widths, complete, names, _seeds(clean))
     figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
     for index, (name, members) in enumerate(tasks.items()):
         style, L = curve_style(index, len(tasks)), irreps[name]
         of_widths = by_width(members)
-        means = [np.mean([_covered(run) for run in group]) / L for group in of_widths.values()]
+        means = [np.mean([run.last(COVERAGE) for run in group]) / L for group in of_widths.values()]
         left.plot([K / L for K in of_widths], means, MARKERS[index % len(MARKERS)], color=style["color"],
                   label=f"{name}, {L} irreps")  # fmt: skip
         grid = np.geomspace(min(of_widths), max(of_widths), 60)
@@ -207,7 +214,7 @@ def width(runs: list[Run]) -> Figure:
                        marker=MARKERS[index % len(MARKERS)], label=f"{name}: K½ = {halves[name]}")  # fmt: skip
     shown = [run for run in control if task_name(run) in irreps]
     left.plot([run["network.width"] / irreps[task_name(run)] for run in shown],
-              [_covered(run) / irreps[task_name(run)] for run in shown], "x", color=ORANGE,
+              [run.last(COVERAGE) / irreps[task_name(run)] for run in shown], "x", color=ORANGE,
               label="wrong labels only" if shown else None)  # fmt: skip
     independent = {L: _independent_width(L) for L in sorted(set(irreps.values()))}
     if len(independent) > 1:
@@ -252,18 +259,9 @@ def _noise(run: Run) -> float:
     return float(run["data.label_noise"])
 
 
-def _covered(run: Run) -> float:
-    return float(run.metrics["features/coverage"].iloc[-1])
-
-
-def _group(run: Run) -> Any:
-    assert run.task.group is not None
-    return run.task.group
-
-
 def _dimensions(run: Run) -> tuple[int, int]:
     """The largest dimension of a complex irrep and of a real one."""
-    blocks = isotypic_blocks(_group(run))
+    blocks = isotypic_blocks(run.group)
     return max(block.dimension for block in blocks), max(block.real_dimension for block in blocks)
 
 

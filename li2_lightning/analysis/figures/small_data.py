@@ -86,7 +86,6 @@ def small_data(runs: list[Run]) -> Figure:
 def weighed_nodes(run: Run) -> Nodes:
     """Norm, purity and energy of every node at the end of a run of a group with two operands and σ = x²."""
     task, W = run.task, run.weights()["W"].double()
-    assert task.group is not None
     rows = run.split.train
     left, right = torch.from_numpy(task.operands[rows]).unbind(dim=1)
     norms = torch.linalg.vector_norm(W, dim=0)
@@ -94,7 +93,7 @@ def weighed_nodes(run: Run) -> Nodes:
     energies, _ = sampled_energy_gradient(
         unit, left, right, torch.from_numpy(task.labels[rows]), find_activation("square")
     )
-    shares = feature_shares(unit, task.group)
+    shares = feature_shares(unit, run.group)
     return Nodes(norms.square(), shares.max(dim=0).values.nan_to_num(), energies)
 
 
