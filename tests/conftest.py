@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import train
+from li2_lightning.cli import main as li2
 
 torch.set_num_threads(1)
 
@@ -35,6 +36,11 @@ def _no_wandb_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 def cosine(left: Tensor, right: Tensor) -> float:
     """Re⟨left, right⟩/(‖left‖‖right‖)."""
     return float((left * right.conj()).sum().real / left.norm() / right.norm())
+
+
+def li2_command(name: str) -> Callable[[Sequence[str]], int]:
+    """``li2 NAME`` as a function of its arguments, which returns the exit code."""
+    return lambda arguments: li2.main([name, *arguments])
 
 
 @contextlib.contextmanager

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from li2_lightning.analysis.collect import collect
 from li2_lightning.analysis.compare import comparison
-from li2_lightning.cli import main as li2
 from li2_lightning.runs.load import find_runs, groups_of_seeds
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 compare ARGUMENTS``."""
-    return li2.main(["compare", *arguments])
+main = li2_command("compare")
 
 
 def test_settings_and_outcomes_that_differ(small_sweep: Path) -> None:

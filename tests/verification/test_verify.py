@@ -5,23 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from li2_lightning.cli import main as li2
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.theory.features import block_norms
 from li2_lightning.verification import depth, independent, interactive, lazy, verify
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 verify ARGUMENTS``."""
-    return li2.main(["verify", *arguments])
+main = li2_command("verify")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
