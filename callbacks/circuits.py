@@ -7,10 +7,11 @@ from torch import Tensor
 
 from callbacks.blocks import BlockDiagnostic
 from callbacks.registry import CALLBACKS
+from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.matmul import squared_magnitudes
-from li2_lightning.theory.features import block_energies, output_block_norms, split_outputs
+from li2_lightning.theory.features import block_energies, covered, output_block_norms, per_dimension, split_outputs
 from li2_lightning.theory.lazy import center
 from li2_lightning.theory.measures import gini
 
@@ -55,21 +56,20 @@ class Circuits(BlockDiagnostic):
             "circuits/weight_norm": torch.stack(parameters).sum().sqrt(),
             "circuits/softmax_collapse": (in_single == 0).to(state.outputs.dtype).mean(),
         }
-        if not self.labels:
+        if self.group is None:
             return columns
-        basis = self.basis(state)
-        norms = output_block_norms(center(state.outputs), basis, self.blocks)
+        norms = output_block_norms(center(state.outputs), self.group)
         shares = norms / norms.sum()
         columns |= {
-            f"circuits/logit_share/{label.replace(' ', '')}": share
-            for label, share in zip(self.labels, shares, strict=True)
+            f"circuits/logit_share/{block.label.replace(' ', '')}": share
+            for block, share in zip(isotypic_blocks(self.group)[1:], shares, strict=True)
         }
-        columns["circuits/logit_gini"] = gini(norms / self.ranks.to(norms.dtype))
+        columns["circuits/logit_gini"] = gini(per_dimension(norms, self.group))
         weights = module.network.input_weights()
-        if weights is not None:
-            energies = block_energies(weights, basis.to(weights.dtype), self.blocks).sum(dim=1)
-            columns["circuits/weight_gini"] = gini(energies / self.ranks.to(energies.dtype))
-            split = split_outputs(state.outputs, self.covered(weights, state), basis, self.blocks)
+        if weights is not None and state.node_shares is not None:
+            energies = block_energies(weights, self.group).sum(dim=1)
+            columns["circuits/weight_gini"] = gini(per_dimension(energies, self.group))
+            split = split_outputs(state.outputs, covered(state.node_shares), self.group)
             for name, outputs in zip(("restricted", "excluded"), split, strict=True):
                 columns[f"circuits/{name}_loss"] = module.loss.fitted_rows(outputs, state.targets).mean()
         return columns

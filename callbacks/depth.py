@@ -15,7 +15,7 @@ from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.theory.depth import isometry
-from li2_lightning.theory.features import feature_shares
+from li2_lightning.theory.features import covered, feature_shares, purity
 
 
 @CALLBACKS.register("depth")
@@ -80,28 +80,22 @@ class Depth(BlockDiagnostic):
             }
             if number < len(layers) and has_gates(state.network):
                 columns[f"gradient/{number}/prediction"] = structure.prediction
-            if self.blocks:
+            shares = None
+            if self.group is not None:
                 means = layer.target_features / state.class_counts.clamp_min(1)[..., None]
-                of_labels = feature_shares(means, self.basis(state).to(means.dtype), self.blocks)
-                columns[f"features/{number}/label_purity"] = of_labels.amax(dim=-2).nanmean(dim=-1)
+                columns[f"features/{number}/label_purity"] = purity(feature_shares(means, self.group))
             if upper is not None:
                 columns[f"energy/{number}/mean"] = upper.energies.nanmean(dim=-1)
                 columns[f"weights/{number}/isometry"] = isometry(upper.weights)
-                columns |= self._of_operands(number, self._fit(upper.input_sums, state), state)
+                if self.group is not None:
+                    shares = feature_shares(self._fit(upper.input_sums, state), self.group)
             elif isinstance(state.network, TwoLayerNetwork):
                 columns[f"energy/{number}/mean"] = unit_energies(state.network, state).nanmean(dim=-1)
-                columns |= self._of_operands(number, state.network.input_weights(), state)
+                shares = state.node_shares
+            if shares is not None:
+                columns[f"features/{number}/purity"] = purity(shares)
+                columns[f"features/{number}/coverage"] = covered(shares).sum(dim=-1)
         return columns
-
-    def _of_operands(self, number: int, parts: Tensor, state: StepState) -> dict[str, Tensor | float]:
-        """Purity and coverage of what each node is as a sum of functions of single operands, …×kM×K."""
-        if not self.blocks:
-            return {}
-        shares = self.node_shares(parts, state)
-        return {
-            f"features/{number}/purity": shares.amax(dim=-2).nanmean(dim=-1),
-            f"features/{number}/coverage": (shares > 0.5).any(dim=-1).sum(dim=-1),
-        }
 
     def _fit(self, input_sums: Tensor, state: StepState) -> Tensor:
         """X⁺z from Xᵀz; the training rows are the same in every row of a run."""

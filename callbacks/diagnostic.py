@@ -1,4 +1,4 @@
-"""The base class of callbacks that add columns to the rows."""
+"""The base classes of callbacks that act in some rows, and of those that add columns to them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from li2_lightning.errors import InputError
 from li2_lightning.measurement.parts import columns_of_runs
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
+from li2_lightning.theory.stages import Transition
 
 
 class Cadence:
@@ -21,20 +22,56 @@ class Cadence:
     Args:
         option: the config key below ``callbacks``, for the error message.
         every_n_steps: a cadence (`li2_lightning.cadence`): a number of steps, ``log`` or ``logN``.
+
+    Attributes:
+        next_is_due: whether the next row is due in any case.
     """
 
     def __init__(self, option: str, every_n_steps: int | str) -> None:
         self.every_n_steps = cadence(f"callbacks.{option}", every_n_steps)
         self.last_row = -1
+        self.next_is_due = False
 
     def due(self, step: int, is_last: bool = False) -> bool:
         """Whether row ``step`` is due. Call it exactly once a row, with ``is_last`` of the row's `StepState`."""
-        due = is_last or is_due(self.every_n_steps, step, self.last_row)
-        self.last_row = step
+        due = is_last or self.next_is_due or is_due(self.every_n_steps, step, self.last_row)
+        self.last_row, self.next_is_due = step, False
         return due
 
 
-class Diagnostic(lightning.Callback):
+class Paced(lightning.Callback):
+    """Acts in the rows that are due. With ``after_transitions`` the first row after a stage transition is due, too.
+
+    Args:
+        every_n_steps: the cadence; 1 means every row, ``log`` 10 rows a decade.
+    """
+
+    after_transitions = False
+
+    def __init__(self, every_n_steps: int | str) -> None:
+        self.cadence = Cadence(f"{type(self).__name__.lower()}.every_n_steps", every_n_steps)
+
+    def act(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
+        """What the callback does in a row that is due."""
+        raise NotImplementedError
+
+    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
+        if self.cadence.due(state.step, state.is_last):
+            self.act(trainer, module, state)
+
+    def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
+        self.cadence.next_is_due = self.after_transitions
+
+    def state_dict(self) -> dict[str, Any]:
+        waits = {"transition": self.cadence.next_is_due} if self.after_transitions else {}
+        return {"last_row": self.cadence.last_row, **waits}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.cadence.last_row = state_dict["last_row"]
+        self.cadence.next_is_due = state_dict.get("transition", False)
+
+
+class Diagnostic(Paced):
     """Adds columns to the rows that are due.
 
     In a stack of runs each run has an object of its own. A class that sets ``takes_stacks`` measures the rows of all
@@ -47,15 +84,14 @@ class Diagnostic(lightning.Callback):
     """
 
     def __init__(self, every_n_steps: int | str = 1) -> None:
-        self.cadence = Cadence(f"{type(self).__name__.lower()}.every_n_steps", every_n_steps)
+        super().__init__(every_n_steps)
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         """The columns of this row, name → scalar on the device; NaN where a value is undefined."""
         raise NotImplementedError
 
-    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step, state.is_last):
-            state.log_all(self.measure(module, state))
+    def act(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
+        state.log_all(self.measure(module, state))
 
     @classmethod
     def on_stack_state(
@@ -84,12 +120,6 @@ class Diagnostic(lightning.Callback):
             for state, own, is_due in zip(states, columns, due, strict=True):
                 if is_due:
                     state.log_all(own)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_row": self.cadence.last_row}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.cadence.last_row = state_dict["last_row"]
 
 
 def positive_integer(option: str, value: Any) -> int:

@@ -74,13 +74,27 @@ class Energy(Diagnostic):
 
 def unit_energies(network: TwoLayerNetwork, state: StepState) -> Tensor:
     """E of every node of the first hidden layer at unit norm, (…, K)."""
+    if is_homogeneous(network):
+        return scaled_energies(network, state.target_input_features)
+    return computed_energies(network, state.tokens, state.centered_targets)
+
+
+def is_homogeneous(network: TwoLayerNetwork) -> bool:
+    """Whether a node's features are proportional to a power of ‖w‖."""
+    return network.node_degree is not None and not network.config.batch_norm
+
+
+def scaled_energies(network: TwoLayerNetwork, products: Tensor) -> Tensor:
+    """½‖Sᵀσ(Xw)‖² of every node of a homogeneous network at unit norm, (…, K), from SᵀF (…×C×K)."""
+    assert network.node_degree is not None
+    return unit_energy(energy(products), column_norms(network.input_weights()), network.node_degree)
+
+
+def computed_energies(network: TwoLayerNetwork, tokens: Tensor, side: Tensor) -> Tensor:
+    """The same from S (``side``, …×n×C), for every σ; the nodes are evaluated anew at unit norm."""
     weights = network.input_weights()
-    norms = column_norms(weights)
-    if network.node_degree is not None and not network.config.batch_norm:
-        return unit_energy(energy(state.target_input_features), norms, network.node_degree)
-    norms = norms.unsqueeze(-2)
+    norms = column_norms(weights).unsqueeze(-2)
     unit = torch.where(norms > 0, weights / norms, torch.nan)
-    tokens = state.tokens.split(EVALUATION_BLOCK, dim=-2)
-    targets = state.centered_targets.to(weights.dtype).split(EVALUATION_BLOCK, dim=-2)
-    products = [Y.mT @ network.node_features(block, unit) for block, Y in zip(tokens, targets, strict=True)]
+    blocks = zip(tokens.split(EVALUATION_BLOCK, -2), side.to(weights.dtype).split(EVALUATION_BLOCK, -2), strict=True)
+    products = [S.mT @ network.node_features(rows, unit) for rows, S in blocks]
     return energy(torch.stack(products).sum(dim=0))

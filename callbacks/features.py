@@ -11,6 +11,7 @@ from li2_lightning.log import say
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.two_layer import TwoLayerNetwork
+from li2_lightning.theory.features import covered, purity
 
 
 @CALLBACKS.register("features")
@@ -40,11 +41,10 @@ class Features(BlockDiagnostic):
             say("features: this network has no nodes on the one-hots, so purity and coverage are left out.")
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
-        weights = state.network.input_weights()
-        if not self.blocks or weights is None:
+        shares = state.node_shares
+        if shares is None:
             return {}
-        shares = self.node_shares(weights, state)
         return {
-            "features/purity": shares.amax(dim=-2).nanmean(dim=-1),
-            "features/coverage": (shares > 0.5).any(dim=-1).sum(dim=-1),
+            "features/purity": purity(shares),
+            "features/coverage": covered(shares).sum(dim=-1),
         }

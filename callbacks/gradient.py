@@ -64,11 +64,10 @@ class Gradient(Diagnostic):
         coupling = node_coupling(state.readout, state.residual_gram, self._pairs(state.readout))
         return {"gradient/node_coupling": coupling}
 
-    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step, state.is_last):
-            state.log_all(self.measure(module, state))
-            if self.pairs_cadence.due(state.step, state.is_last):
-                state.log_all(self.measure_pairs(module, state))
+    def act(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
+        super().act(trainer, module, state)
+        if self.pairs_cadence.due(state.step, state.is_last):
+            state.log_all(self.measure_pairs(module, state))
 
     @classmethod
     def on_stack_state(

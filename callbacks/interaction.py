@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import lightning
 from torch import Tensor
 
 from callbacks.diagnostic import Diagnostic, positive_integer
@@ -16,7 +14,6 @@ from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.theory.interaction import most_similar_pairs, repulsion
 from li2_lightning.theory.lazy import center
-from li2_lightning.theory.stages import Transition
 
 
 @CALLBACKS.register("interaction")
@@ -43,6 +40,7 @@ class Interaction(Diagnostic):
 
     needs_float64 = True
     part = "interaction"
+    after_transitions = True
 
     def __init__(self, every_n_steps: int | str = 100, pairs: int = 200, ridge: float | None = None) -> None:
         super().__init__(every_n_steps)
@@ -51,15 +49,6 @@ class Interaction(Diagnostic):
         if ridge is not None and not (real and 0 < ridge < math.inf):
             raise InputError(f"callbacks.interaction.ridge={ridge!r} does not fit; it is a positive number, or null.")
         self.ridge = ridge
-        self._transition = False
-
-    def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
-        self._transition = True
-
-    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step, state.is_last) or self._transition:
-            self._transition = False
-            state.log_all(self.measure(module, state))
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
         F = state.features
@@ -67,13 +56,6 @@ class Interaction(Diagnostic):
         eta = equilibrium_ridge(module, state) if self.ridge is None else self.ridge
         share, strength = repulsion(F, eta, most_similar_pairs(F, self.num_pairs))
         return {"interaction/repelled_share": share, "interaction/repulsion": strength}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "transition": self._transition}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._transition = state_dict["transition"]
 
 
 def equilibrium_ridge(module: Li2Module, state: StepState) -> Tensor | float:

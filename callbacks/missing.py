@@ -12,15 +12,26 @@ from torch import Tensor
 
 from callbacks.blocks import BlockDiagnostic
 from callbacks.diagnostic import Cadence, positive_integer
+from callbacks.energy import computed_energies, is_homogeneous, scaled_energies
 from callbacks.registry import CALLBACKS
 from li2_lightning.files import replacing
+from li2_lightning.groups.finite_group import FiniteGroup
+from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.base import EVALUATION_BLOCK
 from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.seeds import generator
-from li2_lightning.theory.energy import ascend, column_norms, energy, unit_energy
-from li2_lightning.theory.features import BlockNorms, block_norms, explained, missing_ratio, target_block_norms
+from li2_lightning.theory.energy import ascend, energy
+from li2_lightning.theory.features import (
+    BlockNorms,
+    block_norms,
+    covered,
+    explained,
+    feature_shares,
+    missing_ratio,
+    target_block_norms,
+)
 
 FILE = "blocks.npz"
 QUANTITIES = ("explained", "residual", "gradient", "coupled", "covered")
@@ -89,31 +100,30 @@ class Missing(BlockDiagnostic):
             self._write(trainer)
 
     def measure(self, module: Li2Module, state: StepState) -> dict[str, Tensor | float]:
-        if not self.labels:
+        if self.group is None:
             return {}
-        basis = self.basis(state)
-        target = target_block_norms(state.class_counts, basis, self.blocks)
-        norms = block_norms(state.residual_gram, state.readout, state.residual_features, basis, self.blocks)
+        target = target_block_norms(state.class_counts.to(state.accumulation_dtype), self.group)
+        norms = block_norms(state.residual_gram, state.readout, state.residual_features, self.group)
         share = explained(norms.residual, target)
         columns: dict[str, Tensor | float] = {"features/explained": (share > 0.5).sum()}
-        covered = torch.zeros_like(share, dtype=torch.bool)
+        found = torch.zeros_like(share, dtype=torch.bool)
         network = module.network
-        if isinstance(network, TwoLayerNetwork):
-            covered = self.covered(network.input_weights(), state)
+        if isinstance(network, TwoLayerNetwork) and state.node_shares is not None:
+            found = covered(state.node_shares)
             columns |= {
-                "interaction/missing_residual": missing_ratio(norms.residual, target, covered),
-                "interaction/missing_gradient": missing_ratio(norms.gradient, target, covered),
-                "energy/residual_mean": _residual_energies(network, module, state).nanmean(),
+                "interaction/missing_residual": missing_ratio(norms.residual, target, found),
+                "interaction/missing_gradient": missing_ratio(norms.gradient, target, found),
+                "energy/residual_mean": _residual_energies(network, state).nanmean(),
             }
-            if self.ascent_cadence.due(state.step, state.is_last) and _is_homogeneous(network):
-                columns |= self._fresh_nodes(network, module, state, covered)
+            if self.ascent_cadence.due(state.step, state.is_last) and is_homogeneous(network):
+                columns |= self._fresh_nodes(network, state, self.group, found)
         if self.table_cadence.due(state.step, state.is_last):
             self._steps.append(state.step)
-            self._table.append(_table_row(share, norms, covered))
+            self._table.append(_table_row(share, norms, found))
         return columns
 
     def _fresh_nodes(
-        self, network: TwoLayerNetwork, module: Li2Module, state: StepState, covered: Tensor
+        self, network: TwoLayerNetwork, state: StepState, group: FiniteGroup, found: Tensor
     ) -> dict[str, Tensor | float]:
         weights = network.input_weights()
         draw = generator(0, "fresh nodes")
@@ -123,16 +133,16 @@ class Missing(BlockDiagnostic):
             return drawn.to(weights.dtype.to_real()).to(weights.device)
 
         start = torch.complex(gaussian(), gaussian()) if weights.is_complex() else gaussian()
-        tokens, residual = module.data.train.tokens, _class_centered(state.residual)
+        tokens, residual = state.tokens, _class_centered(state.residual)
 
         def energy_and_gradient(w: Tensor) -> tuple[Tensor, Tensor]:
             return residual_energy_and_gradient(network, tokens, residual, w)
 
         end = ascend(start, energy_and_gradient, tolerance=0, max_steps=self.ascent_steps)
-        shares = self.node_shares(end.weights, state)
+        shares = feature_shares(end.weights, group)
         return {
             "energy/residual_new": end.energies.mean(),
-            "energy/residual_missing": ((shares > 0.5) & ~covered[:, None]).any(dim=0).to(shares.dtype).mean(),
+            "energy/residual_missing": ((shares > 0.5) & ~found[:, None]).any(dim=0).to(shares.dtype).mean(),
         }
 
     # -- the table --------------------------------------------------------------------------------------------------
@@ -160,14 +170,15 @@ class Missing(BlockDiagnostic):
         self._steps, self._table = list(state_dict["steps"]), list(state_dict["table"])
 
     def _write(self, trainer: lightning.Trainer) -> None:
-        if not trainer.is_global_zero or not self._steps:
+        if not trainer.is_global_zero or not self._steps or self.group is None:
             return
         folder = Path(trainer.default_root_dir) / "features"
         folder.mkdir(exist_ok=True)
         table = torch.stack([row.cpu() for row in self._table]).numpy()
         arrays = {name: table[:, :, place] for place, name in enumerate(QUANTITIES)}
+        labels = [block.label for block in isotypic_blocks(self.group)[1:]]
         with replacing(folder / FILE) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, steps=np.array(self._steps), labels=np.array(self.labels), **arrays)
+            np.savez_compressed(file, steps=np.array(self._steps), labels=np.array(labels), **arrays)
 
 
 def residual_energy_and_gradient(
@@ -193,22 +204,11 @@ def residual_energy_and_gradient(
     return energy(driven), w.grad
 
 
-def _residual_energies(network: TwoLayerNetwork, module: Li2Module, state: StepState) -> Tensor:
+def _residual_energies(network: TwoLayerNetwork, state: StepState) -> Tensor:
     """E_S of every node at unit norm, (K,)."""
-    weights = network.input_weights()
-    norms = column_norms(weights)
-    if _is_homogeneous(network) and network.config.hidden_layers == 0:
-        assert network.node_degree is not None
-        return unit_energy(energy(_class_centered(state.residual_features).mT), norms, network.node_degree)
-    unit = torch.where(norms > 0, weights / norms, torch.nan)
-    tokens = module.data.train.tokens.split(EVALUATION_BLOCK)
-    residual = _class_centered(state.residual).to(weights.dtype).split(EVALUATION_BLOCK)
-    products = [R.mT @ network.node_features(rows, unit) for rows, R in zip(tokens, residual, strict=True)]
-    return energy(torch.stack(products).sum(dim=0))
-
-
-def _is_homogeneous(network: TwoLayerNetwork) -> bool:
-    return network.node_degree is not None and not network.config.batch_norm
+    if is_homogeneous(network) and network.config.hidden_layers == 0:
+        return scaled_energies(network, _class_centered(state.residual_features).mT)
+    return computed_energies(network, state.tokens, _class_centered(state.residual))
 
 
 def _class_centered(columns: Tensor) -> Tensor:

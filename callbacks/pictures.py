@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
 
 import lightning
 import numpy as np
 
-from callbacks.diagnostic import Cadence
+from callbacks.diagnostic import Paced
 from callbacks.registry import CALLBACKS
-from li2_lightning.files import replacing
+from li2_lightning.files import replacing, row_files
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.runs.loggers import run_loggers
-from li2_lightning.theory.stages import Transition
 
 
 @CALLBACKS.register("pictures")
-class Pictures(lightning.Callback):
+class Pictures(Paced):
     """Draws ``features/row-NNNNNN.png`` and keeps the newest weights in ``features/last.npz``, which report.png shows.
 
     A picture is drawn at row 0, at the cadence, in the first row after a stage transition was declared, and at the last
@@ -31,33 +29,19 @@ class Pictures(lightning.Callback):
     """
 
     part = "pictures"
+    after_transitions = True
 
     def __init__(self, every_n_steps: int | str = 200) -> None:
-        self.cadence = Cadence("pictures.every_n_steps", every_n_steps)
-        self._transition = False
+        super().__init__(every_n_steps)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # W&B may lack the pictures of an earlier part of the run, which was killed or had another logger mode.
         for logger in run_loggers(trainer):
-            for picture in sorted(_folder(trainer).glob("row-*.png")):
-                if (number := picture.stem.removeprefix("row-")).isdecimal() and int(number) <= trainer.global_step:
-                    logger.draw(int(number), "features", picture)
+            for step, picture in row_files(_folder(trainer), ".png").items():
+                if step <= trainer.global_step:
+                    logger.draw(step, "features", picture)
 
-    def on_stage_transition(self, trainer: lightning.Trainer, module: Li2Module, transition: Transition) -> None:
-        self._transition = True
-
-    def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
-        if self.cadence.due(state.step, state.is_last) or self._transition:
-            self._transition = False
-            self._draw(trainer, module, state.step)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_row": self.cadence.last_row, "transition": self._transition}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.cadence.last_row, self._transition = state_dict["last_row"], state_dict["transition"]
-
-    def _draw(self, trainer: lightning.Trainer, module: Li2Module, step: int) -> None:
+    def act(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         group, weights = module.data.task.group, module.network.input_weights()
         if (
             not trainer.is_global_zero
@@ -75,15 +59,15 @@ class Pictures(lightning.Callback):
         W = weights.cpu().numpy()
         with replacing(folder / "last.npz") as temporary, temporary.open("wb") as file:
             # Weights hardly compress, and compressing takes longer than drawing.
-            np.savez(file, W=W, table=group.table, step=step)
+            np.savez(file, W=W, table=group.table, step=state.step)
         # The objects of a figure refer to each other in cycles, so its pixels stay in memory until a full collection. A
         # collection of all objects takes longer than the drawing, so the older ones are left out.
         gc.freeze()
-        picture = draw_features(folder / f"row-{step:06d}.png", W, group, step)
+        picture = draw_features(folder / f"row-{state.step:06d}.png", W, group, state.step)
         gc.collect()
         gc.unfreeze()
         for logger in run_loggers(trainer):
-            logger.draw(step, "features", picture)
+            logger.draw(state.step, "features", picture)
 
 
 def _folder(trainer: lightning.Trainer) -> Path:

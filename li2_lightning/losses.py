@@ -139,7 +139,7 @@ class ProjectedMSE(SquaredLoss):
     takes_stacks = True
 
     def offset(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return row_mean(one_hot(labels, outputs.shape[-1], outputs.dtype) - outputs)
+        return row_mean(self.differences(outputs, labels))
 
     def differences(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return one_hot(labels, outputs.shape[-1], outputs.dtype) - outputs

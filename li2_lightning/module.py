@@ -197,14 +197,8 @@ class Li2Module(EvaluatedModule):
         self.position.random_state = random_state()
         due = self.is_due() and not self.has_eval_point
         self.to_train_point()
-        if self.data.is_full_batch:
-            losses, self._state = self.passes.full_batch(batch, self.global_step if due else None)
-        else:
-            if due:
-                self._state = self.passes.measure(self.global_step)
-            else:
-                self.passes.solve_readout()
-            losses = self.passes.mini_batch(batch)
+        row = self.global_step if due else None
+        losses, self._state = self.passes.train(batch, self.data.is_full_batch, row)
         return losses.sum() / batch.total
 
     def on_fit_start(self) -> None:
@@ -234,10 +228,7 @@ class Li2Module(EvaluatedModule):
         agreed_signal = self._add_ranks() if world_size() > 1 else None
         if self.has_eval_point:
             self.to_eval_point()
-            if self.is_due():
-                self._state = self.passes.measure(self.global_step)
-            else:
-                self.passes.solve_readout()
+            self._state = self.passes.row(self.global_step if self.is_due() else None)
         if self._state is not None:
             state, self._state = self._state, None
             state.readout_gradient = self.readout_gradient(self.network)

@@ -18,6 +18,7 @@ processes.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import tempfile
@@ -118,14 +119,22 @@ def _finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def _or_refuses(attempt: Callable[[], str], what: str) -> str:
-    """The attempt's remark; an exception at any point means that the candidate refuses, which is a remark as well."""
-    try:
-        return attempt()
-    except Broken:
-        raise
-    except Exception as error:
-        return f"refuses {what}: {reason(error)}"
+def _may_refuse(what: str) -> Callable[[Check], Check]:
+    """For a check in which an exception at any point means that the candidate refuses, which is a remark as well."""
+
+    def decorate(check: Check) -> Check:
+        @functools.wraps(check)
+        def attempt(candidate: Candidate) -> str:
+            try:
+                return check(candidate)
+            except Broken:
+                raise
+            except Exception as error:
+                return f"refuses {what}: {reason(error)}"
+
+        return attempt
+
+    return decorate
 
 
 # -- the contract --------------------------------------------------------------------------------------------
@@ -171,21 +180,18 @@ def checkpoint(candidate: Candidate) -> str:
 
 
 @_enter
+@_may_refuse("copies")
 def copies(candidate: Candidate) -> str:
     """A deep copy trains on by itself, and as the original would, or is refused with an exception."""
-
-    def attempt() -> str:
-        weight, loss = least_squares()
-        optimizer = candidate.build(weight)
-        train(optimizer, weight, loss, 3)
-        copied, twin = deepcopy((optimizer, weight))
-        torch.manual_seed(0)
-        expected = train(optimizer, weight, loss, 3)
-        torch.manual_seed(0)
-        _require(torch.equal(train(copied, twin, loss, 3), expected), "a deep copy trains on to other weights")
-        return ""
-
-    return _or_refuses(attempt, "copies")
+    weight, loss = least_squares()
+    optimizer = candidate.build(weight)
+    train(optimizer, weight, loss, 3)
+    copied, twin = deepcopy((optimizer, weight))
+    torch.manual_seed(0)
+    expected = train(optimizer, weight, loss, 3)
+    torch.manual_seed(0)
+    _require(torch.equal(train(copied, twin, loss, 3), expected), "a deep copy trains on to other weights")
+    return ""
 
 
 @_enter
@@ -259,33 +265,27 @@ def extra_layers(candidate: Candidate) -> str:
 
 
 @_enter
+@_may_refuse("complex weights")
 def complex_weights(candidate: Candidate) -> str:
     """Complex weights are trained, or refused with an exception; never silently trained wrongly."""
-
-    def attempt() -> str:
-        for lr in _learning_rates(candidate):
-            weight, loss = least_squares(torch.complex128)
-            before = loss(weight).item()
-            train(candidate.build(weight, weight_decay=0.0, **lr), weight, loss, STEPS)
-            if loss(weight).item() < DECREASE * before:
-                return ""
-        raise Broken(f"complex weights are accepted and not trained: loss {before:.3g} → {loss(weight).item():.3g}")
-
-    return _or_refuses(attempt, "complex weights")
+    for lr in _learning_rates(candidate):
+        weight, loss = least_squares(torch.complex128)
+        before = loss(weight).item()
+        train(candidate.build(weight, weight_decay=0.0, **lr), weight, loss, STEPS)
+        if loss(weight).item() < DECREASE * before:
+            return ""
+    raise Broken(f"complex weights are accepted and not trained: loss {before:.3g} → {loss(weight).item():.3g}")
 
 
 @_enter
+@_may_refuse("vectors")
 def vectors(candidate: Candidate) -> str:
     """Vectors and scalars are trained, or refused with an exception; the embedding role has them."""
-
-    def attempt() -> str:
-        for shape in ((7,), ()):
-            weight = Parameter(torch.ones(shape, dtype=torch.float64))
-            train(candidate.build(weight), weight, lambda w: (w + 1).square().sum(), 5)
-            _require(_finite(weight) and not bool((weight == 1).all()), f"a weight of shape {shape} is not trained")
-        return ""
-
-    return _or_refuses(attempt, "vectors")
+    for shape in ((7,), ()):
+        weight = Parameter(torch.ones(shape, dtype=torch.float64))
+        train(candidate.build(weight), weight, lambda w: (w + 1).square().sum(), 5)
+        _require(_finite(weight) and not bool((weight == 1).all()), f"a weight of shape {shape} is not trained")
+    return ""
 
 
 @_enter

@@ -8,11 +8,11 @@ from typing import Any
 from torch.optim import Optimizer
 
 from li2_lightning.errors import InputError
-from optimizers.closures import Closure, evaluate
+from optimizers.closures import ClosureOptimizer
 from optimizers.modes import Modes
 
 
-class CompositeOptimizer(Modes, Optimizer):
+class CompositeOptimizer(Modes, ClosureOptimizer):
     """One optimizer for each role, joined: a step steps them all.
 
     Schedulers, gradient clipping, checkpoints and hooks see an ordinary optimizer. ``param_groups`` holds the
@@ -65,16 +65,10 @@ class CompositeOptimizer(Modes, Optimizer):
                 self.param_groups.pop()
                 raise
 
-    def step(self, closure: Closure | None = None) -> Any:
-        """Evaluate ``closure`` once, if given, then step every child on the same gradients.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluate(closure)
+    def update(self) -> None:
+        """Step every child on the same gradients."""
         for child in self.children.values():
             child.step()
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors: which optimizer has which role, and each one's own state."""

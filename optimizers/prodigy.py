@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from li2_lightning.errors import check_values
-from optimizers.closures import Closure, evaluate
+from optimizers.closures import ClosureOptimizer
 from optimizers.registry import register
 
 
 @register("prodigy")
-class Prodigy(Optimizer):
+class Prodigy(ClosureOptimizer):
     """Adam with steps in proportion to d, a lower bound for the distance from the first weights x₀ to a solution.
 
     With gradient g, β₃ = √β₂ and ⟨A, B⟩ = Re Σ conj(A_ij) B_ij over all tensors of a parameter group, an update is
@@ -64,21 +63,11 @@ class Prodigy(Optimizer):
         super().__init__(params, {**defaults, "distance": first_distance, "numerator": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """Update every parameter that has a gradient; gradients are read, never written.
-
-        Args:
-            closure: recomputes loss and gradients first, if given.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluate(closure)
+    def update(self) -> None:
         for group in self.param_groups:
             trained = [(weight, weight.grad) for weight in group["params"] if weight.grad is not None]
             if trained:
                 self._update(trained, group)
-        return loss
 
     def _update(self, trained: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         d, lr, (beta1, beta2) = group["distance"], group["lr"], group["betas"]

@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from li2_lightning.errors import InputError, check_values
-from optimizers.closures import Closure, evaluate
+from optimizers.closures import ClosureOptimizer
 from optimizers.registry import register
 
 
 @register("schedule_free")
-class ScheduleFree(Optimizer):
+class ScheduleFree(ClosureOptimizer):
     """AdamW whose averaged weights x replace a decreasing learning rate.
 
     With gradient g at the train point y, in update t = 1, 2, …
@@ -86,23 +85,13 @@ class ScheduleFree(Optimizer):
                     weight.lerp_(self.state[weight]["z"], 1 - share if to_train_point else 1 - 1 / share)
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """Update every parameter that has a gradient; gradients are read, never written.
-
-        Args:
-            closure: recomputes loss and gradients first, if given.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluate(closure)
+    def update(self) -> None:
         for group in self.param_groups:
             if not group["at_train_point"]:
                 raise InputError("schedule_free steps at the train point; call train() after eval().")
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._update(weight, weight.grad, group)
-        return loss
 
     def _update(self, y: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (share, memory) = self.state[y], group["betas"]

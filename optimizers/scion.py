@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from li2_lightning.errors import check_choice, check_values
-from optimizers.closures import Closure, evaluate
+from optimizers.closures import ClosureOptimizer
 from optimizers.layouts import input_axis, layouts_of, matrices
 from optimizers.muon.orthogonalize import orthogonalize_each
 from optimizers.registry import register
@@ -21,7 +20,7 @@ NORMS = ("spectral", "sign", "node")
 
 
 @register("scion")
-class Scion(Optimizer):
+class Scion(ClosureOptimizer):
     """Follows the momentum d to the edge of a ball: −L(d) is the matrix of norm 1 that decreases ⟨d, ·⟩ most.
 
         d ← βd + (1−β)g        W ← (1 − lr·λ)W − lr·L(d)
@@ -73,16 +72,7 @@ class Scion(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """Update every parameter that has a gradient; gradients are read, never written.
-
-        Args:
-            closure: recomputes loss and gradients first, if given.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluate(closure)
+    def update(self) -> None:
         # Polynomial steps -> each matrix of weights, its momentum and the length of its step.
         spectral: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
         for group in self.param_groups:
@@ -106,7 +96,6 @@ class Scion(Optimizer):
             polar = orthogonalize_each([d for _, d, _ in members], steps=steps)
             for (W, _, length), direction in zip(members, polar, strict=True):
                 W.sub_(direction, alpha=length)
-        return loss
 
 
 def _step(d: Tensor, norm: str, axis: int) -> Tensor:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from li2_lightning.errors import InputError
-from optimizers.closures import Closure, evaluate
+from optimizers.closures import ClosureOptimizer
 from optimizers.layouts import input_axis, layouts_of, matrices
 
 
-class SphereAscent(Optimizer):
+class SphereAscent(ClosureOptimizer):
     """w ← normalize(w + lr·d/⟨w, d⟩) for every column w of a matrix (inputs × nodes), d = −∂L/∂w.
 
     Where the network declares a parameter as outputs × inputs, its nodes are the rows; where it declares several
@@ -45,15 +43,12 @@ class SphereAscent(Optimizer):
                     raise InputError(f"SphereAscent takes real matrices; {tuple(p.shape)} {p.dtype} is none.")
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """Move every node of each parameter that has a gradient; return what the closure returned."""
-        loss = evaluate(closure)
+    def update(self) -> None:
         for group in self.param_groups:
             for p, layout in zip(group["params"], layouts_of(group), strict=True):
                 if p.grad is not None:
                     for W, gradient in zip(matrices(p, layout), matrices(p.grad, layout), strict=True):
                         _ascend(W, gradient, group["lr"], input_axis(layout))
-        return loss
 
 
 def _ascend(W: Tensor, gradient: Tensor, lr: float, axis: int) -> None:

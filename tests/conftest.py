@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import train
+from li2_lightning.cli import main as li2
 
 torch.set_num_threads(1)
 
@@ -28,6 +30,25 @@ def _no_wandb_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
             patch.delenv(name)
         for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp("wandb")))
+        yield
+
+
+def cosine(left: Tensor, right: Tensor) -> float:
+    """Re⟨left, right⟩/(‖left‖‖right‖)."""
+    return float((left * right.conj()).sum().real / left.norm() / right.norm())
+
+
+def li2_command(name: str) -> Callable[[Sequence[str]], int]:
+    """``li2 NAME`` as a function of its arguments, which returns the exit code."""
+    return lambda arguments: li2.main([name, *arguments])
+
+
+@contextlib.contextmanager
+def added(make: Callable[[], lightning.Callback]) -> Iterator[None]:
+    """Every run that is assembled in the block has one more callback, after its own."""
+    build = train.build_callbacks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_callbacks", lambda sections: [*build(sections), make()])
         yield
 
 

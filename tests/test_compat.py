@@ -294,6 +294,8 @@ def test_wandb_refuses_a_setting_with_a_reason_that_reads_as_part_of_a_sentence(
 
 
 def test_wandb_tells_of_a_failed_upload_through_its_fallback_logger() -> None:
+    # As a run does first: it makes W&B silent, whatever an earlier test has made of it.
+    _compat.read_wandb_environment()
     messages = _compat.WandbMessages()
     wandb.termwarn("something else")
     assert not messages.upload_failed

@@ -6,19 +6,15 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from li2_lightning.errors import InputError
 from li2_lightning.losses import LOSSES, CrossEntropy, CrossEntropyInFloat64, Loss, StableMax, build_loss, one_hot
 from li2_lightning.plugins import takes_stacks
 from li2_lightning.theory.lazy import ridge_readout
+from li2_lightning.verification.findings import draw
 
 NAMES = ["mse", "projected_mse", "cross_entropy", "cross_entropy_float64", "stablemax"]
 LABELS = torch.tensor([2, 0, 1, 2, 2, 0])
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def test_mse_is_centred_over_the_classes_by_hand() -> None:

@@ -79,8 +79,7 @@ def outcome(run: Run) -> dict[str, Any]:
     for split in ("train", "test"):
         for level in THRESHOLDS:
             found[f"first_step/{split}/{level:g}"] = run.first_step(f"{split}/accuracy", level)
-    events = {event["to"]: event["step"] for event in run.stages["events"]} if run.stages else {}
-    found |= {"stage/2": events.get(2), "stage/3": events.get(3)}
+    found |= {"stage/2": run.entered.get(2), "stage/3": run.entered.get(3)}
     found["stage/stalled"] = bool(run.stages["stalled"]) if run.stages else None
     for name in metrics:
         known = metrics[name].dropna()

@@ -23,11 +23,11 @@ from rich.text import Text
 
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
-from li2_lightning.analysis.figures.style import SUFFIXES, curve_style, new_figure, save
+from li2_lightning.analysis.figures.style import SUFFIXES, curve_styles, new_figure, save
 from li2_lightning.analysis.html_report import write_comparison
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs
 from li2_lightning.errors import InputError
-from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_of_seeds
+from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_of_seeds, show
 
 MOST_GROUPS = 6
 
@@ -61,7 +61,7 @@ def comparison(groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """
     runs = [run for group in groups.values() for run in group]
     settings = [
-        [key, *(_text(group[0].settings.get(key)) for group in groups.values())] for key in differing_settings(runs)
+        [key, *(show(group[0].settings.get(key)) for group in groups.values())] for key in differing_settings(runs)
     ]
     found = [[outcome(run) for run in group] for group in groups.values()]
     outcomes = []
@@ -90,7 +90,7 @@ def draw_comparison(groups: Mapping[str, Sequence[Run]]) -> Figure:
     columns = [name for name in PANELS if any(name in run.metrics for run in runs)]
     figure = new_figure(15, 8)
     panels = list(figure.subplots(2, 3).ravel())
-    styles = {label: curve_style(index, len(groups)) for index, label in enumerate(groups)}
+    styles = curve_styles(groups)
     draw_curves(panels[: len(columns)], columns, groups, runs, styles)
     for axes in panels[len(columns) :]:
         axes.remove()
@@ -134,10 +134,6 @@ def _summarize(values: Sequence[Any]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if math.isclose(value, round(value)) and abs(value) < 1e6 else f"{value:.4g}"
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:

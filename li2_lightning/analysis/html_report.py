@@ -32,7 +32,7 @@ from li2_lightning.analysis.charts import CHARTS, MISSING_CHARTS, OTHER_TITLES, 
 from li2_lightning.analysis.collect import outcome, report_unfinished
 from li2_lightning.analysis.figures.features import features_figure, learned_nodes
 from li2_lightning.analysis.figures.phase_diagram import FRACTION_KEYS, by_fraction, by_task, final_accuracy
-from li2_lightning.analysis.figures.style import COLORS, DPI, GREY, headline, thin
+from li2_lightning.analysis.figures.style import COLORS, DPI, GREY, evenly, headline, thin
 from li2_lightning.analysis.motion import Film
 from li2_lightning.cli.commands import add_directories, add_outputs, check_outputs, optional_module
 from li2_lightning.errors import InputError
@@ -204,7 +204,7 @@ def _other_charts(run: Run) -> list[Any]:
 
 def _map(of: BlockMap) -> Any:
     """A heat map of steps × blocks; the colors go from 0 to the largest value."""
-    chosen = np.unique(np.linspace(0, len(of.steps) - 1, min(len(of.steps), MOST_ROWS_OF_MANY)).astype(int))
+    chosen = evenly(len(of.steps), MOST_ROWS_OF_MANY)
     values = of.values[chosen].T
     heat = {"type": "heatmap", "x": of.steps[chosen], "y": [escape(label) for label in of.labels], "z": values,
             "zmin": 0, "zmax": float(np.nanmax(values, initial=1e-12)), "colorscale": "Viridis"}  # fmt: skip
@@ -220,8 +220,7 @@ def _chart(run: Run, title: str, columns: Sequence[str], log: bool) -> Any:
         mode = "lines" if len(values) > 1 and len(values) > len(run.metrics) / 20 else "lines+markers"
         curves.append({"x": values.index.to_numpy(), "y": values.to_numpy(), "name": escape(name), "mode": mode,
                        "line": _line(index), "showlegend": True})  # fmt: skip
-    events = run.stages["events"] if run.stages else ()
-    lines = {event["step"]: event["to"] * "I" for event in events}
+    lines: dict[float, str] = {step: stage * "I" for stage, step in run.entered.items()}
     return _figure(title, curves, log=log, lines=lines, zoom="steps", hovermode="x unified")
 
 
@@ -389,16 +388,14 @@ def _runs_table(runs: Sequence[Run], keys: Sequence[str], path: Path) -> dict[st
     rows = []
     for run in runs:
         test = [run.first_step("test/accuracy", level) for level in (0.5, 0.9, 0.99)]
-        final = run.metrics["test/accuracy"].iloc[-1] if "test/accuracy" in run.metrics and len(run.metrics) else None
-        events = {event["to"]: event["step"] for event in run.stages["events"]} if run.stages else {}
         stalled = " (stalled)" if run.stages and run.stages["stalled"] else ""
         rows.append([
             {"href": _link(run, path), "text": describe(run, keys) or str(run["name"] or run.directory.name)},
             run.seeds,
             run.status,
             *("never" if step is None else step for step in test),
-            _number(final),
-            f"{events.get(2, '–')} / {events.get(3, '–')}{stalled}",
+            _number(run.last("test/accuracy")),
+            f"{run.entered.get(2, '–')} / {run.entered.get(3, '–')}{stalled}",
             _number((run.summary or {}).get("wall_time_s")),
         ])  # fmt: skip
     head = ["run", "seed", "status", "test .5 at", ".9 at", ".99 at", "at the end", "II / III at", "seconds"]

@@ -16,9 +16,9 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from li2_lightning.analysis.figures.style import BLUE, GREY, ORANGE, new_figure, shade_stages
+from li2_lightning.analysis.figures.style import BLUE, GREY, ORANGE, evenly, new_figure, shade_stages
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import block_basis, block_legend, block_slices, isotypic_blocks
+from li2_lightning.groups.representations import block_legend, isotypic_blocks
 from li2_lightning.runs.load import Run, task_name
 from li2_lightning.runs.snapshots import read_snapshot, snapshots
 from li2_lightning.runs.terminal import STAGE_NAMES
@@ -51,8 +51,8 @@ class Film:
                 "callbacks.snapshots.enabled=true."
             )
         kept = list(found)
-        if most is not None and len(kept) > most:
-            kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, most).round().astype(int))]
+        if most is not None:
+            kept = [kept[i] for i in evenly(len(kept), most)]
         self.run, self.group, self.steps = run, group, kept
         self.labels = [block.label for block in isotypic_blocks(group)[1:]]
         self._paths = [found[step] for step in kept]
@@ -81,9 +81,7 @@ class Film:
 
     def _shares(self, weights: npt.NDArray[np.inexact]) -> npt.NDArray[np.floating]:
         """(blocks, nodes) share of every block in every node; 0 where all weights are 0."""
-        W = torch.from_numpy(weights)
-        basis = torch.tensor(block_basis(self.group).T, dtype=W.dtype)
-        return np.asarray(feature_shares(W, basis, block_slices(self.group)).nan_to_num())
+        return np.asarray(feature_shares(torch.from_numpy(weights), self.group).nan_to_num())
 
     def _build(self, counts: npt.NDArray[np.integer]) -> None:
         figure = new_figure(*SIZE)
@@ -154,7 +152,6 @@ class Film:
         for row, (line, (_, node)) in enumerate(zip(self._lines, self._nodes, strict=True)):
             part = weights[: self.group.order, node].real
             line.set_ydata(part / (2.4 * max(np.abs(part).max(), 1e-12)) - row)
-        events = self.run.stages["events"] if self.run.stages else []
-        stage = max([1, *(event["to"] for event in events if event["step"] <= step)])
+        stage = max([1, *(stage for stage, entered in self.run.entered.items() if entered <= step)])
         named = f"   stage {STAGE_NAMES[stage]}" if self.run.stages else ""
         self._title.set_text(f"{task_name(self.run)}   step {step}{named}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from li2_lightning.measurement.parts import accumulation_dtype
 from li2_lightning.networks.kernel import Places, piece_rows
 
 
@@ -25,8 +26,8 @@ class FeatureSums:
         self.num_classes = num_classes
         self._is_stack = targets.ndim > 1
         self._targets = targets if self._is_stack else targets[None]
-        # The sum of squares over rows is taken in this type. Apple's GPU has no float64.
-        self._wide = torch.float32 if targets.device.type == "mps" else torch.float64
+        # The sum of squares over rows is taken in this type.
+        self._wide = accumulation_dtype(targets.device)
         self._class_sums = self._norms = self._weighted_sums = torch.empty(0)
         self._places = Places(self._targets.shape[1])
         # The sum of the squared pieces of one run, and the place of this run.

@@ -1,4 +1,4 @@
-"""The part of one run in what is measured of a stack of runs."""
+"""What all measurements share: the part of one run in what is measured of a stack, and the dtype of sums."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ else:
                 return super().__get__(state, owner)
             value = state.__dict__[self.attrname] = part_of_run(getattr(state.whole, self.attrname), state.place)
             return value
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """The real dtype of ratios, of small matrices and of the sums behind them: float64, or float32 on mps."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def columns_of_runs(columns: Mapping[str, Tensor | float], runs: int) -> list[dict[str, Tensor | float]]:

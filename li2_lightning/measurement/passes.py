@@ -18,12 +18,14 @@ from li2_lightning.measurement.split_statistics import RowStatistics, add_ranks
 from li2_lightning.measurement.step_state import StepState
 from li2_lightning.networks.base import Activity, Moments, Network
 from li2_lightning.plugins import takes_stacks
+from li2_lightning.tasks.tasks import Task
 from li2_lightning.theory.lazy import ridge_readout, solve_shifted
 
 
 class SplitRows(Protocol):
-    """The rows of both splits; `li2_lightning.data.TableDataModule` has them."""
+    """The task and its rows of both splits; `li2_lightning.data.TableDataModule` has them."""
 
+    task: Task
     train: Rows
     train_share: Rows
     test_share: Rows
@@ -72,12 +74,16 @@ class Passes:
         device = data.train.labels.device
         self._train_statistics, self._test_statistics = (RowStatistics(runs).to(device) for _ in range(2))
 
-    def full_batch(self, rows: Rows, step: int | None) -> tuple[Tensor, StepState | None]:
-        """The loss of each training row, (…, n), in one forward pass over ``rows``, this rank's training rows.
+    def train(self, rows: Rows, is_full: bool, step: int | None) -> tuple[Tensor, StepState | None]:
+        """The loss of each row of a training step, (…, n), and the row of metrics at its weights.
 
         Args:
-            step: the row of metrics to measure in this pass; None where none is due.
+            rows: a mini-batch, or where ``is_full`` this rank's training rows; one forward pass then serves both.
+            step: the row of metrics; None where none is due.
         """
+        if not is_full:
+            state = self.row(step)
+            return self.loss.fitted_rows(self._forward(rows.tokens).outputs, rows.labels), state
         sums = None if step is None else self._sums()
         activity = self._forward_training_rows(rows, sums)
         losses = self.loss.fitted_rows(activity.outputs, rows.labels)
@@ -87,9 +93,12 @@ class Passes:
         state.start_second_pass()
         return losses, state
 
-    def mini_batch(self, batch: Rows) -> Tensor:
-        """The loss of each row of a mini-batch, (…, b)."""
-        return self.loss.fitted_rows(self._forward(batch.tokens).outputs, batch.labels)
+    def row(self, step: int | None) -> StepState | None:
+        """`measure` row ``step``; where it is None, only solve the ridge readout."""
+        if step is not None:
+            return self.measure(step)
+        self.solve_readout()
+        return None
 
     @torch.no_grad()
     def measure(self, step: int) -> StepState:
@@ -132,7 +141,7 @@ class Passes:
     @torch.no_grad()
     def _measure(self, step: int, activity: Activity, losses: Tensor, sums: FeatureSums | None) -> StepState:
         """Measure losses and accuracies of both splits; ``activity`` and ``losses`` are those of the training rows."""
-        state = StepState(step, activity, self.data.train, self.network, self.loss, sums)
+        state = StepState(step, activity, self.data.train, self.network, self.loss, sums, self.data.task.group)
         train, test = self.data.train_share, self.data.test_share
         outputs, test_outputs = activity.outputs.detach(), self.network.evaluate(test.tokens, activity.moments)
         test_outputs = self.loss.fitted_outputs(test_outputs, outputs, train.labels)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from li2_lightning.clock import clock
 from li2_lightning.distributed.collectives import from_first
+from li2_lightning.measurement.parts import accumulation_dtype
 
 Row = dict[str, float | None]
 # The columns that Lightning's callbacks, such as EarlyStopping, can monitor; `Stages` adds the last one.
@@ -89,7 +90,7 @@ def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
     for index, tensor in enumerate(tensors):
         by_type.setdefault(tensor.dtype, []).append(index)
     stacks = [torch.stack([tensors[index] for index in members]).detach() for members in by_type.values()]
-    columns = [stack.to(_widest(stack)) for stack in stacks]
+    columns = [stack.to(accumulation_dtype(stack.device)) for stack in stacks]
     numbers = from_first(torch.cat(columns)).cpu().tolist() if columns else []
     host = iter([number for _, number in sorted(zip(itertools.chain(*by_type.values()), numbers, strict=True))])
     finished: list[Row] = []
@@ -97,7 +98,3 @@ def rows_to_host(rows: list[dict[str, Tensor | float]]) -> list[Row]:
         values = {name: next(host) if isinstance(value, Tensor) else float(value) for name, value in row.items()}
         finished.append({name: v if math.isfinite(v) or name == "train/loss" else None for name, v in values.items()})
     return finished
-
-
-def _widest(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from li2_lightning.distributed.collectives import sum_over_ranks
+from li2_lightning.measurement.parts import accumulation_dtype
 
 
 class RowStatistics(Metric):
@@ -51,8 +52,8 @@ class RowStatistics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         # In float32 9/10 is below .9, and a run with 9 hits in 10 would miss a threshold of .9.
-        exact = torch.float32 if self.hits.device.type == "mps" else torch.float64
-        return {"loss": self.loss_sum / self.rows, "accuracy": self.hits.to(exact) / self.rows}
+        hits = self.hits.to(accumulation_dtype(self.hits.device))
+        return {"loss": self.loss_sum / self.rows, "accuracy": hits / self.rows}
 
 
 def add_ranks(*metrics: RowStatistics) -> None:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from li2_lightning.data import Rows
 from li2_lightning.distributed.collectives import gather_rows, share, sum_over_ranks
+from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.losses import Loss, one_hot
 from li2_lightning.measurement.feature_sums import FeatureSums, at_least_single
-from li2_lightning.measurement.parts import columns_of_runs, part_of_run, quantity
-from li2_lightning.networks.base import Activity, Features, Network
+from li2_lightning.measurement.parts import accumulation_dtype, columns_of_runs, part_of_run, quantity
+from li2_lightning.networks.base import Activity, Network
 from li2_lightning.networks.kernel import Places
 from li2_lightning.networks.two_layer import TwoLayerNetwork
+from li2_lightning.theory.features import feature_shares
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure
 from li2_lightning.theory.lazy import backpropagated_gradient, center
 
@@ -54,6 +56,7 @@ class StepState:
         rows: the training rows of all ranks.
         loss: the training loss.
         sums: the sums of that forward pass; None: they take a pass of their own when a callback needs them.
+        group: that of the task, if there is one.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class StepState:
         network: Network,
         loss: Loss,
         sums: FeatureSums | None = None,
+        group: FiniteGroup | None = None,
     ) -> None:
         self.step = step
         self.is_last = False
@@ -74,7 +78,7 @@ class StepState:
         self.columns: dict[str, Tensor | float] = {}
         self.whole: StepState | None = None
         self.place = 0
-        self._rows, self._loss, self._sums = rows, loss, sums
+        self._rows, self._loss, self._sums, self._group = rows, loss, sums, group
         self._kept_features = activity.features
         self._versions = network.write_counts()
 
@@ -147,8 +151,8 @@ class StepState:
 
     @property
     def accumulation_dtype(self) -> torch.dtype:
-        """The real dtype of ratios, of small matrices and of the sums behind them: float64, or float32 on mps."""
-        return torch.float32 if self.outputs.device.type == "mps" else torch.float64
+        """`parts.accumulation_dtype` on the device of the row."""
+        return accumulation_dtype(self.outputs.device)
 
     def start_second_pass(self) -> None:
         """Prepare the sums, where there are any, for a second pass over the features, such as a backward pass."""
@@ -158,33 +162,20 @@ class StepState:
 
     @quantity
     @torch.no_grad()
-    def _features(self) -> Features:
-        if self._kept_features is None:
-            self.check_weights()
-            # Only the blocked kernel stores no features, and its network has a single hidden layer.
-            blocks = [F.flatten(0, -2) for F in self.network.feature_blocks(self._rows.tokens)]
-            features = at_least_single(torch.cat(blocks)).view(*self.targets.shape, -1)
-            return Features(features, features)
-        last = gather_rows(at_least_single(self._kept_features.last))
-        is_first = self._kept_features.first is self._kept_features.last
-        return Features(last, last if is_first else gather_rows(at_least_single(self._kept_features.first)))
-
-    @property
     def features(self) -> Tensor:
         """F, n × K."""
-        return self._features.last
-
-    @property
-    def input_features(self) -> Tensor:
-        """Features of the first hidden layer, n × K; `features` itself without extra layers."""
-        return self._features.first
+        if self._kept_features is not None:
+            return gather_rows(at_least_single(self._kept_features.last))
+        self.check_weights()
+        blocks = [F.flatten(0, -2) for F in self.network.feature_blocks(self._rows.tokens)]
+        return at_least_single(torch.cat(blocks)).view(*self.targets.shape, -1)
 
     @property
     def _share_in_memory(self) -> Tensor | None:
         """F of this rank's rows if it is in memory, from the forward pass or from `features`; else None."""
         if self._kept_features is not None:
             return at_least_single(self._kept_features.last)
-        return self.features[..., share(self._count), :] if "_features" in self.__dict__ else None
+        return self.features[..., share(self._count), :] if "features" in self.__dict__ else None
 
     @torch.no_grad()
     def share_blocks(self) -> Iterator[Tensor]:
@@ -271,6 +262,17 @@ class StepState:
     def feature_gradient(self) -> Tensor:
         """G_F = RVᴴ, n × K. It costs a product of that size; `structure` has its norm and cosines without it."""
         return backpropagated_gradient(self.residual, self.readout)
+
+    @quantity
+    def node_shares(self) -> Tensor | None:
+        """The share of each node in each block of the group (`feature_shares`), …×blocks×K.
+
+        None without a block (no group, or one of a single element), or without nodes on the one-hots.
+        """
+        weights = self.network.input_weights()
+        if weights is None or self._group is None or self._group.order == 1:
+            return None
+        return feature_shares(weights, self._group)
 
     @quantity
     def class_counts(self) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,7 @@ from li2_lightning.config.checks import load_config
 from li2_lightning.config.identity import NOT_HASHED, is_within
 from li2_lightning.config.schema import Config, keys, to_plain
 from li2_lightning.errors import InputError, unknown
+from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.networks.base import Network
 from li2_lightning.networks.build import restore_network
 from li2_lightning.runs.checkpoints import network_weights, read_checkpoint
@@ -37,6 +39,7 @@ from li2_lightning.tasks.tasks import Task, build_task
 _HOUSEKEEPING = (*(key for key in NOT_HASHED if key != "name"), "data.seed")
 # Settings that a label needs only where no other setting distinguishes the runs.
 _SECONDARY = ("name", "max_steps", "stop_at_test_accuracy", "trainer", "callbacks")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,12 @@ class Run:
         """
         return _task(json.dumps(self.config["task"], sort_keys=True))
 
+    @property
+    def group(self) -> FiniteGroup:
+        """The group of a task that is known to have one."""
+        assert self.task.group is not None
+        return self.task.group
+
     @functools.cached_property
     def split(self) -> Split:
         """The rows of the task that the run was trained and tested on.
@@ -109,6 +118,15 @@ class Run:
     def train_fraction(self) -> float:
         """n/N, the fraction of the rows that the run was trained on; errors as for `split`."""
         return len(self.split.train) / len(self.task.labels)
+
+    @property
+    def entered(self) -> dict[int, int]:
+        """Stage (2, 3) → the step at which it was declared; empty without `stages`."""
+        return {event["to"]: event["step"] for event in self.stages["events"]} if self.stages else {}
+
+    def last(self, column: str) -> float:
+        """The value of ``column`` in the last row; NaN without the column or without a row."""
+        return float(self.metrics[column].iloc[-1]) if column in self.metrics and len(self.metrics) else math.nan
 
     def first_step(self, column: str, level: float) -> int | None:
         """The first step at which ``column`` was at least ``level``; None if it never was."""
@@ -218,6 +236,14 @@ def differing_settings(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[
     return sorted(differing, key=lambda key: key.partition(".")[0] in _SECONDARY)
 
 
+def grouped(runs: Iterable[Run], key: Callable[[Run], Key]) -> dict[Key, list[Run]]:
+    """The runs of each value of ``key``, values and runs in the order in which they come."""
+    groups: dict[Key, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups
+
+
 def groups_of_seeds(runs: Sequence[Run], keys: Sequence[str] | None = None) -> dict[str, list[Run]]:
     """Groups of runs that differ only in their seeds, by a label with the settings that distinguish the groups.
 
@@ -241,16 +267,19 @@ def groups_of_seeds(runs: Sequence[Run], keys: Sequence[str] | None = None) -> d
     labels = [describe(group[0], keys) for group in ordered]
     if len(set(labels)) < len(labels):
         # Two tasks of one name, such as a group with two operands and with three.
-        labels = [", ".join(f"{key}={_show(group[0].settings.get(key))}" for key in keys) for group in ordered]
+        labels = [", ".join(f"{key}={show(group[0].settings.get(key))}" for key in keys) for group in ordered]
     return dict(zip(labels, ordered, strict=True))
 
 
 def describe(run: Run, keys: Sequence[str]) -> str:
-    """The values of some settings as text, such as "Z23, lr=0.005, hidden=muon"; the task appears by its name."""
-    parts = []
-    if any(key.startswith("task.") for key in keys):
-        parts.append(task_name(run))
-    parts += [f"{_short(key)}={_show(run.settings.get(key))}" for key in keys if not key.startswith("task.")]
+    """The values of some settings as text, such as "Z23, lr=0.005, hidden=muon"; the task appears by its name.
+
+    A setting that is null says nothing beside others, so it is shown only where all of them are null.
+    """
+    parts = [task_name(run)] if any(key.startswith("task.") for key in keys) else []
+    others = [key for key in keys if not key.startswith("task.")]
+    given = [key for key in others if run.settings.get(key) is not None]
+    parts += [f"{_short(key)}={show(run.settings.get(key))}" for key in given or (others if not parts else [])]
     return ", ".join(parts)
 
 
@@ -366,6 +395,8 @@ def _short(key: str) -> str:
     return key.partition(".")[2] or key
 
 
-def _show(value: Any) -> str:
-    """A short text that differs for different values."""
+def show(value: Any) -> str:
+    """A short text of a setting that differs for different values; null as in YAML."""
+    if value is None:
+        return "null"
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

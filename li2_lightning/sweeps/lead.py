@@ -57,6 +57,8 @@ class Sweep:
         self.folder = folder
         self.launching = launching
         self._left_out = sum(job.ended for job in jobs)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._stacks = stacking.stacks([job for job in jobs if not job.ended], launching.parallel, memory)
         self._launched: list[Job] = []
         self._alone, self._in_stacks = False, set[int]()
         self._signal: int | None = None
@@ -94,9 +96,9 @@ class Sweep:
             at_once: None for all runs.
         """
         while waiting := [job for job in self.jobs if not job.ended]:
-            fresh = [job for job in waiting if not job.retry_alone]
             # A pool of workers ends as a whole when one worker dies; a run that is retried alone shows the cause.
-            launched = self._stacks(fresh)[:at_once] or [waiting[:1]]
+            fresh = ([job for job in stack if not (job.ended or job.retry_alone)] for stack in self._stacks)
+            launched = [stack for stack in fresh if stack][:at_once] or [waiting[:1]]
             self._launched = [job for stack in launched for job in stack]
             self._alone = len(self._launched) == 1
             self._in_stacks = {id(job) for stack in launched if len(stack) > 1 for job in stack}
@@ -110,10 +112,6 @@ class Sweep:
                 first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 reason = f"its process died: {first_line.rstrip('.:')}"
             self._settle(reason)
-
-    def _stacks(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return stacking.stacks(jobs, self.launching.parallel, memory) if jobs else []
 
     def announce(self, job_directories: Sequence[Path]) -> None:
         """Print the runs that start now in this process, one or those of a stack."""
@@ -245,7 +243,7 @@ class Sweep:
         runs = f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}"
         to_go = f"{len(self.jobs) - self._left_out} to go{how}"
         opening = f"Sweep: {runs}, {ended['done']} finished already{failed}, {to_go}."
-        stacks = stacking.describe(self._stacks([job for job in self.jobs if not job.ended]))
+        stacks = stacking.describe(self._stacks)
         return f"{opening}\n{stacks[:1].upper()}{stacks[1:]}." if stacks else opening
 
     def _settings(self) -> dict[str, Any]:

@@ -256,16 +256,10 @@ class Stack(lightning.LightningModule):
         due = first.is_due() and not first.has_eval_point
         for member in self._members:
             member.module.to_train_point()
-        if first.data.is_full_batch:
-            rows = self._rows.train_share
-            losses, self._state = self._passes.full_batch(rows, step if due else None)
-        else:
-            if due:
-                self._state = self._passes.measure(step)
-            else:
-                self._passes.solve_readout()
-            rows = Rows.stacked([member.batch for member in self._members if member.batch is not None])
-            losses = self._passes.mini_batch(rows)
+        is_full = first.data.is_full_batch
+        batches = [] if is_full else [member.batch for member in self._members if member.batch is not None]
+        rows = self._rows.train_share if is_full else Rows.stacked(batches)
+        losses, self._state = self._passes.train(rows, is_full, step if due else None)
         return losses.sum() / rows.total
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -288,10 +282,7 @@ class Stack(lightning.LightningModule):
         if first.has_eval_point:
             for member in self._members:
                 member.module.to_eval_point()
-            if first.is_due():
-                self._state = self._passes.measure(self.global_step)
-            else:
-                self._passes.solve_readout()
+            self._state = self._passes.row(self.global_step if first.is_due() else None)
         if self._state is not None:
             state, self._state = self._state, None
             state.readout_gradient = first.readout_gradient(self._network[0])
@@ -417,6 +408,7 @@ class _StackedRows:
     """The rows of all runs of a stack (`li2_lightning.measurement.passes.SplitRows`)."""
 
     def __init__(self, parts: list[TableDataModule]) -> None:
+        self.task = parts[0].task
         self.train = self.train_share = Rows.stacked([part.train for part in parts])
         self.test_share = Rows.stacked([part.test for part in parts])
 

@@ -95,9 +95,8 @@ def build_task(config: Mapping[str, Any]) -> Task:
     Raises:
         InputError: unknown name, an option that is unknown to the task or missing, or a value out of range.
     """
-    options = {key: value for key, value in config.items() if key != "name" and value is not None}
     try:
-        task: Task = TASKS.build(config["name"], "task", options)
+        task: Task = TASKS.build(config["name"], "task", _options(config))
     except InputError as error:
         # The constructors of groups name an argument, such as order; the user wrote the config key, such as task.order.
         sentence = re.sub(r"^(order|index|degree|factors|modulus|num_operands) is ", r"task.\1 is ", str(error))
@@ -110,8 +109,12 @@ def build_task(config: Mapping[str, Any]) -> Task:
 @identifies("task")
 def task_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The ``task`` section without the options that equal the defaults of the task, for `config_hash`."""
-    options = {key: value for key, value in config.items() if key != "name" and value is not None}
-    return {"name": config["name"], **beyond_defaults(TASKS.find(config["name"]), options)}
+    return {"name": config["name"], **beyond_defaults(TASKS.find(config["name"]), _options(config))}
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a ``task`` section that are set."""
+    return {key: value for key, value in config.items() if key != "name" and value is not None}
 
 
 @TASKS.register("cyclic")

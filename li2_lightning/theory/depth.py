@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from li2_lightning.networks.matmul import squared_magnitudes
+from li2_lightning.theory.interaction import inner, ratio
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,8 @@ def layer_structure(sums: LayerSums, counts: Tensor, residual_gram: Tensor) -> L
 
     def cosine(of_gradient: Tensor, of_features: Tensor, gram: Tensor) -> Tensor:
         # ⟨G, MMᵀF⟩ = ⟨MᵀG, MᵀF⟩ and ‖MMᵀF‖² = ⟨MᵀF, MᵀM·MᵀF⟩.
-        form = _inner(of_features, gram.to(of_features.dtype) @ of_features).clamp_min(0).sqrt()
-        norms = sums.gradient_norm * form
-        return torch.where(norms > 0, _inner(of_gradient, of_features) / norms, torch.nan)
+        form = inner(of_features, gram.to(of_features.dtype) @ of_features).clamp_min(0).sqrt()
+        return ratio(inner(of_gradient, of_features), sums.gradient_norm * form)
 
     return LayerStructure(
         norm=sums.gradient_norm,
@@ -106,7 +106,7 @@ def label_share(target_features: Tensor, norms: Tensor, counts: Tensor) -> Tenso
         counts: n_c (…, C).
     """
     between = (squared_magnitudes(target_features) / counts.clamp_min(1)[..., None]).sum(dim=-2)
-    return torch.where(norms > 0, between / norms, torch.nan)
+    return ratio(between, norms)
 
 
 def isometry(weights: Tensor) -> Tensor:
@@ -137,9 +137,3 @@ def below_random_layer(kernel: Tensor, features: Tensor) -> Tensor:
     along_itself = kernel * torch.sin(angles) / (2 * math.pi) * norms[..., None, :] / norms[..., :, None]
     reaching: Tensor = along_others @ features + along_itself.sum(dim=-1, keepdim=True) * features
     return reaching
-
-
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Re⟨left, right⟩ of matrices, (…)."""
-    total: Tensor = (left * right.conj()).sum(dim=(-2, -1)).real
-    return total

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.networks.activations import Activation
 from li2_lightning.networks.matmul import squared_magnitudes
 from li2_lightning.theory.features import block_energies
@@ -229,8 +229,7 @@ def maximizer(basis: Tensor, x: Tensor, y: Tensor, group: FiniteGroup) -> Tensor
 
 def block_shares(weights: Tensor, group: FiniteGroup) -> Tensor:
     """‖Π_k w‖²/‖w‖² with both halves of w together, blocks×K; blocks as ``isotypic_blocks(group)[1:]``."""
-    basis = torch.tensor(block_basis(group), dtype=weights.abs().dtype, device=weights.device).to(weights.dtype)
-    return block_energies(weights, basis.mT, block_slices(group)) / weights.abs().square().sum(dim=0)
+    return block_energies(weights, group) / weights.abs().square().sum(dim=0)
 
 
 def orbit_rank(weights: Tensor, group: FiniteGroup, tolerance: float = 1e-6) -> Tensor:

@@ -90,20 +90,20 @@ def gradient_structure(
     # ⟨RVᴴ, RQᴴ⟩ = ⟨V·RᵀR, Q⟩: the samples enter only through the C×C matrix RᵀR.
     metric = grams.residual.to(V.dtype)
     V_measured, Q_measured = product(V, metric), product(Q, metric)
-    norm = _inner(V_measured, V).to(counts.dtype).clamp_min(0).sqrt()
-    coupled = _inner(Q_measured, Q).to(counts.dtype).clamp_min(0).sqrt()
+    norm = inner(V_measured, V).to(counts.dtype).clamp_min(0).sqrt()
+    coupled = inner(Q_measured, Q).to(counts.dtype).clamp_min(0).sqrt()
     residual_norm = _trace(grams.residual).sqrt()
     readout_norm, driving_norm, target_feature_norm = (torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (V, Q, A))
     AV = product(A, V).real.to(counts.dtype)
     return GradientStructure(
         norm=norm,
         # ⟨RVᴴ, ỸA⟩ = tr(RᵀỸ·AV)
-        independence=_ratio(_inner(AV, grams.residual_target.mT), norm * independent),
-        coupling=_ratio(_inner(V_measured, Q), norm * coupled),
-        residual_alignment=_ratio(_trace(grams.residual_target), residual_norm * target_norm),
-        readout_alignment=_ratio(_trace(AV), readout_norm * target_feature_norm),
-        readout_equilibrium=_ratio(_inner(V, Q), readout_norm * driving_norm),
-        effective_ridge=_ratio(driving_norm, readout_norm),
+        independence=ratio(inner(AV, grams.residual_target.mT), norm * independent),
+        coupling=ratio(inner(V_measured, Q), norm * coupled),
+        residual_alignment=ratio(_trace(grams.residual_target), residual_norm * target_norm),
+        readout_alignment=ratio(_trace(AV), readout_norm * target_feature_norm),
+        readout_equilibrium=ratio(inner(V, Q), readout_norm * driving_norm),
+        effective_ridge=ratio(driving_norm, readout_norm),
     )
 
 
@@ -123,7 +123,7 @@ def node_coupling(readout: Tensor, residual_gram: Tensor, pairs: Tensor) -> Tens
     product = (weighted_left * right.conj()).sum(dim=-1).abs()
     norms = [(weighted * side.conj()).sum(dim=-1).real.clamp_min(0).sqrt()
              for weighted, side in ((weighted_left, left), (weighted_right, right))]  # fmt: skip
-    return _ratio(product, norms[0] * norms[1]).nanmedian(dim=-1).values
+    return ratio(product, norms[0] * norms[1]).nanmedian(dim=-1).values
 
 
 def node_interaction(features: Tensor, ridge: float) -> Tensor:
@@ -311,7 +311,7 @@ def _solve_half(rows: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
     return torch.where(info == 0, solved, torch.nan)
 
 
-def _inner(left: Tensor, right: Tensor) -> Tensor:
+def inner(left: Tensor, right: Tensor) -> Tensor:
     """Re⟨left, right⟩ of matrices, (…)."""
     total: Tensor = (left * right.conj()).sum(dim=(-2, -1)).real
     return total
@@ -321,5 +321,6 @@ def _trace(matrix: Tensor) -> Tensor:
     return matrix.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient; NaN where the denominator is not positive."""
     return torch.where(denominator > 0, numerator / denominator, torch.nan)

@@ -15,13 +15,8 @@ def center(rows: Tensor) -> Tensor:
     return rows - rows.mean(dim=-2, keepdim=True)
 
 
-def residual(outputs: Tensor, targets: Tensor) -> Tensor:
-    """R = P₁⊥(Y − Ŷ), …×n×C."""
-    return center(targets - outputs)
-
-
 def backpropagated_gradient(residual: Tensor, readout: Tensor) -> Tensor:
-    """G_F = −∂J/∂F = R Vᴴ, …×n×K, for J = ½‖P₁⊥(Y − FV)‖² + (η/2)‖V‖² (Eq. 1; section 3.1).
+    """G_F = −∂J/∂F = R Vᴴ, …×n×K, R = P₁⊥(Y − FV), for J = ½‖R‖² + (η/2)‖V‖² (Eq. 1; section 3.1).
 
     The loss `projected_mse` is the first term of J times 2/n; there G_F = −(n/2)·∂L/∂F.
     """

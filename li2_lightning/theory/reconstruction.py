@@ -18,7 +18,7 @@ from li2_lightning.groups.representations import matrix_irreps
 from li2_lightning.theory.lazy import center
 
 
-def pair_features(weights: Tensor, group: FiniteGroup) -> Tensor:
+def pair_features(weights: Tensor) -> Tensor:
     """F = (u[a] + v[b])² for all pairs in the order a·M + b, M²×K, from weights 2M×K."""
     u, v = weights.chunk(2)
     return (u[:, None] + v[None]).square().reshape(-1, weights.shape[1])
@@ -44,6 +44,11 @@ def reconstruction_residual(features: Tensor, targets: Tensor, cut: float = 1e-9
     return residual
 
 
+def both_signs(u: Tensor, v: Tensor) -> Tensor:
+    """The units [u; v] and then [u; −v], 2M×2K from M×K each."""
+    return torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1)
+
+
 def cyclic_construction(order: int, complex_weights: bool = False) -> Tensor:
     """2M−2 features that solve Z_M for odd M, as weights 2M×(2M−2) in float64 or complex128.
 
@@ -58,7 +63,7 @@ def cyclic_construction(order: int, complex_weights: bool = False) -> Tensor:
     angles = 2 * math.pi / order * torch.arange(order, dtype=torch.float64)
     if complex_weights:
         waves = torch.exp(1j * torch.outer(angles, torch.arange(1, order, dtype=torch.float64)))
-        return torch.cat([torch.cat([waves, waves]), torch.cat([waves, -waves])], dim=1)
+        return both_signs(waves, waves)
     units = []
     for frequency in range(1, (order + 1) // 2):
         for s in (0.0, math.pi / 2):
@@ -78,7 +83,7 @@ def matrix_entry_construction(group: FiniteGroup) -> Tensor:
         d = rho.shape[1]
         first = rho[:, :, :, None].expand(-1, d, d, d).reshape(-1, d**3)  # ρ_ij at column (i, j, l)
         second = rho[:, None].expand(-1, d, d, d).reshape(-1, d**3)  # ρ_jl
-        units += [torch.cat([first, second]), torch.cat([first, -second])]
+        units.append(both_signs(first, second))
     if not units:
         raise InputError("The group of order 1 has nothing to reconstruct.")
     return torch.cat(units, dim=1)

@@ -20,6 +20,7 @@ from li2_lightning.theory.energy import (
     sphere_curvatures,
 )
 from li2_lightning.theory.reconstruction import (
+    both_signs,
     cyclic_construction,
     matrix_entry_construction,
     pair_features,
@@ -148,7 +149,7 @@ def theorem_3(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
     """Theorem 3: sets of features that solve the task, and tied features that do not."""
 
     def residual(weights: Tensor) -> float:
-        return float(reconstruction_residual(pair_features(weights, group), pair_targets(group)))
+        return float(reconstruction_residual(pair_features(weights), pair_targets(group)))
 
     M = group.order
     if M % 2 and group == groups.cyclic(M):
@@ -167,16 +168,16 @@ def theorem_3(group: FiniteGroup, quick: bool) -> Iterator[Finding]:
                 continue
             projector = torch.tensor(block.projector)
             u, v = projector @ draw(M, block.rank**2), projector @ draw(M, block.rank**2, seed=1)
-            free = torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1)
+            free = both_signs(u, v)
             targets = pair_targets(group) @ projector
-            left = float(reconstruction_residual(pair_features(free, group), targets))
+            left = float(reconstruction_residual(pair_features(free), targets))
             yield within(f"free u, v in {block.label} span it", f"{free.shape[1]} random units", left, 1e-8)
             if block.real_dimension == 1:
                 continue
             u = projector @ draw(M, many * block.rank)
             tied = u[torch.tensor(group.inverses)]
-            weights = torch.cat([torch.cat([u, tied]), torch.cat([u, -tied])], dim=1)
-            left = float(reconstruction_residual(pair_features(weights, group), targets))
+            weights = both_signs(u, tied)
+            left = float(reconstruction_residual(pair_features(weights), targets))
             expected = {"R": ((block.dimension - 1) / (2 * block.dimension)) ** 0.5, "C": 0.5**0.5, "H": 0.75**0.5}
             # The values for kinds C and H are measured (on C1 and H2), not derived.
             wanted = expected[block.kind]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from li2_lightning import groups
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.groups.representations import block_basis, block_slices, character_table, isotypic_blocks
+from li2_lightning.groups.representations import character_table, isotypic_blocks
 from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.theory.energy import (
     ascend,
@@ -41,6 +41,7 @@ from li2_lightning.theory.muon import (
     simulate_collection,
 )
 from li2_lightning.theory.reconstruction import (
+    both_signs,
     pair_features,
 )
 from li2_lightning.verification.findings import (
@@ -140,15 +141,14 @@ def _top_down(name: str, group: FiniteGroup) -> Iterator[Finding]:
     for number in spanned:
         projector, many = torch.tensor(blocks[number].projector), blocks[number].rank ** 2
         u, v = projector @ draw(group.order, many), projector @ draw(group.order, many, seed=1)
-        units.append(torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1))
+        units.append(both_signs(u, v))
     X, Y = all_pairs(group)
-    F = center(pair_features(torch.cat(units, dim=1), group))
+    F = center(pair_features(torch.cat(units, dim=1)))
     V = torch.linalg.lstsq(F, Y, driver="gelsd").solution
     R = Y - F @ V
-    basis, slices = torch.tensor(block_basis(group).T), block_slices(group)
-    norms = block_norms(R.mT @ R, V, F.mT @ R, basis, slices)
+    norms = block_norms(R.mT @ R, V, F.mT @ R, group)
     covered = torch.tensor([number in spanned for number in range(len(blocks))])
-    whole = output_block_norms(Y, basis, slices)
+    whole = output_block_norms(Y, group)
     outside = (norms.residual - torch.where(covered, 0.0, whole)).abs().max() / whole.sum()
     driven = norms.gradient[~covered].sum() / (norms.residual.sum() * V.square().sum())
     error = torch.stack([outside, driven]).max()

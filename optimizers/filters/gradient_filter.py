@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimizers.closures import Closure, evaluate
+from optimizers.closures import ClosureOptimizer
 from optimizers.modes import Modes
 
 
-class GradientFilter(Modes, Optimizer):
+class GradientFilter(Modes, ClosureOptimizer):
     """An optimizer whose inner optimizer steps on `filtered` gradients; all other code sees the original ones.
 
     Groups and state are the inner optimizer's own, so schedulers and checkpoints reach them. This base class passes
@@ -39,16 +39,8 @@ class GradientFilter(Modes, Optimizer):
         """The gradient of ``weight`` that the inner optimizer sees: a new tensor."""
         return gradient.clone()
 
-    def step(self, closure: Closure | None = None) -> Any:
-        """Show the filtered gradients to the inner optimizer, and put the others back.
-
-        Args:
-            closure: recomputes loss and gradients first, if given.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluate(closure)
+    def update(self) -> None:
+        """Show the filtered gradients to the inner optimizer, and put the others back."""
         seen = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         try:
             with torch.no_grad():
@@ -58,7 +50,6 @@ class GradientFilter(Modes, Optimizer):
         finally:
             for weight, gradient in seen:
                 weight.grad = gradient
-        return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the inner optimizer."""

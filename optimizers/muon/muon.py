@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from li2_lightning.errors import InputError, check_choice, check_values
-from optimizers.closures import Closure, evaluate
+from optimizers.closures import ClosureOptimizer
 from optimizers.layouts import ORIENTATIONS, check_layouts, check_matrices, layouts_of, matrices
 from optimizers.layouts import orientation as orientation_of
 from optimizers.muon.orthogonalize import Method, Precision, coefficients, orthogonalize_each, working_dtype
@@ -42,7 +41,7 @@ def update_scale(shape: tuple[int, ...], scale: Scale, orientation: str) -> floa
 
 
 @register("muon")
-class Muon(Optimizer):
+class Muon(ClosureOptimizer):
     """Momentum, orthogonalized: where gradient descent follows UDVᵀ, Muon follows UVᵀ.
 
     With gradient g and momentum β, an update is
@@ -151,18 +150,8 @@ class Muon(Optimizer):
             raise
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """Update every parameter that has a gradient; gradients are read, never written.
-
-        Matrices of one shape are orthogonalized together.
-
-        Args:
-            closure: recomputes loss and gradients first, if given.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluate(closure)
+    def update(self) -> None:
+        """Make the step; matrices of one shape are orthogonalized together."""
         # How to orthogonalize -> each matrix of weights, its direction and its factor.
         updates: dict[Any, list[tuple[Tensor, Tensor, float]]] = {}
         shrink: list[tuple[Tensor, float]] = []
@@ -185,7 +174,6 @@ class Muon(Optimizer):
                 W.add_(step, alpha=factor)
         for weight, factor in shrink:
             weight.mul_(factor)
-        return loss
 
     def _direction(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         """The momentum to orthogonalize; decoupled decay that comes before the update is made here."""

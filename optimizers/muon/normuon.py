@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from li2_lightning.errors import InputError, check_values
-from optimizers.closures import Closure, evaluate
+from optimizers.closures import ClosureOptimizer
 from optimizers.layouts import check_layouts, check_matrices, input_axis, layouts_of, matrices
 from optimizers.muon.orthogonalize import Method, coefficients, orthogonalize_each
 from optimizers.registry import register
@@ -21,7 +20,7 @@ RMS = 0.2
 
 
 @register("normuon")
-class NorMuon(Optimizer):
+class NorMuon(ClosureOptimizer):
     """Muon whose update is divided, for every output, by the root mean square of its recent entries there.
 
         m ← βm + (1−β)g        O = UVᴴ,  m = UDVᴴ
@@ -86,16 +85,7 @@ class NorMuon(Optimizer):
             check_layouts(group)
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """Update every parameter that has a gradient; gradients are read, never written.
-
-        Args:
-            closure: recomputes loss and gradients first, if given.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = evaluate(closure)
+    def update(self) -> None:
         # How to orthogonalize -> each matrix of weights, its momentum, its v, the axis of its inputs and its group.
         updates: dict[tuple[Method, int], list[tuple[Tensor, Tensor, Tensor, int, dict[str, Any]]]] = {}
         for group in self.param_groups:
@@ -120,4 +110,3 @@ class NorMuon(Optimizer):
                 length = torch.linalg.matrix_norm(step, keepdim=True)
                 step *= math.sqrt(step.shape[-1] * step.shape[-2]) / torch.where(length > 0, length, 1)
                 W.sub_(step, alpha=RMS * group["lr"])
-        return loss

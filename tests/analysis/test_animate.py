@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageSequence
 
 import train
@@ -91,7 +92,7 @@ def test_every_group_has_a_film(tmp_path: Path, values: dict[str, Any], label: s
 def test_nodes_without_weights_have_no_share(directory: Path) -> None:
     for step, path in snapshots(directory).items():
         W = read_snapshot(path)
-        write_snapshot(directory, step, train.torch.zeros(W.shape))
+        write_snapshot(directory, step, torch.zeros(W.shape))
     assert len(list(Film(load_run(directory)).frames())) == len(snapshots(directory))
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from li2_lightning.analysis.collect import collect
-from li2_lightning.cli import main as li2
 from li2_lightning.runs.load import find_runs
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 collect ARGUMENTS``."""
-    return li2.main(["collect", *arguments])
+main = li2_command("collect")
 
 
 def test_a_row_has_the_settings_and_what_came_out(small_sweep: Path) -> None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from li2_lightning.analysis.collect import collect
 from li2_lightning.analysis.compare import comparison
-from li2_lightning.cli import main as li2
 from li2_lightning.runs.load import find_runs, groups_of_seeds
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 compare ARGUMENTS``."""
-    return li2.main(["compare", *arguments])
+main = li2_command("compare")
 
 
 def test_settings_and_outcomes_that_differ(small_sweep: Path) -> None:
@@ -47,6 +43,16 @@ def test_seeds_are_compared_with_each_other(
     assert all(len(line) <= 80 for line in shown.splitlines() if not line.startswith(("A: ", "B: ")))
     for run in runs:
         assert f"{run.metrics['test/loss'].iloc[-1]:.4g}" in shown
+
+
+def test_a_setting_that_is_null_in_some_runs_reads_as_in_yaml(own_sweep: Path) -> None:
+    for run in find_runs([own_sweep]):
+        path = run.directory / "config.yaml"
+        path.write_text(
+            path.read_text().replace("ridge: null", "ridge: 0.5" if run["optimizer.lr"] > 0.01 else "ridge: null")
+        )
+    table = comparison(groups_of_seeds(find_runs([own_sweep])))
+    assert ["network.ridge", "null", "0.5"] in table["settings"]
 
 
 def test_some_seeds_that_never_got_there(own_sweep: Path) -> None:

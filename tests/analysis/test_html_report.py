@@ -7,21 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from li2_lightning.analysis.html_report import MOST_ROWS
-from li2_lightning.cli import main as li2
 from li2_lightning.runs.load import find_runs, load_run
 from li2_lightning.runs.snapshots import snapshots
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 report ARGUMENTS``."""
-    return li2.main(["report", *arguments])
+main = li2_command("report")
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

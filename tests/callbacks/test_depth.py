@@ -17,14 +17,11 @@ import train
 from li2_lightning import groups
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.networks.activations import find_activation
+from tests.conftest import cosine
 from tests.sweeps.test_stack import assert_same, rows
 
 ON = "callbacks.depth.every_n_steps=1"
 DEEP = [ON, "network.hidden_layers=2", "network.activation=relu"]
-
-
-def cosine(left: Tensor, right: Tensor) -> float:
-    return float((left * right.conj()).sum().real / left.norm() / right.norm())
 
 
 def forward(run: Any, w: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks.gradient import Gradient
 from li2_lightning.errors import InputError
+from tests.conftest import cosine
 
 COLUMNS = [
     "norm",
@@ -20,11 +21,6 @@ COLUMNS = [
     "readout_equilibrium",
     "effective_ridge",
 ]
-
-
-def cosine(left: Tensor, right: Tensor) -> float:
-    product = (left.conj() * right).sum()
-    return ((product.real if product.is_complex() else product) / left.norm() / right.norm()).item()
 
 
 def dense(run: Any, step: int) -> tuple[dict[str, float], Tensor]:

@@ -94,8 +94,8 @@ def test_rows_are_0_the_cadence_the_one_after_a_transition_and_the_last(tiny_run
 
 def test_a_transition_waits_through_a_checkpoint() -> None:
     before, after = Interaction(), Interaction()
-    before.on_stage_transition(None, None, None)  # type: ignore[arg-type]
     before.cadence.due(7)
+    before.on_stage_transition(None, None, None)  # type: ignore[arg-type]
     after.load_state_dict(before.state_dict())
     logged: list[str] = []
     after.measure = lambda module, state: {SHARE: 1.0}  # type: ignore[method-assign]

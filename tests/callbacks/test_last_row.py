@@ -50,7 +50,7 @@ class Last(lightning.Callback):
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The rows of which a picture was drawn, and "report"; nothing is drawn."""
     rows: list[Any] = []
-    monkeypatch.setattr(Pictures, "_draw", lambda self, trainer, module, step: rows.append(step))
+    monkeypatch.setattr(Pictures, "act", lambda self, trainer, module, state: rows.append(state.step))
     monkeypatch.setattr(Report, "on_last_row", lambda self, trainer, module: rows.append("report"))
     return rows
 

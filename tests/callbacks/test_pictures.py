@@ -13,7 +13,7 @@ from PIL import Image
 import train
 from li2_lightning.errors import Interrupted
 from li2_lightning.groups.finite_group import symmetric
-from li2_lightning.groups.representations import block_basis, block_slices, isotypic_blocks
+from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.theory.features import feature_shares
 from tests.callbacks.test_checkpoint import InterruptAt
 
@@ -99,7 +99,7 @@ def test_the_report_is_taller_with_features(tmp_path: Path) -> None:
 def test_shares_are_those_of_the_projectors() -> None:
     group = symmetric(3)
     weights = torch.randn(2 * 6, 5, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
-    shares = feature_shares(weights, torch.tensor(block_basis(group).T).to(weights.dtype), block_slices(group))
+    shares = feature_shares(weights, group)
     energies = torch.stack(
         [
             sum(

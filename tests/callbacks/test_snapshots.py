@@ -14,6 +14,7 @@ import train
 from callbacks.snapshots import Snapshots
 from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.runs.snapshots import read_snapshot, snapshots, write_snapshot
+from tests.conftest import added
 
 OFF = {name: {"enabled": False} for name in ("report", "pictures", "progress", "interaction", "energy", "gram",
                                              "features", "updates", "stages")}  # fmt: skip
@@ -86,13 +87,10 @@ class StopsInRow(lightning.Callback):
             pl_module.stop_signal = 15
 
 
-def test_a_resumed_run_has_the_same_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_has_the_same_snapshots(tmp_path: Path) -> None:
     whole = contents(run(tmp_path / "whole"))
-    build = train.build_callbacks
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "build_callbacks", lambda sections: [*build(sections), StopsInRow()])
-        with pytest.raises(Interrupted):
-            run(tmp_path / "stopped")
+    with added(StopsInRow), pytest.raises(Interrupted):
+        run(tmp_path / "stopped")
     assert contents(run(tmp_path / "stopped", resume="auto")) == whole
 
 

@@ -41,6 +41,17 @@ class Outcome:
 CommandLine = Callable[..., Outcome]
 
 
+def directory(workplace: Path) -> Path:
+    """That of the newest run."""
+    return (workplace / "outputs" / "latest").resolve()
+
+
+def rows_written(workplace: Path) -> int:
+    """Lines of the newest metrics.csv."""
+    path = workplace / "outputs" / "latest" / "metrics.csv"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
 @pytest.fixture(autouse=True)
 def fresh_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No credentials and nobody's home directory, whoever runs the tests."""

@@ -11,15 +11,11 @@ import pytest
 import torch
 
 from li2_lightning.runs.metrics_csv import read_metrics
-from tests.cli.conftest import TINY, CommandLine, StartProcess
+from tests.cli.conftest import TINY, CommandLine, StartProcess, directory
 
 QUIET = (*TINY, "callbacks.report.enabled=false", "callbacks.pictures.enabled=false", "max_steps=40")
 # Gradient descent at a rate that grows the loss for some steps before it overflows.
 GROWING = (*QUIET, "optimizer=sgd", "optimizer.lr=20", "callbacks.checkpoint.every_n_steps=1")
-
-
-def directory(workplace: Path) -> Path:
-    return (workplace / "outputs" / "latest").resolve()
 
 
 @pytest.mark.parametrize("rate", ["1e9", "1e10", "1e30"])

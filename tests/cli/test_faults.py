@@ -14,13 +14,9 @@ import pytest
 import torch
 
 from li2_lightning.runs.metrics_csv import read_metrics
-from tests.cli.conftest import TINY, CommandLine, Outcome
+from tests.cli.conftest import TINY, CommandLine, Outcome, directory
 
 LONG = (*TINY, "callbacks=minimal", "max_steps=60", "callbacks.checkpoint.every_n_steps=5")
-
-
-def directory(workplace: Path) -> Path:
-    return (workplace / "outputs" / "latest").resolve()
 
 
 def assert_sentence(outcome: Outcome, *mentions: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from li2_lightning.errors import InputError, Interrupted
 from li2_lightning.runs.metrics_csv import read_metrics
 from optimizers.schedules import SCHEDULES, WITH_LENGTH
 from tests.cli.test_run_directory import stamps
+from tests.conftest import added
 
 
 def config(folder: Path, **values: Any) -> dict[str, Any]:
@@ -86,17 +86,11 @@ class Rates(lightning.Callback):
         self.used[trainer.global_step] = optimizer.param_groups[0]["lr"]
 
 
-@pytest.fixture
-def used(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, dict[int, float]]]:
+def used(values: dict[str, Any]) -> tuple[Path, dict[int, float]]:
     """Run, and see the learning rate of each update."""
-
-    def run(values: dict[str, Any]) -> tuple[Path, dict[int, float]]:
-        callback, build = Rates(), train.build_callbacks
-        with monkeypatch.context() as patch:
-            patch.setattr(train, "build_callbacks", lambda sections: [*build(sections), callback])
-            return train.run(values).directory, callback.used
-
-    return run
+    callback = Rates()
+    with added(lambda: callback):
+        return train.run(values).directory, callback.used
 
 
 @pytest.mark.parametrize(
@@ -110,7 +104,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, dict[int,
     ids=str,
 )
 def test_a_longer_run_has_the_learning_rates_of_its_own_length(
-    tmp_path: Path, used: Any, capsys: pytest.CaptureFixture[str], scheduler: dict[str, Any]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scheduler: dict[str, Any]
 ) -> None:
     values = config(tmp_path, scheduler=scheduler)
     short, _ = used(values)
@@ -126,7 +120,7 @@ def test_a_longer_run_has_the_learning_rates_of_its_own_length(
     assert said.count(line) == (scheduler["name"] == "cosine")
 
 
-def test_a_run_of_the_same_length_goes_on_to_the_last_bit(tmp_path: Path, used: Any) -> None:
+def test_a_run_of_the_same_length_goes_on_to_the_last_bit(tmp_path: Path) -> None:
     values = config(tmp_path, scheduler={"name": "cosine"})
     folder, whole = used(values)
     (folder / "summary.json").unlink()
@@ -214,16 +208,16 @@ class Watch(lightning.Callback):
         pytest.param("mine.ckpt", marks=pytest.mark.slow),
     ],
 )
-def test_what_later_rows_left_goes_and_a_users_files_stay(own: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_what_later_rows_left_goes_and_a_users_files_stay(own: Any, name: str) -> None:
     values, folder, whole = own
     checkpoints = folder / "checkpoints"
     if name != "row-000002.ckpt":
         # Kept under another name only.
         path = checkpoints / "row-000002.ckpt"
         path.rename(checkpoints / name)
-    watch, build = Watch(), train.build_callbacks
-    monkeypatch.setattr(train, "build_callbacks", lambda sections: [*build(sections), watch])
-    train.run(values | {"resume": str(checkpoints / name)})
+    watch = Watch()
+    with added(lambda: watch):
+        train.run(values | {"resume": str(checkpoints / name)})
     ours = {"config.yaml", "metrics.csv", "stages.json", ".lock", "checkpoints/row-000002.ckpt",
             "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/stage-2.ckpt", "features/row-000000.png",
             "features/row-000000.npz", "features/row-000002.png", "features/row-000002.npz"}  # fmt: skip
@@ -242,15 +236,10 @@ class InterruptBetweenRows(lightning.Callback):
             pl_module.stop_signal = 15
 
 
-def test_a_run_that_was_stopped_between_two_rows_keeps_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_stopped_between_two_rows_keeps_its_checkpoint(tmp_path: Path) -> None:
     values = config(tmp_path, max_steps=8, data={"batch_size": 6, "evaluate_every_n_steps": 3})
-    build = train.build_callbacks
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "build_callbacks", lambda sections: [*build(sections), InterruptBetweenRows()])
-        with pytest.raises(Interrupted):
-            train.run(values)
+    with added(InterruptBetweenRows), pytest.raises(Interrupted):
+        train.run(values)
     resumed = train.run(values | {"resume": "auto"}).directory
     assert (resumed / "checkpoints" / "row-000005.ckpt").exists()
     assert results(resumed) == results(train.run(values | {"name": "whole"}).directory)

@@ -22,13 +22,9 @@ from li2_lightning.config.checks import load_config
 from li2_lightning.config.identity import config_hash
 from li2_lightning.errors import InputError
 from li2_lightning.runs.metrics_csv import read_metrics
-from tests.cli.conftest import TINY, CommandLine
+from tests.cli.conftest import TINY, CommandLine, directory
 
 FAST = (*TINY, "callbacks=minimal")
-
-
-def directory(workplace: Path) -> Path:
-    return (workplace / "outputs" / "latest").resolve()
 
 
 def stamps(folder: Path) -> dict[str, int]:

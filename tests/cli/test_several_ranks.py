@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from li2_lightning.runs.metrics_csv import read_metrics
-from tests.cli.conftest import ROOT, CommandLine, Outcome, StartProcess
+from tests.cli.conftest import ROOT, CommandLine, Outcome, StartProcess, rows_written
 
 pytestmark = pytest.mark.slow  # each starts several processes that import torch: 5 to 15 s
 
@@ -44,11 +44,6 @@ class Failing(torch.optim.SGD):
             {failure}
         return super().step(closure)
 """
-
-
-def rows_written(workplace: Path) -> int:
-    path = workplace / "outputs" / "latest" / "metrics.csv"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 def children(pid: int) -> list[int]:

@@ -17,7 +17,7 @@ import torch
 import train
 from li2_lightning.errors import Interrupted
 from li2_lightning.runs.metrics_csv import read_metrics
-from tests.cli.conftest import CommandLine, Process, StartProcess
+from tests.cli.conftest import CommandLine, Process, StartProcess, directory, rows_written
 
 # About two seconds of training with every measurement; the report would only cost time.
 LONG = (
@@ -31,15 +31,6 @@ LONG = (
     "callbacks.checkpoint.every_n_steps=50",
 )
 MINI_BATCHES = ("data.batch_size=16", "data.evaluate_every_n_steps=5", "optimizer=muon", "scheduler=cosine")
-
-
-def directory(workplace: Path) -> Path:
-    return (workplace / "outputs" / "latest").resolve()
-
-
-def rows_written(workplace: Path) -> int:
-    path = workplace / "outputs" / "latest" / "metrics.csv"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 def start_and_wait(start: StartProcess, workplace: Path, rows: int, *arguments: str) -> Process:

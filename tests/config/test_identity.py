@@ -22,10 +22,7 @@ from li2_lightning.config.schema import Config, NetworkConfig, keys, to_plain
 from li2_lightning.errors import InputError
 from li2_lightning.tasks.tasks import TASKS
 from optimizers import OPTIMIZERS, SCHEDULES, schedules
-
-
-def merged(**values: Any) -> Config:
-    return load_config(values)
+from tests.config.test_checks import merged
 
 
 def test_hash_is_ten_digits_that_depend_on_the_result_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from li2_lightning.analysis.figures.optimizers import DECAY, RATE, WIDTH, Tuned, final, measured_factor, tuned
+from li2_lightning.analysis.figures.optimizers import DECAY, RATE, WIDTH, Tuned, measured_factor, tuned
 from li2_lightning.runs.load import Run
 from tests.experiments.conftest import Sweep
 
@@ -31,7 +31,7 @@ def over_width(runs: list[Run]) -> Tuned:
 
 
 def mean(runs: list[Run], column: str) -> float:
-    return statistics.mean(map(final(column), runs))
+    return statistics.mean(run.last(column) for run in runs)
 
 
 def test_every_optimizer_is_there_at_every_width_with_every_seed(over_width: Tuned) -> None:

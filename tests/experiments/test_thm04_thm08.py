@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from li2_lightning.analysis.figures.phase_diagram import by_task, half_crossing
-from li2_lightning.analysis.figures.theorems import by_width, complete_shares, covered_share, found_blocks
+from li2_lightning.analysis.figures.phase_diagram import by_task, by_width, half_crossing
+from li2_lightning.analysis.figures.theorems import complete_shares, covered_share, found_blocks
 from li2_lightning.theory.energy import block_shares
 from li2_lightning.theory.muon import collection_times, independent_collection_time, muon_collection_time
 from tests.experiments.conftest import Sweep

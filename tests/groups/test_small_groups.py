@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from li2_lightning import groups
-from li2_lightning.cli import main as li2
 from li2_lightning.errors import InputError
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import character_table
 from li2_lightning.groups.small_groups import SmallGroup, catalogue, small_group
 from li2_lightning.tasks.tasks import build_task
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 groups ARGUMENTS``."""
-    return li2.main(["groups", *arguments])
+main = li2_command("groups")
 
 
 EVERY = [entry for members in catalogue().values() for entry in members]

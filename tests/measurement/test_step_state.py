@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from li2_lightning.config.schema import NetworkConfig
 from li2_lightning.data import Rows
+from li2_lightning.groups.finite_group import cyclic
 from li2_lightning.losses import build_loss
 from li2_lightning.measurement import step_state as state_module
 from li2_lightning.measurement.feature_sums import FeatureSums
@@ -25,6 +26,7 @@ from li2_lightning.networks.build import build_network
 from li2_lightning.networks.two_layer import TwoLayerNetwork
 from li2_lightning.seeds import generator
 from li2_lightning.theory.lazy import ridge_readout
+from tests.conftest import cosine
 
 M, n = 5, 17
 NETWORKS: list[dict[str, Any]] = [
@@ -122,10 +124,6 @@ def test_every_shared_quantity_is_the_dense_one(options: dict[str, Any]) -> None
         (state.feature_gradient, Rc @ V.mH),
     ):
         close(actual, expected)
-
-    def cosine(left: Tensor, right: Tensor) -> float:
-        product = (left.conj() * right).sum()
-        return ((product.real if product.is_complex() else product) / left.norm() / right.norm()).item()
 
     G = Rc @ V.mH
     assert {name: value.item() for name, value in asdict(state.structure).items()} == pytest.approx(
@@ -267,7 +265,16 @@ def test_nothing_is_computed_before_somebody_asks() -> None:
         "place",
     }
     assert {name for name in vars(state) if not name.startswith("_")} == names
-    assert "_features" not in vars(state)
+    assert "features" not in vars(state)
+
+
+def test_the_shares_of_the_nodes_are_computed_once_and_need_a_group() -> None:
+    network = network_of({})
+    state = StepState(0, network(TOKENS), ROWS, network, build_loss("mse"), group=cyclic(M))
+    assert state.node_shares is not None
+    assert state.node_shares is state.node_shares
+    close(state.node_shares.sum(dim=0), torch.ones(9, dtype=torch.float64))
+    assert state_of(network).node_shares is None
 
 
 def test_without_extra_layers_the_first_layers_features_are_the_features() -> None:

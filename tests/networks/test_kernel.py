@@ -9,12 +9,9 @@ from torch import Tensor
 from li2_lightning.networks import kernel
 from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.networks.kernel import block_rows, blocked_outputs, feature_blocks
+from li2_lightning.verification.findings import draw
 
 M, K, C, n = 5, 6, 7, 150
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def problem(operands: int, dtype: torch.dtype, rows: int = n) -> tuple[Tensor, Tensor, Tensor]:

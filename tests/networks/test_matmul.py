@@ -11,13 +11,10 @@ from torch import Tensor
 from li2_lightning.networks import libraries
 from li2_lightning.networks.libraries import ONEDNN, TORCH, use_library
 from li2_lightning.networks.matmul import SMALL, add_product, arranged, product, squared_magnitudes, write_product
+from li2_lightning.verification.findings import draw
 
 m, k, n = 100, 150, 160
 assert m * k * n > SMALL
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(autouse=True, params=[ONEDNN, TORCH])

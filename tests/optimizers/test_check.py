@@ -3,19 +3,16 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from li2_lightning.cli import main as li2
 from optimizers import check
 from optimizers.check import CHECKS, Broken, Candidate
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 check ARGUMENTS``."""
-    return li2.main(["check", *arguments])
+main = li2_command("check")
 
 
 GOOD = """

@@ -18,6 +18,7 @@ from li2_lightning.config.schema import NetworkConfig, TransformerConfig
 from li2_lightning.networks.base import Network
 from li2_lightning.networks.build import build_network
 from li2_lightning.seeds import generator
+from li2_lightning.theory.muon import polar_factor
 from optimizers import CompositeOptimizer, Muon, OptimizerError, build_optimizer
 from optimizers.layouts import matrices
 from optimizers.sphere_ascent import SphereAscent
@@ -59,11 +60,6 @@ def updates(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     return {name: before[name] - parameter.detach() for name, parameter in network.named_parameters()}
 
 
-def polar(M: Tensor) -> Tensor:
-    U, _, Vh = torch.linalg.svd(M, full_matrices=False)
-    return U @ Vh
-
-
 def spectral_norm(M: Tensor) -> float:
     return torch.linalg.matrix_norm(M, ord=2).item()
 
@@ -87,8 +83,8 @@ def test_q_k_and_v_are_orthogonalized_and_scaled_one_by_one(scale: str, factor: 
     given = gradients(network)
     found = updates(network, optimizer_of(network, **EXACT, scale=scale))
     for update, gradient in zip(found[QKV].chunk(3), given[QKV].chunk(3), strict=True):
-        torch.testing.assert_close(update, factor * polar(gradient))
-    torch.testing.assert_close(found[OUT], factor * polar(given[OUT]))
+        torch.testing.assert_close(update, factor * polar_factor(gradient))
+    torch.testing.assert_close(found[OUT], factor * polar_factor(given[OUT]))
 
 
 def test_on_request_every_head_of_q_k_and_v_is_a_matrix_and_the_output_projection_stays_whole() -> None:
@@ -97,8 +93,8 @@ def test_on_request_every_head_of_q_k_and_v_is_a_matrix_and_the_output_projectio
     found = updates(network, optimizer_of(network, **EXACT, scale="spectral", split_heads=True))
     factor = math.sqrt(WIDTH / HEADS / WIDTH)
     for update, gradient in zip(found[QKV].chunk(3 * HEADS), given[QKV].chunk(3 * HEADS), strict=True):
-        torch.testing.assert_close(update, factor * polar(gradient))
-    torch.testing.assert_close(found[OUT], polar(given[OUT]))
+        torch.testing.assert_close(update, factor * polar_factor(gradient))
+    torch.testing.assert_close(found[OUT], polar_factor(given[OUT]))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +114,7 @@ def test_the_operands_tables_are_one_matrix_where_their_projections_are_added_an
     found = updates(network, optimizer_of(network, **EXACT, scale="spectral"))
     for update, gradient in zip(found[name].chunk(parts), given[name].chunk(parts), strict=True):
         inputs, outputs = gradient.shape
-        torch.testing.assert_close(update, math.sqrt(outputs / inputs) * polar(gradient))
+        torch.testing.assert_close(update, math.sqrt(outputs / inputs) * polar_factor(gradient))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import yaml
 from torch import Tensor
 from torch.nn import Parameter
 
+from li2_lightning.theory.muon import polar_factor
+from li2_lightning.verification.findings import draw
 from optimizers import Muon, OptimizerError, build_optimizer
 from optimizers.muon.muon import update_scale
 from optimizers.muon.orthogonalize import CLASSIC, SCHEDULE, orthogonalize
@@ -17,17 +19,8 @@ DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SHAPES = [(5, 5), (4, 11), (11, 4), (3, 5, 7), (2, 3, 9, 4)]
 
 
-def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def polar(M: Tensor) -> Tensor:
-    U, _, Vh = torch.linalg.svd(M, full_matrices=False)
-    return U @ Vh
-
-
 def with_singular_values(rows: int, columns: int, values: Tensor) -> Tensor:
-    U, _, Vh = torch.linalg.svd(randn(rows, columns), full_matrices=False)
+    U, _, Vh = torch.linalg.svd(draw(rows, columns), full_matrices=False)
     return (U * values) @ Vh
 
 
@@ -47,11 +40,11 @@ def step(weight: Tensor, *gradients: Tensor, **hyperparameters: object) -> Tenso
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_svd_is_the_polar_factor(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    M = randn(*shape, dtype=dtype)
+    M = draw(*shape, dtype=dtype)
     factor = orthogonalize(M, "svd")
     exact = torch.finfo(dtype).eps * 100
     assert factor.dtype == dtype
-    torch.testing.assert_close(factor, polar(M), rtol=0, atol=exact)
+    torch.testing.assert_close(factor, polar_factor(M), rtol=0, atol=exact)
     torch.testing.assert_close(
         torch.linalg.svdvals(factor), torch.ones(()).expand_as(torch.linalg.svdvals(factor)).to(factor.abs())
     )
@@ -60,7 +53,7 @@ def test_svd_is_the_polar_factor(shape: tuple[int, ...], dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_newton_schulz_is_its_polynomial_of_the_singular_values(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    M = randn(*shape, dtype=dtype)
+    M = draw(*shape, dtype=dtype)
     a, b, c = CLASSIC
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     s = S / torch.linalg.vector_norm(S, dim=-1, keepdim=True)
@@ -89,7 +82,7 @@ def test_iterating_on_the_small_side_is_as_accurate_in_float32(steps: int) -> No
 
 @pytest.mark.parametrize("method", ["svd", "newton_schulz"])
 def test_orthogonalize_ignores_length_and_commutes_with_transposition(method: str) -> None:
-    M = randn(6, 10, dtype=torch.complex128)
+    M = draw(6, 10, dtype=torch.complex128)
     factor = orthogonalize(M, method)
     torch.testing.assert_close(orthogonalize(1e3 * M, method), factor)
     torch.testing.assert_close(orthogonalize(M.mH, method), factor.mH)
@@ -97,14 +90,14 @@ def test_orthogonalize_ignores_length_and_commutes_with_transposition(method: st
 
 @pytest.mark.parametrize("method", ["svd", "newton_schulz"])
 def test_a_batch_is_its_matrices_one_by_one(method: str) -> None:
-    M = randn(2, 3, 4, 9)
+    M = draw(2, 3, 4, 9)
     one_by_one = torch.stack([torch.stack([orthogonalize(m, method) for m in row]) for row in M])
     torch.testing.assert_close(orthogonalize(M, method), one_by_one)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_svd_of_a_rank_deficient_matrix_is_the_polar_factor_on_its_range(dtype: torch.dtype) -> None:
-    M = randn(8, 3, dtype=dtype) @ randn(3, 12, dtype=dtype, seed=1)
+    M = draw(8, 3, dtype=dtype) @ draw(3, 12, dtype=dtype, seed=1)
     factor = orthogonalize(M, "svd")
     values = torch.linalg.svdvals(factor)
     torch.testing.assert_close(values[:3], torch.ones_like(values[:3]))
@@ -118,7 +111,7 @@ def test_zero_stays_zero_and_not_a_number_stays_visible(method: str) -> None:
     batch = torch.zeros(2, 3, 5)
     assert torch.equal(orthogonalize(batch, method), batch)
     for bad in (torch.inf, torch.nan):
-        M = randn(2, 3, 5)
+        M = draw(2, 3, 5)
         M[1, 0, 0] = bad
         result = orthogonalize(M, method)
         torch.testing.assert_close(result[0], orthogonalize(M[0], method))
@@ -127,10 +120,10 @@ def test_zero_stays_zero_and_not_a_number_stays_visible(method: str) -> None:
 
 
 def test_half_precision_is_computed_in_float32() -> None:
-    M = randn(4, 7, dtype=torch.float32).bfloat16()
+    M = draw(4, 7, dtype=torch.float32).bfloat16()
     factor = orthogonalize(M, "svd")
     assert factor.dtype == torch.bfloat16
-    assert torch.equal(factor, polar(M.float()).bfloat16())
+    assert torch.equal(factor, polar_factor(M.float()).bfloat16())
 
 
 @pytest.mark.parametrize(
@@ -152,9 +145,9 @@ def test_orthogonalize_refuses(arguments: tuple[object, ...], words: str) -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_first_update_is_minus_lr_times_the_polar_factor(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    W, G = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype, seed=1)
+    W, G = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=1)
     found = step(W, G, lr=0.3, orthogonalization="svd")
-    torch.testing.assert_close(found, W - 0.3 * polar(G))
+    torch.testing.assert_close(found, W - 0.3 * polar_factor(G))
     # In units: without a scale, lr is the spectral norm of an update.
     norms = torch.linalg.matrix_norm(found - W, ord=2)
     torch.testing.assert_close(norms, torch.full_like(norms, 0.3))
@@ -163,7 +156,7 @@ def test_the_first_update_is_minus_lr_times_the_polar_factor(shape: tuple[int, .
 def test_an_update_never_points_uphill() -> None:
     """⟨UVᵀ, G⟩ = tr D: the nuclear norm with the exact factor, and positive with the approximate one."""
     for seed in range(20):
-        G = randn(7, 12, seed=seed)
+        G = draw(7, 12, seed=seed)
         for method in ("svd", "newton_schulz"):
             moved = step(torch.zeros(7, 12, dtype=torch.float64), G, lr=1.0, orthogonalization=method)
             assert (moved * G).sum() < 0
@@ -174,7 +167,7 @@ def test_an_update_never_points_uphill() -> None:
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("style", ["ema", "heavy_ball"])
 def test_momentum_by_hand(style: str, nesterov: bool) -> None:
-    G1, G2, beta = randn(4, 6, seed=1), randn(4, 6, seed=2), 0.8
+    G1, G2, beta = draw(4, 6, seed=1), draw(4, 6, seed=2), 0.8
     if style == "ema":
         m1 = 0.2 * G1
         m2 = 0.8 * m1 + 0.2 * G2
@@ -183,7 +176,7 @@ def test_momentum_by_hand(style: str, nesterov: bool) -> None:
         m1 = G1
         m2 = 0.8 * m1 + G2
         d1, d2 = (0.8 * m1 + G1, 0.8 * m2 + G2) if nesterov else (m1, m2)
-    W = randn(4, 6)
+    W = draw(4, 6)
     parameter = Parameter(W.clone())
     optimizer = Muon(
         [parameter], lr=0.1, momentum=beta, nesterov=nesterov, momentum_style=style, orthogonalization="svd"
@@ -192,33 +185,33 @@ def test_momentum_by_hand(style: str, nesterov: bool) -> None:
         parameter.grad = G.clone()
         optimizer.step()
     torch.testing.assert_close(optimizer.state[parameter]["momentum_buffer"], m2)
-    torch.testing.assert_close(parameter.detach(), W - 0.1 * polar(d1) - 0.1 * polar(d2))
-    # A second update that ignored momentum would be polar(G2).
-    assert not torch.allclose(polar(d2), polar(G2))
+    torch.testing.assert_close(parameter.detach(), W - 0.1 * polar_factor(d1) - 0.1 * polar_factor(d2))
+    # A second update that ignored momentum would be polar_factor(G2).
+    assert not torch.allclose(polar_factor(d2), polar_factor(G2))
 
 
 def test_both_styles_of_momentum_take_the_same_steps() -> None:
-    gradients = [randn(4, 6, seed=seed) for seed in range(5)]
-    W = randn(4, 6)
+    gradients = [draw(4, 6, seed=seed) for seed in range(5)]
+    W = draw(4, 6)
     ema, heavy = (step(W, *gradients, momentum_style=style) for style in ("ema", "heavy_ball"))
     torch.testing.assert_close(ema, heavy)
 
 
 def test_decoupled_decay_shrinks_the_weights_and_not_the_direction() -> None:
-    W, G = randn(4, 6), randn(4, 6, seed=1)
+    W, G = draw(4, 6), draw(4, 6, seed=1)
     found = step(W, G, lr=0.1, weight_decay=0.5, orthogonalization="svd")
-    torch.testing.assert_close(found, (1 - 0.1 * 0.5) * W - 0.1 * polar(G))
+    torch.testing.assert_close(found, (1 - 0.1 * 0.5) * W - 0.1 * polar_factor(G))
 
 
 def test_coupled_decay_enters_the_gradient() -> None:
-    W, G = randn(4, 6), randn(4, 6, seed=1)
+    W, G = draw(4, 6), draw(4, 6, seed=1)
     found = step(W, G, lr=0.1, weight_decay=0.5, decoupled=False, orthogonalization="svd")
-    torch.testing.assert_close(found, W - 0.1 * polar(G + 0.5 * W))
+    torch.testing.assert_close(found, W - 0.1 * polar_factor(G + 0.5 * W))
 
 
 @pytest.mark.parametrize("hyperparameters", [{"decoupled": False}, {"momentum": 0.0}, {"nesterov": False}])
 def test_gradients_are_read_and_not_written(hyperparameters: dict[str, object]) -> None:
-    parameter, G = Parameter(randn(4, 6)), randn(4, 6, seed=1)
+    parameter, G = Parameter(draw(4, 6)), draw(4, 6, seed=1)
     optimizer = Muon([parameter], weight_decay=0.5, **hyperparameters)
     for _ in range(2):
         parameter.grad = G.clone()
@@ -243,9 +236,9 @@ def test_scale_follows_the_declared_orientation(
     scale: str, value: float, orientation: str, shape: tuple[int, int]
 ) -> None:
     assert update_scale(shape, scale, orientation) == pytest.approx(value)
-    zero, G = torch.zeros(2, *shape, dtype=torch.float64), randn(2, *shape)
+    zero, G = torch.zeros(2, *shape, dtype=torch.float64), draw(2, *shape)
     moved = step(zero, G, lr=0.1, scale=scale, orientation=orientation, orthogonalization="svd")
-    torch.testing.assert_close(moved, -0.1 * value * polar(G))
+    torch.testing.assert_close(moved, -0.1 * value * polar_factor(G))
 
 
 def test_the_shape_alone_decides_nothing() -> None:
@@ -255,7 +248,7 @@ def test_the_shape_alone_decides_nothing() -> None:
 
 def test_units_of_the_scales() -> None:
     """rms: RMS of the entries; match_adamw: a fifth of it; spectral: RMS out for RMS 1 in, at most."""
-    G = randn(INPUTS, OUTPUTS)
+    G = draw(INPUTS, OUTPUTS)
 
     def moved(scale: str) -> Tensor:
         return step(torch.zeros_like(G), G, lr=0.1, scale=scale, orthogonalization="svd")
@@ -280,8 +273,8 @@ def test_agrees_with_torch_where_the_two_overlap(
     scale: str, theirs: str, shape: tuple[int, int], nesterov: bool
 ) -> None:
     """Torch's matrices are outputs × inputs and its Newton–Schulz is bfloat16, of eight bits."""
-    W = randn(*shape, dtype=torch.float32)
-    gradients = [randn(*shape, dtype=torch.float32, seed=seed) for seed in (1, 2, 3)]
+    W = draw(*shape, dtype=torch.float32)
+    gradients = [draw(*shape, dtype=torch.float32, seed=seed) for seed in (1, 2, 3)]
     common = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
     ours = step(W, *gradients, scale=scale, orientation="output_input", **common)
     parameter = Parameter(W.clone())
@@ -355,12 +348,12 @@ def test_refuses_a_sparse_gradient() -> None:
 def test_the_published_preset_takes_the_published_steps() -> None:
     """Written out by hand; W is in float64, so float32 in the polynomials shows as an error of some 1e-7."""
     preset = yaml.safe_load((Path(__file__).parents[2] / "configs" / "optimizer" / "muon_published.yaml").read_text())
-    W, V = Parameter(randn(6, 4)), Parameter(randn(4, 3, seed=1))
+    W, V = Parameter(draw(6, 4)), Parameter(draw(4, 3, seed=1))
     optimizer = build_optimizer({"hidden": [("W", W)], "output": [("V", V)], "embedding": []}, preset)
     w, v, momentum = W.detach().clone(), Parameter(V.detach().clone()), torch.zeros(6, 4)
     adam = torch.optim.Adam([v], lr=0.01, weight_decay=2e-4)
     for number in range(5):
-        W.grad, V.grad, v.grad = randn(6, 4, seed=number), randn(4, 3, seed=9 + number), randn(4, 3, seed=9 + number)
+        W.grad, V.grad, v.grad = draw(6, 4, seed=number), draw(4, 3, seed=9 + number), draw(4, 3, seed=9 + number)
         optimizer.step()
         adam.step()
         momentum = 0.99 * momentum + 0.01 * W.grad

@@ -9,15 +9,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import optimizers
+from li2_lightning.verification.findings import draw
 from optimizers import Muon, OptimizerError
 from optimizers.muon import polar_table
 from optimizers.muon.orthogonalize import METHODS, coefficients, optimal_quintics, orthogonalize
 
 POLYNOMIAL = [method for method in METHODS if method != "svd"]
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def follow(triples: object, x: Tensor) -> Tensor:
@@ -38,7 +35,7 @@ def error(triples: object, lower: float) -> float:
 @pytest.mark.parametrize("method", POLYNOMIAL)
 @pytest.mark.parametrize("shape", [(5, 5), (4, 11), (11, 4), (2, 3, 9, 4)])
 def test_singular_values_follow_the_polynomials(method: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    M = randn(*shape, dtype=dtype)
+    M = draw(*shape, dtype=dtype)
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     s = follow(coefficients(method, 5), S / torch.linalg.vector_norm(S, dim=-1, keepdim=True))
     expected = (U * s.unsqueeze(-2)) @ Vh
@@ -97,7 +94,7 @@ def test_safety_keeps_a_singular_value_beyond_the_interval_from_running_away() -
 
 
 def test_polar_express_reaches_the_polar_factor() -> None:
-    U, _, Vh = torch.linalg.svd(randn(12, 30), full_matrices=False)
+    U, _, Vh = torch.linalg.svd(draw(12, 30), full_matrices=False)
     M = (U * torch.logspace(0, -2, 12, dtype=torch.float64)) @ Vh
     torch.testing.assert_close(orthogonalize(M, "polar_express", 9), U @ Vh, rtol=0, atol=1e-9)
     assert (orthogonalize(M, "newton_schulz", 9) - U @ Vh).norm() > 0.1
@@ -107,7 +104,7 @@ def test_polar_express_reaches_the_polar_factor() -> None:
     ("method", "steps"), [*((method, 5) for method in POLYNOMIAL), ("newton_schulz", 12), ("polar_express", 12)]
 )
 def test_iterating_on_the_small_side_is_accurate_in_float32(method: str, steps: int) -> None:
-    U, _, Vh = torch.linalg.svd(randn(24, 200), full_matrices=False)
+    U, _, Vh = torch.linalg.svd(draw(24, 200), full_matrices=False)
     M = (U * torch.logspace(0, -4, 24, dtype=torch.float64)) @ Vh
     exact, found = orthogonalize(M, method, steps), orthogonalize(M.float(), method, steps).double()
     assert (found - exact).norm() / exact.norm() < 2e-4
@@ -118,7 +115,7 @@ def test_iterating_on_the_small_side_is_accurate_in_float32(method: str, steps: 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_precision_says_what_to_compute_in(method: str) -> None:
-    M = randn(6, 9)
+    M = draw(6, 9)
     single = orthogonalize(M, method, precision="float32")
     assert single.dtype == torch.float64
     assert torch.equal(single, orthogonalize(M.float(), method).double())
@@ -133,7 +130,7 @@ def test_precision_says_what_to_compute_in(method: str) -> None:
 
 
 def test_complex_matrices_have_single_and_double_precision_only() -> None:
-    M = randn(4, 6, dtype=torch.complex128)
+    M = draw(4, 6, dtype=torch.complex128)
     found = orthogonalize(M, precision="float32")
     assert found.dtype == torch.complex128
     assert torch.equal(found, orthogonalize(M.to(torch.complex64)).to(torch.complex128))
@@ -144,7 +141,7 @@ def test_complex_matrices_have_single_and_double_precision_only() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_muon_computes_in_the_precision_it_is_told(method: str, precision: str) -> None:
-    W, G = Parameter(randn(4, 6)), randn(4, 6, seed=1)
+    W, G = Parameter(draw(4, 6)), draw(4, 6, seed=1)
     W.grad = G.clone()
     before = W.detach().clone()
     Muon([W], lr=0.1, orthogonalization=method, precision=precision, momentum=0.0).step()
@@ -156,7 +153,7 @@ def test_muon_computes_in_the_precision_it_is_told(method: str, precision: str) 
 
 
 def test_decay_after_the_update_shrinks_the_update_too() -> None:
-    W, G = Parameter(randn(4, 6)), randn(4, 6, seed=1)
+    W, G = Parameter(draw(4, 6)), draw(4, 6, seed=1)
     before, W.grad = W.detach().clone(), G.clone()
     Muon([W], lr=0.1, weight_decay=0.5, orthogonalization="svd", decay_after_update=True).step()
     torch.testing.assert_close(W.detach(), (1 - 0.1 * 0.5) * (before - 0.1 * orthogonalize(G, "svd")))

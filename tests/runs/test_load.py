@@ -171,7 +171,11 @@ def with_settings(**values: object) -> Run:
         ([with_settings(task={"name": "cyclic", "order": 11}), with_settings()], ["Z7", "Z11"]),
         # Two tasks of one name.
         ([with_settings(task={"name": "cyclic", "order": 7, "num_operands": 3}), with_settings()],
-         ["task.num_operands=None", "task.num_operands=3"]),
+         ["task.num_operands=null", "task.num_operands=3"]),
+        # A null is shown only where there is nothing else to say.
+        ([with_settings(data={"train_fraction": None, "train_size": 9}),
+          with_settings(data={"train_fraction": 0.3, "train_size": None})], ["train_size=9", "train_fraction=0.3"]),
+        ([with_settings(network={"ridge": 0.5}), with_settings(network={"ridge": None})], ["ridge=null", "ridge=0.5"]),
         ([with_settings(lr=0.1), with_settings(lr=0.1000000001)], ["lr=0.1", "lr=0.1000000001"]),
         ([with_settings(optimizer={"hidden": {"name": "muon"}}), with_settings()], ["hidden=adam", "hidden=muon"]),
     ],

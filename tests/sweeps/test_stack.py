@@ -19,13 +19,13 @@ import torch
 from omegaconf import OmegaConf
 
 import train
-from callbacks import build_callbacks
 from callbacks.diagnostic import Diagnostic
 from li2_lightning.clock import clock
 from li2_lightning.config.schema import Config
 from li2_lightning.errors import DivergenceError, Interrupted
 from li2_lightning.losses import ClassCentredMSE
 from li2_lightning.runs.directory import RunResult
+from tests.conftest import added
 
 TOLERANCE = 1e-10
 BASE = {
@@ -77,6 +77,23 @@ def assert_same(some: list[dict[str, str]], others: list[dict[str, str]], tolera
 
 
 EACH = ["seed=0 optimizer.lr=0.01", "seed=1 optimizer.lr=0.003 optimizer.weight_decay=0.01", "seed=2"]
+
+
+def same_as_alone(
+    configs: Any,
+    *shared: str,
+    each: Sequence[str] = EACH,
+    read: Callable[[Any], list[dict[str, str]]] = rows,
+    tolerance: float = TOLERANCE,
+) -> list[tuple[Any, Any]]:
+    """Train some runs alone and in a stack, and compare their rows; returns both results of each run."""
+    alone = [train.run(config) for config in configs("alone", each, *shared)]
+    pairs = list(zip(alone, train.run_stack(configs("together", each, *shared)), strict=True))
+    for one, other in pairs:
+        assert_same(read(one), read(other), tolerance)
+    return pairs
+
+
 KINDS = [
     "",
     "data.batch_size=6",
@@ -96,12 +113,8 @@ KINDS = [
 
 @pytest.mark.parametrize("shared", [*KINDS[:3], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[3:])])
 def test_every_column_is_that_of_the_run_alone(shared: str, configs: Any) -> None:
-    options = split(shared)
-    alone = [train.run(config) for config in configs("alone", EACH, *options)]
-    together = train.run_stack(configs("together", EACH, *options))
-    for one, other in zip(alone, together, strict=True):
-        assert_same(rows(one), rows(other))
-        assert_same_files(one.directory, other.directory)  # type: ignore[union-attr]
+    for one, other in same_as_alone(configs, *split(shared)):
+        assert_same_files(one.directory, other.directory)
 
 
 def without_eigengap(result: RunResult | Exception) -> list[dict[str, str]]:
@@ -129,10 +142,7 @@ def assert_same_files(one: Path, other: Path) -> None:
 
 
 def test_output_scales_may_differ(configs: Any) -> None:
-    each = ["seed=0 network.output_scale=0.5", "seed=0 network.output_scale=2"]
-    alone = [train.run(config) for config in configs("alone", each)]
-    for one, other in zip(alone, train.run_stack(configs("together", each)), strict=True):
-        assert_same(rows(one), rows(other))
+    same_as_alone(configs, each=["seed=0 network.output_scale=0.5", "seed=0 network.output_scale=2"])
 
 
 def test_a_run_that_reaches_its_accuracy_leaves_and_the_others_go_on(configs: Any) -> None:
@@ -157,16 +167,16 @@ class SecondsOfTheEnd(lightning.Callback):
         self.seen.append(clock.summary()["seconds"]["end"])
 
 
-def test_steps_after_a_run_has_left_are_no_end(configs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_after_a_run_has_left_are_no_end(configs: Any) -> None:
     notes: list[SecondsOfTheEnd] = []
 
-    def build(sections: Any) -> list[lightning.Callback]:
+    def note() -> SecondsOfTheEnd:
         notes.append(SecondsOfTheEnd())
-        return [*build_callbacks(sections), notes[-1]]
+        return notes[-1]
 
-    monkeypatch.setattr(train, "build_callbacks", build)
     each = ["seed=0 optimizer.lr=0.02", "seed=1 optimizer.lr=0.02 stop_at_test_accuracy=0.05"]
-    train.run_stack(configs("together", each))
+    with added(note):
+        train.run_stack(configs("together", each))
     left = len(notes[1].seen)
     assert left < len(notes[0].seen) - 2
     assert notes[0].seen[left] > 0
@@ -195,13 +205,10 @@ class Stop(lightning.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_stack_that_was_stopped_continues_alone_and_in_a_stack(configs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_that_was_stopped_continues_alone_and_in_a_stack(configs: Any) -> None:
     whole = train.run_stack(configs("whole", EACH))
-    build = train.build_callbacks
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "build_callbacks", lambda sections: [*build(sections), Stop()])
-        with pytest.raises(Interrupted):
-            train.run_stack(configs("again", EACH))
+    with added(Stop), pytest.raises(Interrupted):
+        train.run_stack(configs("again", EACH))
     again = configs("again", EACH, "resume=auto")
     alone = train.run(again[0])
     rest = train.run_stack(again)
@@ -246,13 +253,10 @@ class OwnWeights(Diagnostic):
         pl_module.network.V.grad *= 0.5
 
 
-def test_a_callback_that_was_written_for_one_run_sees_its_run(configs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = train.build_callbacks
-    monkeypatch.setattr(train, "build_callbacks", lambda sections: [*build(sections), OwnWeights()])
-    alone = [train.run(config) for config in configs("alone", EACH)]
-    assert "own/features" in rows(alone[0])[0]
-    for one, other in zip(alone, train.run_stack(configs("together", EACH)), strict=True):
-        assert_same(rows(one), rows(other))
+def test_a_callback_that_was_written_for_one_run_sees_its_run(configs: Any) -> None:
+    with added(OwnWeights):
+        (alone, _), *_ = same_as_alone(configs)
+    assert "own/features" in rows(alone)[0]
 
 
 class Clumsy(lightning.Callback):
@@ -261,10 +265,9 @@ class Clumsy(lightning.Callback):
             raise ZeroDivisionError("a callback of one run")
 
 
-def test_a_plug_in_that_breaks_ends_its_run_alone(configs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = train.build_callbacks
-    monkeypatch.setattr(train, "build_callbacks", lambda sections: [*build(sections), Clumsy()])
-    results = train.run_stack(configs("together", EACH))
+def test_a_plug_in_that_breaks_ends_its_run_alone(configs: Any) -> None:
+    with added(Clumsy):
+        results = train.run_stack(configs("together", EACH))
     assert isinstance(results[1], ZeroDivisionError)
     assert [len(rows(results[place])) for place in (0, 2)] == [25, 25]
 
@@ -294,9 +297,7 @@ class Halved(ClassCentredMSE):
 
 def test_an_optimizer_and_a_loss_that_were_written_for_one_run_work(configs: Any) -> None:
     shared = ("optimizer.hidden.name=tests.sweeps.test_stack:Descent", "loss=tests.sweeps.test_stack:Halved")
-    alone = [train.run(config) for config in configs("alone", EACH, *shared)]
-    for one, other in zip(alone, train.run_stack(configs("together", EACH, *shared)), strict=True):
-        assert_same(rows(one), rows(other))
+    same_as_alone(configs, *shared)
 
 
 class Draws(Diagnostic):
@@ -309,20 +310,14 @@ class Draws(Diagnostic):
         torch.rand(3)
 
 
-def test_random_numbers_of_a_plug_in_are_those_of_the_run_alone(configs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = train.build_callbacks
-    monkeypatch.setattr(train, "build_callbacks", lambda sections: [*build(sections), Draws()])
-    alone = [train.run(config) for config in configs("alone", EACH)]
-    assert len({row["own/draws"] for result in alone for row in rows(result)}) == 75
-    for one, other in zip(alone, train.run_stack(configs("together", EACH)), strict=True):
-        assert_same(rows(one), rows(other))
+def test_random_numbers_of_a_plug_in_are_those_of_the_run_alone(configs: Any) -> None:
+    with added(Draws):
+        pairs = same_as_alone(configs)
+    assert len({row["own/draws"] for alone, _ in pairs for row in rows(alone)}) == 75
 
 
 def test_in_float32_a_stack_is_as_near_to_a_run_as_two_ranks_to_one(configs: Any) -> None:
-    shared = ("trainer.precision=32-true",)
-    alone = [train.run(config) for config in configs("alone", EACH, *shared)]
-    for one, other in zip(alone, train.run_stack(configs("together", EACH, *shared)), strict=True):
-        assert_same(without_eigengap(one), without_eigengap(other), 2e-4)
+    same_as_alone(configs, "trainer.precision=32-true", read=without_eigengap, tolerance=2e-4)
 
 
 def test_finished_runs_of_a_stack_are_not_repeated(configs: Any) -> None:

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from li2_lightning.theory.depth import (
@@ -18,21 +17,15 @@ from li2_lightning.theory.depth import (
     target_gram,
 )
 from li2_lightning.theory.lazy import center
+from li2_lightning.verification.findings import draw
+from tests.conftest import cosine
 
 n, C, K = 30, 5, 8
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 LABELS = torch.arange(n) % (C - 1)  # the last class has no sample
 Y = functional.one_hot(LABELS, C).double()
 COUNTS = Y.sum(dim=0)
-
-
-def cosine(left: Tensor, right: Tensor) -> float:
-    return float((left * right.conj()).sum().real / left.norm() / right.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])

@@ -12,13 +12,10 @@ from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.networks.activations import ACTIVATIONS
 from li2_lightning.theory.energy import energy, energy_gradient, energy_of_weights, unit_energy
+from li2_lightning.verification.findings import draw
 
 SQUARE = ACTIVATIONS["square"]
 GROUPS = {"Z7": groups.cyclic(7), "Z8": groups.cyclic(8), "S3": groups.symmetric(3), "Q8": groups.quaternion(8)}
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def all_pairs(group: FiniteGroup) -> tuple[Tensor, Tensor]:

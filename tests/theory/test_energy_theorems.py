@@ -27,6 +27,7 @@ from li2_lightning.theory.energy import (
     predicted_maxima,
     sphere_curvatures,
 )
+from li2_lightning.verification.findings import draw
 from li2_lightning.verification.groups import affine_group, special_linear_group
 
 # Block: E* and the share of Gaussian starts that end there, by label of `isotypic_blocks`; where two shares stand,
@@ -59,10 +60,6 @@ TABLE: dict[str, tuple[FiniteGroup, dict[str, tuple[float, float, float]]]] = {
     ),
 }
 SMALL = [name for name in TABLE if TABLE[name][0].order <= 12]
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def climb(group: FiniteGroup, starts: int, dtype: torch.dtype = torch.float64) -> Ascent:

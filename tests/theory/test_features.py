@@ -9,12 +9,7 @@ from torch.nn import functional
 
 from li2_lightning import groups
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.groups.representations import (
-    block_basis,
-    block_slices,
-    irreducible_subspaces,
-    isotypic_blocks,
-)
+from li2_lightning.groups.representations import irreducible_subspaces, isotypic_blocks
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.theory.energy import ascend, block_shares, energy_gradient, energy_of_weights, maximizer
 from li2_lightning.theory.features import (
@@ -26,14 +21,10 @@ from li2_lightning.theory.features import (
     target_block_norms,
 )
 from li2_lightning.theory.interaction import new_node_gradient, top_down_energy
-from li2_lightning.theory.lazy import center, residual, ridge_readout
+from li2_lightning.theory.lazy import center, ridge_readout
 
 GROUPS = {"Z7": groups.cyclic(7), "S3": groups.symmetric(3), "Q8": groups.quaternion(8), "Z2×Z4": groups.product("2x4")}
 SQUARE = find_activation("square")
-
-
-def basis_of(group: FiniteGroup) -> tuple[Tensor, list[slice]]:
-    return torch.tensor(block_basis(group).T), list(block_slices(group))
 
 
 def projectors(group: FiniteGroup) -> list[Tensor]:
@@ -67,11 +58,10 @@ def test_norms_by_block_are_those_of_projected_matrices(name: str, dtype: torch.
     F, V = (torch.randn(*shape, generator=draw, dtype=dtype) for shape in ((n, K), (K, M)))
     labels = torch.randint(M, (n,), generator=draw)
     Y = functional.one_hot(labels, M).double()
-    R = residual((F @ V).real, Y)
+    R = center(Y - (F @ V).real)
     F = center(F)
-    basis, blocks = basis_of(group)
-    norms = block_norms(R.mT @ R, V, F.mH @ R.to(dtype), basis, blocks)
-    target = target_block_norms(Y.sum(dim=0), basis, blocks)
+    norms = block_norms(R.mT @ R, V, F.mH @ R.to(dtype), group)
+    target = target_block_norms(Y.sum(dim=0), group)
     for k, P in enumerate(projectors(group)):
         part = R @ P
         assert norms.residual[k].item() == pytest.approx(part.square().sum().item(), rel=1e-9)
@@ -83,36 +73,36 @@ def test_norms_by_block_are_those_of_projected_matrices(name: str, dtype: torch.
 
 
 def test_a_leading_axis_is_a_run_of_its_own() -> None:
-    basis, blocks = basis_of(GROUPS["S3"])
+    group = GROUPS["S3"]
     draw = torch.Generator().manual_seed(1)
     R, V, Q = (torch.randn(3, *shape, generator=draw, dtype=torch.float64) for shape in ((9, 6), (4, 6), (4, 6)))
-    together = block_norms(R.mT @ R, V, Q, basis, blocks)
-    counts = torch.randint(1, 5, (3, 6), generator=draw)
+    together = block_norms(R.mT @ R, V, Q, group)
+    counts = torch.randint(1, 5, (3, 6), generator=draw).double()
     kept = torch.tensor([[True, False], [False, True], [False, False]])
     for run in range(3):
-        alone = block_norms(R[run].mT @ R[run], V[run], Q[run], basis, blocks)
+        alone = block_norms(R[run].mT @ R[run], V[run], Q[run], group)
         for name in ("residual", "gradient", "coupled"):
             torch.testing.assert_close(getattr(together, name)[run], getattr(alone, name))
         for stacked, single in (
-            (target_block_norms(counts, basis, blocks), target_block_norms(counts[run], basis, blocks)),
-            (split_outputs(R, kept, basis, blocks)[0], split_outputs(R[run], kept[run], basis, blocks)[0]),
-            (output_block_norms(R, basis, blocks), output_block_norms(R[run], basis, blocks)),
+            (target_block_norms(counts, group), target_block_norms(counts[run], group)),
+            (split_outputs(R, kept, group)[0], split_outputs(R[run], kept[run], group)[0]),
+            (output_block_norms(R, group), output_block_norms(R[run], group)),
         ):
             torch.testing.assert_close(stacked[run], single)
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_outputs_are_split_into_the_kept_blocks_and_the_others(name: str) -> None:
-    basis, blocks = basis_of(GROUPS[name])
-    outputs = torch.randn(11, GROUPS[name].order, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    every = projectors(GROUPS[name])
-    kept = torch.arange(len(blocks)) % 2 == 0
-    P = sum(every[k] for k in range(len(blocks)) if kept[k])
-    restricted, excluded = split_outputs(outputs, kept, basis, blocks)
+    group = GROUPS[name]
+    outputs = torch.randn(11, group.order, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    every = projectors(group)
+    kept = torch.arange(len(every)) % 2 == 0
+    P = sum(every[k] for k in range(len(every)) if kept[k])
+    restricted, excluded = split_outputs(outputs, kept, group)
     constant = outputs.mean(dim=1, keepdim=True)
     torch.testing.assert_close(restricted, outputs @ P + constant, rtol=0, atol=1e-12)
     torch.testing.assert_close(excluded, outputs - outputs @ P, rtol=0, atol=1e-12)
-    for k, part in enumerate(output_block_norms(outputs, basis, blocks)):
+    for k, part in enumerate(output_block_norms(outputs, group)):
         assert part.item() == pytest.approx((outputs @ every[k]).square().sum().item(), rel=1e-9)
 
 
@@ -131,11 +121,10 @@ def test_what_is_missing_is_all_that_the_residual_and_a_new_node_see(name: str, 
     W = torch.cat([nodes_in(group, k) for k in spanned], dim=1)
     F = center(SQUARE(X @ W))
     V = ridge_readout(F, center(Y), 1e-7)
-    R = residual(F @ V, Y)
-    basis, blocks = basis_of(group)
-    covered = torch.tensor([k in spanned for k in range(len(blocks))])
-    norms = block_norms(R.mT @ R, V, F.mT @ R, basis, blocks)
-    share = explained(norms.residual, target_block_norms(Y.sum(dim=0), basis, blocks))
+    R = center(Y - F @ V)
+    covered = torch.tensor([k in spanned for k in range(len(isotypic_blocks(group)) - 1)])
+    norms = block_norms(R.mT @ R, V, F.mT @ R, group)
+    share = explained(norms.residual, target_block_norms(Y.sum(dim=0), group))
     torch.testing.assert_close(share, covered.double(), rtol=0, atol=1e-6)
     assert norms.gradient[~covered].sum() < 1e-12 * norms.residual.sum()
 
@@ -153,4 +142,4 @@ def test_what_is_missing_is_all_that_the_residual_and_a_new_node_see(name: str, 
     # The exact gradient of a small new node at the ridge readout of all nodes has only missing blocks in class space.
     g = new_node_gradient(1e-6 * SQUARE(X @ start[:, :5]), F, Y, 1e-7)
     by_class = (center(Y).mT @ g).mT
-    assert output_block_norms(by_class, basis, blocks)[covered].sum() < 1e-8 * by_class.square().sum()
+    assert output_block_norms(by_class, group)[covered].sum() < 1e-8 * by_class.square().sum()

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from li2_lightning.theory.interaction import GradientGrams, GradientStructure, gradient_structure, node_coupling
+from li2_lightning.verification.findings import draw
+from tests.conftest import cosine
 
 DTYPES = [torch.float64, torch.complex128]
 n, K, C = 14, 9, 5
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def centered(rows: Tensor) -> Tensor:
@@ -42,11 +40,6 @@ def structure(F: Tensor, Y: Tensor, V: Tensor, R: Tensor) -> GradientStructure:
 
 def real(values: Tensor) -> Tensor:
     return torch.view_as_real(values).flatten() if values.is_complex() else values.flatten()
-
-
-def cosine(left: Tensor, right: Tensor) -> float:
-    left, right = real(left), real(right)
-    return (left @ right / left.norm() / right.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -16,15 +16,12 @@ from li2_lightning.theory.interaction import (
     repulsion_entry,
     top_down_energy,
 )
-from li2_lightning.theory.lazy import backpropagated_gradient, center, residual, ridge_readout
-from li2_lightning.theory.reconstruction import pair_features, pair_targets
+from li2_lightning.theory.lazy import backpropagated_gradient, center, ridge_readout
+from li2_lightning.theory.reconstruction import both_signs, pair_features, pair_targets
+from li2_lightning.verification.findings import draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
@@ -84,12 +81,12 @@ def test_theorem_7_the_gradient_of_a_new_node(n: int, K: int, dtype: torch.dtype
     g = new_node_gradient(f.detach(), F, Y, ridge)
     close(g, -gradient, 1e-9)
     V = ridge_readout(everything.detach(), targets, ridge)
-    close(g, backpropagated_gradient(residual(everything.detach() @ V, targets), V)[:, -1:])
+    close(g, backpropagated_gradient(center(targets - everything.detach() @ V), V)[:, -1:])
 
 
 def test_only_a_small_new_node_follows_the_energy_of_what_is_missing() -> None:
     F, Y, f, ridge = draw(30, 6), draw(30, 4, seed=1), draw(30, 1, seed=2), 0.4
-    R = residual(center(F) @ ridge_readout(center(F), center(Y), ridge), Y)
+    R = center(Y - center(F) @ ridge_readout(center(F), center(Y), ridge))
 
     def error(f: Tensor) -> float:
         top_down = R @ (R.mT @ center(f)) / ridge
@@ -116,8 +113,8 @@ def test_theorem_7_once_some_irreps_are_spanned_maxima_are_left_for_the_others_a
     for number in spanned:  # as many products u(a)v(b) of the block as there are
         projector, many = torch.tensor(blocks[number].projector), blocks[number].rank ** 2
         u, v = projector @ draw(group.order, many), projector @ draw(group.order, many, seed=1)
-        units.append(torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1))
-    F, Y = center(pair_features(torch.cat(units, dim=1), group)), center(pair_targets(group))
+        units.append(both_signs(u, v))
+    F, Y = center(pair_features(torch.cat(units, dim=1))), center(pair_targets(group))
     R = Y - F @ torch.linalg.lstsq(F, Y, driver="gelsd").solution
     eye = torch.eye(group.order, dtype=torch.float64)
     X = torch.cat([eye.repeat_interleave(group.order, 0), eye.repeat(group.order, 1)], dim=1)

@@ -14,16 +14,12 @@ from li2_lightning.theory.lazy import (
     gram_deviation,
     kernel_deviation,
     off_diagonal_sum,
-    residual,
     ridge_readout,
 )
+from li2_lightning.verification.findings import draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]  # n < K, n > K, n = K
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
@@ -48,7 +44,7 @@ def test_the_backpropagated_gradient_descends_eq_1(dtype: torch.dtype) -> None:
     outputs = outputs.real if outputs.is_complex() else outputs
     J = 0.5 * (projection(9) @ (Y - outputs)).square().sum() + 0.7 / 2 * V.abs().square().sum()
     (gradient,) = torch.autograd.grad(J, F)
-    close(backpropagated_gradient(residual(outputs.detach(), Y), V), -gradient, 1e-10)
+    close(backpropagated_gradient(center(Y - outputs.detach()), V), -gradient, 1e-10)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -95,7 +91,7 @@ def test_proposition_1(n: int, K: int, dtype: torch.dtype) -> None:
     P = ridge * torch.linalg.inv(F @ F.mH + ridge * torch.eye(n, dtype=dtype))
     B = torch.linalg.inv(F.mH @ F + ridge * torch.eye(K, dtype=dtype))
     V = ridge_readout(F, Y, ridge)
-    close(backpropagated_gradient(residual(F @ V, Y), V), P @ Y @ Y.mH @ F @ B)
+    close(backpropagated_gradient(center(Y - F @ V), V), P @ Y @ Y.mH @ F @ B)
 
 
 def dense_gram_deviation(F: Tensor) -> Tensor:

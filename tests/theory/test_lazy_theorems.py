@@ -12,23 +12,15 @@ from li2_lightning.theory.lazy import (
     early_gradient,
     lazy_limit,
     readout_flow,
-    residual,
 )
+from li2_lightning.verification.findings import distance, draw
 
 DTYPES = [torch.float64, torch.complex128]
 SIZES = [(12, 30), (30, 12), (12, 12)]
 
 
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
 def problem(n: int, K: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return draw(n, K, dtype=dtype), torch.eye(4, dtype=torch.float64)[torch.arange(n) % 4]
-
-
-def distance(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,7 +39,7 @@ def test_a_readout_that_flows_brings_g_f_to_the_limit(n: int, K: int) -> None:
     """Runge–Kutta steps on V̇ = −∂J/∂V by autograd until ηt = 32, from a random start."""
     (F, Y), ridge, step = problem(n, K), 2.0, 0.02
     V = draw(K, 4, seed=1)
-    G_start = backpropagated_gradient(residual(F @ V, Y), V)
+    G_start = backpropagated_gradient(center(Y - F @ V), V)
 
     def slope(V: Tensor) -> Tensor:
         V = V.detach().requires_grad_()
@@ -60,7 +52,7 @@ def test_a_readout_that_flows_brings_g_f_to_the_limit(n: int, K: int) -> None:
         c = slope(V + step / 2 * b)
         V = V + step / 6 * (a + 2 * b + 2 * c + slope(V + step * c))
     limit = lazy_limit(F, Y, ridge)
-    assert distance(backpropagated_gradient(residual(F @ V, Y), V), limit) < 1e-8
+    assert distance(backpropagated_gradient(center(Y - F @ V), V), limit) < 1e-8
     assert distance(G_start, limit) > 0.5
 
 
@@ -96,7 +88,7 @@ def test_a_random_start_of_size_alpha_adds_noise_of_size_alpha() -> None:
     noise = []
     for alpha in (1e-4, 1e-6):
         V = readout_flow(F, Y, 0.1, 1e-6, alpha * draw(30, 4, seed=1))
-        noise.append((backpropagated_gradient(residual(F @ V, Y), V) - early).norm().item())
+        noise.append((backpropagated_gradient(center(Y - F @ V), V) - early).norm().item())
     assert noise[0] / noise[1] == pytest.approx(100, rel=0.05)
     assert noise[0] > 5 * early.norm()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.theory.measures import (
@@ -17,10 +16,7 @@ from li2_lightning.theory.measures import (
     tangent_kernel,
     task_kernel,
 )
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+from li2_lightning.verification.findings import draw
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5)])

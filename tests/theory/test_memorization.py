@@ -16,14 +16,11 @@ from li2_lightning.theory.memorization import (
     memorization_gradient,
     spreading_maximizer,
 )
+from li2_lightning.verification.findings import draw
 
 GROUP = groups.symmetric(3)
 PARTNERS = torch.tensor(GROUP.table[GROUP.inverses, 4])
 P = torch.tensor([0.1, 0.25, 0.05, 0.3, 0.18, 0.12], dtype=torch.float64)
-
-
-def draw(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def climb(start: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -12,21 +12,19 @@ from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.theory.energy import block_shares
 from li2_lightning.theory.reconstruction import (
+    both_signs,
     cyclic_construction,
     matrix_entry_construction,
     pair_features,
     pair_targets,
     reconstruction_residual,
 )
+from li2_lightning.verification.findings import draw
 from li2_lightning.verification.groups import affine_group
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def residual(weights: Tensor, group: FiniteGroup) -> float:
-    return reconstruction_residual(pair_features(weights, group), pair_targets(group)).item()
+    return reconstruction_residual(pair_features(weights), pair_targets(group)).item()
 
 
 @pytest.mark.parametrize("complex_weights", [False, True])
@@ -78,11 +76,11 @@ def test_random_units_of_the_blocks_solve_it_and_tied_ones_never_do(group: Finit
         tied = u[torch.tensor(group.inverses)]
         targets = pair_targets(group) @ projector
         for weights, expected in (
-            (torch.cat([torch.cat([u, v]), torch.cat([u, -v])], dim=1), 0.0),
-            (torch.cat([torch.cat([u, tied]), torch.cat([u, -tied])], dim=1),
+            (both_signs(u, v), 0.0),
+            (both_signs(u, tied),
              {"R": ((block.dimension - 1) / (2 * block.dimension)) ** 0.5, "C": 0.7071, "H": 0.8660}[block.kind]),
         ):  # fmt: skip
-            left = reconstruction_residual(pair_features(weights, group), targets).item()
+            left = reconstruction_residual(pair_features(weights), targets).item()
             assert left == pytest.approx(expected, abs=1e-4), block.label
 
 

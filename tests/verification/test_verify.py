@@ -5,23 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from li2_lightning.cli import main as li2
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import isotypic_blocks
 from li2_lightning.theory.features import block_norms
 from li2_lightning.verification import depth, independent, interactive, lazy, verify
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 verify ARGUMENTS``."""
-    return li2.main(["verify", *arguments])
+main = li2_command("verify")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -93,7 +89,7 @@ def test_a_wrong_number_of_flat_directions_fails(
             lambda p, partners, activation: torch.ones(12, dtype=torch.float64) / 12**0.5,
         ),
         ("7", interactive, "new_node_gradient", lambda f, F, Y, ridge: (Y - Y.mean(dim=0)) @ (Y.mT @ f) / ridge),
-        ("7", interactive, "block_norms", lambda *sides: block_norms(*sides[:3], sides[3].roll(1, 0), sides[4])),
+        ("7", interactive, "block_norms", lambda R, *sides: block_norms(R.roll(1, 0), *sides)),
         ("8", interactive, "shrink_factor", lambda new, found, nodes: 0.5),
         ("8", interactive, "orthogonal_maxima", lambda group: torch.full((3,), 1e9)),
         ("8", interactive, "orthogonal_maxima", lambda group: torch.ones(3)),

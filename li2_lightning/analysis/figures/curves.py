@@ -14,14 +14,15 @@ from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import (
     BAND,
     GREY,
-    curve_style,
+    curve_styles,
     draw_band,
+    last_step,
     logarithmic,
     new_figure,
     stopped_early,
 )
 from li2_lightning.errors import InputError, nearest
-from li2_lightning.runs.load import Run, differing_settings, groups_of_seeds, task_name
+from li2_lightning.runs.load import Run, differing_settings, grouped, groups_of_seeds, task_name
 
 FACETS = ("task", "data.train_fraction", "data.train_size", "data.critical_ratio", "data.split_file")
 """Runs that differ in these settings are drawn in panels beside each other; other settings make curves."""
@@ -56,7 +57,7 @@ def curves(runs: list[Run], columns: Sequence[str] = LEARNING) -> Figure:
     bands = -(-len(facets) // across)
     figure = new_figure(max(6.5, 1 + 4.2 * across), (2.7 * len(columns) + 0.3) * bands + 1)
     grid = figure.subplots(bands * len(columns), across, squeeze=False)
-    styles = {label: curve_style(index, len(labels)) for index, label in enumerate(labels)}
+    styles = curve_styles(labels)
     for index, (title, members) in enumerate(facets.items()):
         band, column = divmod(index, across)
         panels = list(grid[band * len(columns) : (band + 1) * len(columns), column])
@@ -102,7 +103,7 @@ def draw_curves(
 
 def set_step_axis(axes: Axes, runs: Sequence[Run]) -> None:
     """Let the step axis end at the last row, logarithmic for long runs."""
-    last = max(int(run.metrics.index[-1]) for run in runs)
+    last = last_step(runs)
     if last >= LONG:
         axes.set_xscale("log")
         # A logarithmic axis cannot show row 0, so it begins at the next row.
@@ -128,10 +129,7 @@ def with_rows(runs: Sequence[Run], columns: Sequence[str]) -> list[Run]:
 def _facets(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of each task and training fraction, under a title that names what differs."""
     fractions = any(key in FACETS for key in differing_settings(runs))
-    facets: dict[tuple[int, str, float], list[Run]] = {}
-    for run in runs:
-        fraction = run.train_fraction if fractions else 0.0
-        facets.setdefault((run.task.num_tokens, task_name(run), fraction), []).append(run)
+    facets = grouped(runs, lambda run: (run.task.num_tokens, task_name(run), run.train_fraction if fractions else 0.0))
     several = len({key[1:2] for key in facets}) < len(facets)
     return {
         f"{name}, n/N={fraction:.3g}" if several else name: facets[key]

@@ -19,6 +19,7 @@ from li2_lightning.analysis.figures.style import (
     PURPLE,
     draw_band,
     headline,
+    last_step,
     legend_above,
     logarithmic,
     new_figure,
@@ -74,7 +75,7 @@ def draw_panels(
     """
     rows = -(-len(panels) // columns)
     grid = part.subplots(rows, columns, sharex=True, squeeze=False, gridspec_kw=dict(places or {}))
-    last = max(int(run.metrics.index[-1]) for run in runs)
+    last = last_step(runs)
     for axes, draw in zip(grid.ravel(), panels, strict=True):
         draw(axes, runs)
         axes.set_xlim(0, max(last, 1))

@@ -19,7 +19,7 @@ from li2_lightning.analysis.figures.style import BLUE, DPI, ORANGE, add_panel, f
 from li2_lightning.errors import InputError
 from li2_lightning.files import read_npz
 from li2_lightning.groups.finite_group import FiniteGroup
-from li2_lightning.groups.representations import block_basis, block_legend, block_slices, isotypic_blocks
+from li2_lightning.groups.representations import block_legend, isotypic_blocks
 from li2_lightning.runs.load import Run
 from li2_lightning.theory.features import feature_shares
 
@@ -80,9 +80,8 @@ def draw_panels(figure: Figure, weights: npt.NDArray[np.inexact], group: FiniteG
     sets of lines and texts in one system of coordinates, in inches: axes with ticks take most of the time of a picture.
     """
     labels = [block.label for block in isotypic_blocks(group)[1:]]
-    basis = torch.tensor(block_basis(group).T)
     wide = torch.promote_types(torch.from_numpy(weights).dtype, torch.float64)
-    shares = feature_shares(torch.from_numpy(weights).to(wide), basis.to(wide), block_slices(group)).numpy()
+    shares = feature_shares(torch.from_numpy(weights).to(wide), group).numpy()
     shares = np.nan_to_num(shares)
     axes = add_panel(figure, 0, 0, WIDTH, HEIGHT)
     axes.set_axis_off()

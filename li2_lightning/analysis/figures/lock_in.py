@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from li2_lightning.analysis.figures import FIGURES
-from li2_lightning.analysis.figures.style import BAND, GREY, curve_style, logarithmic, new_figure
+from li2_lightning.analysis.figures.style import BAND, GREY, curve_style, last_step, logarithmic, new_figure
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, groups_of_seeds
 from li2_lightning.theory.updates import FIRING_SLOPE, FIRST_STEP, SLOPE_OVER, eigengap_slope, lock_in_step
@@ -56,7 +56,7 @@ def lock_in(runs: list[Run]) -> Figure:
                           strict=True):  # fmt: skip
         axes.set_ylabel(name)
         axes.set_xlabel("step (optimizer updates)")
-        axes.set_xlim(0, max(int(run.metrics.index[-1]) for run in runs))
+        axes.set_xlim(0, last_step(runs))
         axes.grid(alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False, handlelength=3)

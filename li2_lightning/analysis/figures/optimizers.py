@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from li2_lightning.analysis.race import LEVEL, Entrant, describe_setting, entran
 from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_slices
-from li2_lightning.runs.load import Run, task_name
+from li2_lightning.runs.load import Run, grouped, task_name
 from li2_lightning.theory.muon import expected_coverage, fitted_factor
 
 COLUMNS = {
@@ -64,9 +64,6 @@ def tuned(runs: Sequence[Run], axis: str, *choices: str) -> Tuned:
         raise InputError(
             "A setting is tuned on other seeds than those it is shown on, so this picture needs two seeds."
         )
-    cells: dict[str, dict[float, list[Run]]] = {}
-    for run in ended:
-        cells.setdefault(optimizer_of_w(run), {}).setdefault(_value(run, axis), []).append(run)
     halves = set(seeds[::2]), set(seeds[1::2])
     return {
         name: {
@@ -76,17 +73,15 @@ def tuned(runs: Sequence[Run], axis: str, *choices: str) -> Tuned:
                 for run in _best_setting(cell, choices, others)
                 if int(run["seed"]) in mine
             ]
-            for value, cell in sorted(values.items())
+            for value, cell in sorted(grouped(own, lambda run: _value(run, axis)).items())
         }
-        for name, values in sorted(cells.items())
+        for name, own in sorted(grouped(ended, optimizer_of_w).items())
     }
 
 
 def _best_setting(runs: Sequence[Run], choices: Sequence[str], seeds: set[int]) -> list[Run]:
     """All runs at the values of ``choices`` with the lowest median final test loss of these seeds."""
-    settings: dict[tuple[float, ...], list[Run]] = {}
-    for run in runs:
-        settings.setdefault(tuple(_value(run, key) for key in choices), []).append(run)
+    settings = grouped(runs, lambda run: tuple(_value(run, key) for key in choices))
     losses = {
         setting: [_final_loss(run) for run in group if int(run["seed"]) in seeds] for setting, group in settings.items()
     }
@@ -125,7 +120,7 @@ def draw_muon(runs: list[Run]) -> Figure:
         for row, curves in ((above, over_width), (below, over_decay)):
             for axes, column in zip(row, COLUMNS, strict=True):
                 groups = curves.get(name, {})
-                intervals = [mean_interval(list(map(final(column), group))) for group in groups.values()]
+                intervals = [mean_interval([run.last(column) for run in group]) for group in groups.values()]
                 if intervals:
                     draw_intervals(axes, [shift * value for value in groups], intervals, **style)
     for row, curves, label in ((above, over_width, "K (hidden nodes)"), (below, over_decay, f"λ, at K = {width}")):
@@ -145,11 +140,6 @@ def draw_muon(runs: list[Run]) -> Figure:
     return figure
 
 
-def final(column: str) -> Callable[[Run], float]:
-    """A function that returns the last value of the column in a run; NaN without the column."""
-    return lambda run: float(run.metrics[column].iloc[-1]) if column in run.metrics else math.nan
-
-
 def middle_width(runs: Sequence[Run]) -> int:
     """The middle one of the widths, of two the larger."""
     widths = sorted({int(run[WIDTH]) for run in runs})
@@ -165,7 +155,7 @@ def measured_factor(widths: Mapping[float, Sequence[Run]]) -> tuple[float, float
     if not count:
         return None
     random = np.random.default_rng(0)
-    measured = [np.array([final("features/coverage")(run) for run in runs]) for runs in widths.values()]
+    measured = [np.array([run.last("features/coverage") for run in runs]) for runs in widths.values()]
     drawn = [each[random.integers(len(each), size=(2000, len(each)))].mean(axis=1) for each in measured]
     nodes = list(map(int, widths))
     value = fitted_factor(count, nodes, torch.tensor([each.mean() for each in measured]))
@@ -201,7 +191,7 @@ def _draw_prediction(axes: Axes, over_width: Tuned) -> list[Line2D]:
 
 
 def _final_loss(run: Run) -> float:
-    return float(run.metrics["test/loss"].iloc[-1]) if run.finished else math.inf
+    return run.last("test/loss") if run.finished else math.inf
 
 
 @FIGURES.register("optimizer_race")

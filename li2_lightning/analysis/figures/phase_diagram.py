@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.style import GREY, MARKERS, ORANGE, curve_style, new_figure
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import max_irrep_dimension
-from li2_lightning.runs.load import Run, differing_settings, groups_of_seeds, task_name
+from li2_lightning.groups.representations import isotypic_blocks, max_irrep_dimension
+from li2_lightning.runs.load import Run, differing_settings, grouped, groups_of_seeds, task_name
 from li2_lightning.theory.sampling import critical_fraction
 
 GENERALIZED = 0.9
@@ -118,23 +118,29 @@ def ended(runs: Sequence[Run]) -> list[Run]:
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of each task under its name, sorted by the number of tokens."""
-    groups: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.task.num_tokens):
-        groups.setdefault(task_name(run), []).append(run)
-    return groups
+    return grouped(sorted(runs, key=lambda run: run.task.num_tokens), task_name)
 
 
 def by_fraction(runs: Sequence[Run]) -> dict[tuple[str, float], list[Run]]:
     """The runs of each task and training fraction, sorted by the fraction."""
-    groups: dict[tuple[str, float], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.train_fraction):
-        groups.setdefault((task_name(run), run.train_fraction), []).append(run)
-    return groups
+    ordered = sorted(runs, key=lambda run: run.train_fraction)
+    return grouped(ordered, lambda run: (task_name(run), run.train_fraction))
+
+
+def by_width(runs: Sequence[Run]) -> dict[int, list[Run]]:
+    """The runs of each width, in the order of width."""
+    ordered = sorted(runs, key=lambda run: int(run["network.width"]))
+    return grouped(ordered, lambda run: int(run["network.width"]))
+
+
+def count_irreps(run: Run) -> int:
+    """The number of non-trivial irreps of a group; a conjugate pair counts as one."""
+    return len(isotypic_blocks(run.group)) - 1
 
 
 def final_accuracy(run: Run) -> float:
     """Test accuracy of the last row; 0 for a run that diverged."""
-    return float(run.metrics["test/accuracy"].iloc[-1]) if run.finished else 0.0
+    return run.last("test/accuracy") if run.finished else 0.0
 
 
 def find_jump(runs: Sequence[Run]) -> Jump:

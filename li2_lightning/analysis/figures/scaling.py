@@ -13,7 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from li2_lightning.analysis.figures import FIGURES
-from li2_lightning.analysis.figures.phase_diagram import GENERALIZED, by_task, ended, final_accuracy
+from li2_lightning.analysis.figures.phase_diagram import (
+    GENERALIZED,
+    by_task,
+    by_width,
+    count_irreps,
+    ended,
+    final_accuracy,
+)
 from li2_lightning.analysis.figures.style import (
     GREY,
     MARKERS,
@@ -26,7 +33,7 @@ from li2_lightning.analysis.figures.style import (
 from li2_lightning.analysis.scaling import Estimate, exponent, half_points, law
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import isotypic_blocks
-from li2_lightning.runs.load import Run, differing_settings, task_name
+from li2_lightning.runs.load import Run, differing_settings, grouped, task_name
 from li2_lightning.theory.muon import expected_coverage
 
 LAWS: dict[str, Callable[[float, float], float]] = {
@@ -64,7 +71,7 @@ def samples(runs: list[Run]) -> Figure:
     left.plot([run.train_fraction / halves[task_name(run)].value for run in shown],
               [final_accuracy(run) for run in shown], "x", color=ORANGE,
               label="wrong labels only" if shown else None)  # fmt: skip
-    memorized = [float(run.metrics["train/accuracy"].iloc[-1]) for run in clean if final_accuracy(run) < GENERALIZED]
+    memorized = [run.last("train/accuracy") for run in clean if final_accuracy(run) < GENERALIZED]
     left.set_title(f"{len(memorized)} runs below {GENERALIZED:g}: training accuracy ≥ {min(memorized, default=1):.3g}",
                    loc="left", fontsize=9)  # fmt: skip
     M = np.geomspace(0.9 * min(orders.values()), 1.1 * max(orders.values()), 100)
@@ -121,9 +128,9 @@ def irreps(runs: list[Run]) -> Figure:
 
 EVENTS: dict[str, Callable[[Run], float | None]] = {
     "training accuracy .99": lambda run: run.first_step("train/accuracy", 0.99),
-    "stage II": lambda run: _stage(run, 2),
+    "stage II": lambda run: run.entered.get(2),
     "peak of ‖G_F‖": lambda run: int(run.metrics["gradient/norm"].to_numpy().argmax()),
-    "stage III": lambda run: _stage(run, 3),
+    "stage III": lambda run: run.entered.get(3),
     "test accuracy .9": lambda run: run.first_step("test/accuracy", GENERALIZED),
 }
 FACTORS: dict[str, tuple[str, Callable[[Run], float]]] = {
@@ -133,7 +140,7 @@ FACTORS: dict[str, tuple[str, Callable[[Run], float]]] = {
     "data.critical_ratio": ("training pairs n, M fixed", lambda run: float(len(run.split.train))),
     "task.order": ("order M, n ∝ M ln M", lambda run: float(run.task.num_tokens)),
 }
-DECAY, WIDTH = "optimizer.weight_decay", "network.width"
+DECAY, WIDTH, COVERAGE = "optimizer.weight_decay", "network.width", "features/coverage"
 
 
 @FIGURES.register("scaling_time")
@@ -157,9 +164,9 @@ def time(runs: list[Run]) -> Figure:
         for index, (event, step) in enumerate(EVENTS.items()):
             _draw_power(axes, members, value, step, event, index)
         _finish(axes, text, "step", log="xy")
-    decays, width = FACTORS[DECAY][1], FACTORS[WIDTH][1]
+    decays = FACTORS[DECAY][1]
     others = [run for run in _around(runs, centre, DECAY, WIDTH) if run.settings[WIDTH] != centre.get(WIDTH)]
-    for index, (K, members) in enumerate(_grouped(others, width).items()):
+    for index, (K, members) in enumerate(by_width(others).items()):
         if len({decays(run) for run in members}) > 1:
             event = "test accuracy .9"
             _draw_power(panels[0], members, decays, EVENTS[event], f"{event}, K={K:g}", len(EVENTS) + index)
@@ -182,32 +189,32 @@ def width(runs: list[Run]) -> Figure:
     Raises:
         InputError: no finished run of a group with the column features/coverage.
     """
-    runs = [run for run in runs if run.finished and run.task.group is not None and "features/coverage" in run.metrics]
+    runs = [run for run in runs if run.finished and run.task.group is not None and COVERAGE in run.metrics]
     clean, control = [run for run in runs if not _noise(run)], [run for run in runs if _noise(run)]
     if not clean:
         raise InputError("This picture needs finished runs of a group with the column features/coverage.")
     tasks = by_task(clean)
-    irreps = {name: len(isotypic_blocks(_group(members[0]))) - 1 for name, members in tasks.items()}
+    irreps = {name: count_irreps(members[0]) for name, members in tasks.items()}
     names = [task_name(run) for run in clean]
     widths = [float(run["network.width"]) for run in clean]
-    complete = [_covered(run) == irreps[name] for run, name in zip(clean, names, strict=True)]
+    complete = [run.last(COVERAGE) == irreps[name] for run, name in zip(clean, names, strict=True)]
     halves = half_points(widths, complete, names, _seeds(clean))
     figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
     for index, (name, members) in enumerate(tasks.items()):
         style, L = curve_style(index, len(tasks)), irreps[name]
-        by_width = _grouped(members, lambda run: float(run["network.width"]))
-        means = [np.mean([_covered(run) for run in group]) / L for group in by_width.values()]
-        left.plot([K / L for K in by_width], means, MARKERS[index % len(MARKERS)], color=style["color"],
+        of_widths = by_width(members)
+        means = [np.mean([run.last(COVERAGE) for run in group]) / L for group in of_widths.values()]
+        left.plot([K / L for K in of_widths], means, MARKERS[index % len(MARKERS)], color=style["color"],
                   label=f"{name}, {L} irreps")  # fmt: skip
-        grid = np.geomspace(min(by_width), max(by_width), 60)
-        expected = expected_coverage(L, int(max(by_width))).numpy()
+        grid = np.geomspace(min(of_widths), max(of_widths), 60)
+        expected = expected_coverage(L, max(of_widths)).numpy()
         left.plot(grid / L, np.interp(grid, np.arange(len(expected)), expected) / L, linewidth=1, **style)
         right.errorbar(L, halves[name].value, _error(halves[name]), color=style["color"], capsize=3,
                        marker=MARKERS[index % len(MARKERS)], label=f"{name}: K½ = {halves[name]}")  # fmt: skip
     shown = [run for run in control if task_name(run) in irreps]
     left.plot([run["network.width"] / irreps[task_name(run)] for run in shown],
-              [_covered(run) / irreps[task_name(run)] for run in shown], "x", color=ORANGE,
+              [run.last(COVERAGE) / irreps[task_name(run)] for run in shown], "x", color=ORANGE,
               label="wrong labels only" if shown else None)  # fmt: skip
     independent = {L: _independent_width(L) for L in sorted(set(irreps.values()))}
     if len(independent) > 1:
@@ -252,24 +259,10 @@ def _noise(run: Run) -> float:
     return float(run["data.label_noise"])
 
 
-def _covered(run: Run) -> float:
-    return float(run.metrics["features/coverage"].iloc[-1])
-
-
-def _group(run: Run) -> Any:
-    assert run.task.group is not None
-    return run.task.group
-
-
 def _dimensions(run: Run) -> tuple[int, int]:
     """The largest dimension of a complex irrep and of a real one."""
-    blocks = isotypic_blocks(_group(run))
+    blocks = isotypic_blocks(run.group)
     return max(block.dimension for block in blocks), max(block.real_dimension for block in blocks)
-
-
-def _stage(run: Run, stage: int) -> float | None:
-    events = run.stages["events"] if run.stages else []
-    return next((float(event["step"]) for event in events if event["to"] == stage), None)
 
 
 def _independent_width(maxima: int) -> int:
@@ -302,13 +295,6 @@ def _around(runs: Sequence[Run], centre: Mapping[str, Any], *free: str) -> list[
     return [run for run in runs if all(run.settings[key] == value for key, value in centre.items() if key not in free)]
 
 
-def _grouped(runs: Sequence[Run], value: Callable[[Run], float]) -> Mapping[float, list[Run]]:
-    groups: dict[float, list[Run]] = {}
-    for run in sorted(runs, key=value):
-        groups.setdefault(value(run), []).append(run)
-    return groups
-
-
 def _draw_power(
     axes: Axes,
     runs: Sequence[Run],
@@ -320,7 +306,7 @@ def _draw_power(
     """Medians of an outcome over a positive factor, with the exponent of a power law in the legend."""
     fitted: list[tuple[Run, float]] = []
     color = curve_style(index, max(6, index + 1))["color"]
-    for x, members in _grouped(runs, value).items():
+    for x, members in grouped(sorted(runs, key=value), value).items():
         reached = [(run, float(y)) for run in members if (y := outcome(run)) is not None and y > 0]
         if x <= 0 or not reached:
             continue

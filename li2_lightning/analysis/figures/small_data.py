@@ -12,9 +12,8 @@ from torch import Tensor
 
 from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.curves import draw_curves, draw_legend, explain, with_rows
-from li2_lightning.analysis.figures.style import GREY, MARKERS, curve_style, new_figure
+from li2_lightning.analysis.figures.style import GREY, MARKERS, curve_styles, new_figure
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import block_basis, block_slices
 from li2_lightning.networks.activations import find_activation
 from li2_lightning.runs.load import Run, groups_of_seeds
 from li2_lightning.theory.features import feature_shares
@@ -55,7 +54,7 @@ def small_data(runs: list[Run]) -> Figure:
     if not runs or any(run["network.activation"] != "square" for run in runs):
         raise InputError("This picture needs finished runs of a group with network.activation=square.")
     groups = groups_of_seeds(runs)
-    styles = {label: curve_style(index, len(groups)) for index, label in enumerate(groups)}
+    styles = curve_styles(groups)
     markers = {label: MARKERS[index % len(MARKERS)] for index, label in enumerate(groups)}
     found = {label: [weighed_nodes(run) for run in group] for label, group in groups.items()}
     figure = new_figure(15, 4.2)
@@ -87,7 +86,6 @@ def small_data(runs: list[Run]) -> Figure:
 def weighed_nodes(run: Run) -> Nodes:
     """Norm, purity and energy of every node at the end of a run of a group with two operands and σ = x²."""
     task, W = run.task, run.weights()["W"].double()
-    assert task.group is not None
     rows = run.split.train
     left, right = torch.from_numpy(task.operands[rows]).unbind(dim=1)
     norms = torch.linalg.vector_norm(W, dim=0)
@@ -95,7 +93,7 @@ def weighed_nodes(run: Run) -> Nodes:
     energies, _ = sampled_energy_gradient(
         unit, left, right, torch.from_numpy(task.labels[rows]), find_activation("square")
     )
-    shares = feature_shares(unit, torch.tensor(block_basis(task.group).T), list(block_slices(task.group)))
+    shares = feature_shares(unit, run.group)
     return Nodes(norms.square(), shares.max(dim=0).values.nan_to_num(), energies)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,12 +110,22 @@ def curve_style(index: int, count: int) -> dict[str, Any]:
     return {"color": color, "linestyle": LINES[index % len(LINES)]}
 
 
+def curve_styles(labels: Collection[str]) -> dict[str, dict[str, Any]]:
+    """`curve_style` of each label."""
+    return {label: curve_style(index, len(labels)) for index, label in enumerate(labels)}
+
+
+def last_step(runs: Iterable[Run]) -> int:
+    """The largest step that a run has a row of; 0 without rows."""
+    return max((int(run.metrics.index[-1]) for run in runs if len(run.metrics)), default=0)
+
+
 def seed_band(runs: Sequence[Run], column: str) -> pd.DataFrame:
     """``median``, ``low`` and ``high`` of a column over the runs, by step.
 
     A run that stopped at its target test accuracy keeps its last value. Any other run counts only at steps that it has.
     """
-    last = max((int(run.metrics.index[-1]) for run in runs if len(run.metrics)), default=0)
+    last = last_step(runs)
     series = []
     for run in runs:
         if column not in run.metrics:
@@ -167,9 +177,12 @@ def draw_intervals(
 
 def thin(rows: Rows, most: int) -> Rows:
     """At most ``most`` evenly spaced rows, the first and the last included."""
-    if len(rows) <= most:
-        return rows
-    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
+    return rows.iloc[evenly(len(rows), most)]
+
+
+def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
+    """At most ``most`` of the places 0 … count − 1, evenly spaced, the first and the last included."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def stopped_early(run: Run) -> bool:

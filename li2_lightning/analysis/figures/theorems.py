@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from li2_lightning.analysis.figures import FIGURES
-from li2_lightning.analysis.figures.phase_diagram import by_task, half_crossing
+from li2_lightning.analysis.figures.phase_diagram import by_task, by_width, count_irreps, half_crossing
 from li2_lightning.analysis.figures.style import (
     BLUE,
     COLORS,
@@ -24,8 +24,7 @@ from li2_lightning.analysis.figures.style import (
     share_interval,
 )
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import isotypic_blocks
-from li2_lightning.runs.load import Run, task_name
+from li2_lightning.runs.load import Run, grouped
 from li2_lightning.theory.energy import block_shares
 from li2_lightning.theory.muon import (
     collection_times,
@@ -54,7 +53,7 @@ def boundary(runs: list[Run]) -> Figure:
         style = curve_style(index, len(series))
         x = list(groups)
         _band(left, x, [[covered_share(run) for run in group] for group in groups.values()], index, style, name)
-        purities = [[float(run.metrics["features/purity"].iloc[-1]) for run in group] for group in groups.values()]
+        purities = [[run.last("features/purity") for run in group] for group in groups.values()]
         _band(right, x, purities, index, style, name)
         half = half_crossing(x, [float(np.mean([covered_share(run) for run in group])) for group in groups.values()])
         if half is not None:
@@ -121,7 +120,7 @@ def all_at_once(runs: list[Run]) -> Figure:
             axes.plot(list(shares), dealt, linestyle=":", linewidth=1, markerfacecolor="none", markersize=7,
                       label=f"{label}, its nodes dealt to the seeds", **style)  # fmt: skip
         _draw_models(axes, [run for run in group if run["optimizer.hidden.name"] == optimizers[-1]])
-        axes.set_title(f"{name}: {_count_blocks(group[0])} irreps", loc="left", fontsize=10)
+        axes.set_title(f"{name}: {count_irreps(group[0])} irreps", loc="left", fontsize=10)
         axes.set_xlabel("K (nodes)")
         axes.set_ylabel("share of seeds with every irrep")
         axes.set_ylim(-0.03, 1.03)
@@ -130,21 +129,13 @@ def all_at_once(runs: list[Run]) -> Figure:
     return figure
 
 
-def by_width(runs: Sequence[Run]) -> dict[int, list[Run]]:
-    """The runs of each width, in the order of width."""
-    widths: dict[int, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: int(run["network.width"])):
-        widths.setdefault(int(run["network.width"]), []).append(run)
-    return widths
-
-
 def complete_shares(runs: Sequence[Run]) -> tuple[Tensor, float]:
     """Which of some runs of one width have a node in every irrep, (runs,), and the share of them if nodes are dealt.
 
     Nodes are dealt to the runs at random, 1,000 times. Each node is as before, but the nodes of a run have learned in
     different runs, so the share is that of independent nodes.
     """
-    count = _count_blocks(runs[0])
+    count = count_irreps(runs[0])
     found = torch.stack([_blocks_of_nodes(run) for run in runs])
     generator = torch.Generator().manual_seed(0)
     orders = torch.rand(1000, found.numel(), generator=generator).argsort(dim=1)
@@ -154,9 +145,7 @@ def complete_shares(runs: Sequence[Run]) -> tuple[Tensor, float]:
 
 def _blocks_of_nodes(run: Run) -> Tensor:
     """The block with more than half of each final node; −1 for a node without one; (nodes,)."""
-    group = run.task.group
-    assert group is not None
-    share, block = block_shares(run.weights()["W"].double(), group).max(dim=0)
+    share, block = block_shares(run.weights()["W"].double(), run.group).max(dim=0)
     return torch.where(share > 0.5, block, -1)
 
 
@@ -167,16 +156,14 @@ def _all_found(blocks: Tensor, count: int) -> Tensor:
 
 def _draw_models(axes: Axes, runs: Sequence[Run]) -> None:
     """Independent draws, and the urn of orthogonal maxima, for the shares of the irreps among the nodes of the runs."""
-    group = runs[0].task.group
-    assert group is not None
     found = torch.cat([_blocks_of_nodes(run) for run in runs])
-    p = torch.bincount(found[found >= 0], minlength=_count_blocks(runs[0])).double()
+    p = torch.bincount(found[found >= 0], minlength=count_irreps(runs[0])).double()
     p /= p.sum()
     generator = torch.Generator().manual_seed(0)
     nodes = np.arange(1, max(int(run["network.width"]) for run in runs) + 1)
     for times, line, label in (
         (simulate_collection(p, 1.0, 20_000, generator), "-", "independent draws"),
-        (simulate_blocking(p, orthogonal_maxima(group), 20_000, generator), "--", "orthogonal gradients (urn)"),
+        (simulate_blocking(p, orthogonal_maxima(runs[0].group), 20_000, generator), "--", "orthogonal gradients (urn)"),
     ):
         share = np.searchsorted(times.sort().values.numpy(), nodes, side="right") / len(times)
         axes.plot(nodes, share, color=GREY, linestyle=line, linewidth=1, label=label)
@@ -184,7 +171,7 @@ def _draw_models(axes: Axes, runs: Sequence[Run]) -> None:
 
 def covered_share(run: Run) -> float:
     """features/coverage of the last row over the number of non-trivial blocks."""
-    return float(run.metrics["features/coverage"].iloc[-1]) / _count_blocks(run)
+    return run.last("features/coverage") / count_irreps(run)
 
 
 def found_blocks(runs: Sequence[Run]) -> tuple[Tensor, int]:
@@ -193,12 +180,8 @@ def found_blocks(runs: Sequence[Run]) -> tuple[Tensor, int]:
     Raises:
         InputError: a run has no checkpoint.
     """
-    blocks = []
-    for run in runs:
-        group = run.task.group
-        assert group is not None
-        blocks.append(block_shares(run.weights()["W"].double(), group).argmax(dim=0))
-    return torch.cat(blocks), _count_blocks(runs[0])
+    blocks = [block_shares(run.weights()["W"].double(), run.group).argmax(dim=0) for run in runs]
+    return torch.cat(blocks), count_irreps(runs[0])
 
 
 def _finished(runs: Sequence[Run], column: str) -> list[Run]:
@@ -210,16 +193,8 @@ def _finished(runs: Sequence[Run], column: str) -> list[Run]:
 
 def _by_fraction(runs: Sequence[Run]) -> dict[str, dict[float, list[Run]]]:
     """The runs of each task and training fraction, sorted by number of elements, then by fraction."""
-    series: dict[str, dict[float, list[Run]]] = {}
-    for run in sorted(runs, key=lambda run: (run.task.num_tokens, run.train_fraction)):
-        series.setdefault(task_name(run), {}).setdefault(run.train_fraction, []).append(run)
-    return series
-
-
-def _count_blocks(run: Run) -> int:
-    group = run.task.group
-    assert group is not None
-    return len(isotypic_blocks(group)) - 1
+    ordered = sorted(runs, key=lambda run: run.train_fraction)
+    return {name: grouped(group, lambda run: run.train_fraction) for name, group in by_task(ordered).items()}
 
 
 def _band(

@@ -9,9 +9,17 @@ from matplotlib.ticker import LogFormatter
 
 from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.curves import draw_legend, with_rows
-from li2_lightning.analysis.figures.style import BAND, MARKERS, curve_style, draw_band, new_figure, stopped_early
+from li2_lightning.analysis.figures.style import (
+    BAND,
+    MARKERS,
+    curve_styles,
+    draw_band,
+    last_step,
+    new_figure,
+    stopped_early,
+)
 from li2_lightning.errors import InputError
-from li2_lightning.runs.load import Run, groups_of_seeds, task_name
+from li2_lightning.runs.load import Run, grouped, groups_of_seeds, task_name
 
 SCALE, ACCURACY, LEVEL = "network.readout_init_scale", "test/accuracy", 0.9
 FEATURES = ("energy/mean", "features/purity", "features/2/purity")
@@ -31,13 +39,11 @@ def zero_init(runs: list[Run]) -> Figure:
     runs = with_rows(runs, ())
     if len(tasks := sorted({task_name(run) for run in runs})) > 1:
         raise InputError(f"The runs are of several tasks ({', '.join(tasks)}); draw one at a time.")
-    fractions: dict[float, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.train_fraction):
-        fractions.setdefault(round(run.train_fraction, 4), []).append(run)
+    ordered = sorted(runs, key=lambda run: run.train_fraction)
+    fractions = grouped(ordered, lambda run: round(run.train_fraction, 4))
     if len(fractions) > MOST_FRACTIONS:
         raise InputError(f"The runs have {len(fractions)} training fractions; up to {MOST_FRACTIONS} fit here.")
-    labels = list(groups_of_seeds(runs, [SCALE]))
-    styles = {label: curve_style(index, len(labels)) for index, label in enumerate(labels)}
+    styles = curve_styles(groups_of_seeds(runs, [SCALE]))
     features = [column for column in FEATURES if any(column in run.metrics for run in runs)]
     figure = new_figure(max(3.6 * len(fractions), 3.6 * (1 + len(features)), 7), 6.6)
     above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
@@ -69,20 +75,20 @@ def _draw(axes: Axes, column: str, members: list[Run], styles: dict[str, dict[st
         draw_band(axes, group, column, label, **(styles.get(label) or next(iter(styles.values()))))
     axes.set_ylabel(column)
     axes.set_xlabel("step (optimizer updates)")
-    axes.set_xlim(0, max(int(run.metrics.index[-1]) for run in members))
+    axes.set_xlim(0, last_step(members))
     axes.grid(alpha=0.25)
 
 
 def _early_steps(members: list[Run]) -> int:
     """Four times the median step of training accuracy .99: by then the features of the lazy stage no longer change."""
     steps = [step for run in members if (step := run.first_step("train/accuracy", 0.99)) is not None]
-    last = max(int(run.metrics.index[-1]) for run in members)
+    last = last_step(members)
     return min(last, 4 * max(10, int(np.median(steps)))) if steps else last
 
 
 def _draw_steps(axes: Axes, fractions: dict[float, list[Run]], styles: dict[str, dict[str, object]]) -> None:
     """First step with test accuracy .9: a marker for each seed, at the top if there is none, and a line of medians."""
-    longest = max(int(run.metrics.index[-1]) for members in fractions.values() for run in members)
+    longest = max(map(last_step, fractions.values()))
     never = 1.6 * longest
     for index, (label, style) in enumerate(styles.items()):
         medians = []

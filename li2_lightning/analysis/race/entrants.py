@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from li2_lightning.config import CONFIGS
 from li2_lightning.config.identity import role_value
 from li2_lightning.errors import InputError
-from li2_lightning.groups.representations import block_basis, block_slices
 from li2_lightning.runs.load import Run, differing_settings
 from li2_lightning.theory.features import feature_shares
 
@@ -113,8 +111,7 @@ def node_statistics(run: Run) -> dict[str, float]:
     weights = run.weights()
     W = weights["W"].reshape(-1, group.order, weights["W"].shape[-1])
     W = (weights["E"] @ W if "E" in weights else W).flatten(0, 1)
-    basis = torch.tensor(block_basis(group).T).to(W.dtype)
-    return share_statistics(feature_shares(W, basis, list(block_slices(group))))
+    return share_statistics(feature_shares(W, group))
 
 
 def share_statistics(shares: Tensor) -> dict[str, float]:
@@ -178,7 +175,7 @@ def _presets(roles: Sequence[str]) -> dict[str, str]:
 def _labels(runs: Sequence[Run]) -> list[str]:
     """A label for the entrant of each run: the name of its preset, else its optimizers.
 
-    Optimizers of one name are told apart by their hyperparameters.
+    Optimizers of one name are told apart by the hyperparameters that they set.
     """
     presets = [_presets(_roles(run)).get(_identity(run)) for run in runs]
     names = [preset or _name(run) for preset, run in zip(presets, runs, strict=True)]
@@ -190,7 +187,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         namesakes = [other for other, its in zip(runs, names, strict=True) if its == name]
         roles = tuple(f"optimizer.{role}." for role in _roles(run))
         keys = [k for k in differing_settings(namesakes) if k.startswith(roles) and k.rpartition(".")[2] not in GRID]
-        more = ", ".join(f"{key.removeprefix('optimizer.')}={run.settings.get(key)}" for key in keys)
+        given = {key: value for key in keys if (value := run.settings.get(key)) is not None}
+        more = ", ".join(f"{key.removeprefix('optimizer.')}={value}" for key, value in given.items())
         labels.append(f"{name} {more}".strip())
     return labels
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ from li2_lightning.analysis.figures import find_figure
 from li2_lightning.analysis.figures.curves import MOST_CURVES, curves
 from li2_lightning.analysis.figures.style import save
 from li2_lightning.errors import InputError
-from li2_lightning.runs.load import Run, find_runs
-
-MakeRun = Callable[..., Run]
+from li2_lightning.runs.load import find_runs
+from tests.analysis.figures.conftest import MakeRun
 
 
 def labels(figure: object) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from li2_lightning.analysis.figures.style import save
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
 from li2_lightning.theory.stages import layer_column
-
-MakeRun = Callable[..., Run]
+from tests.analysis.figures.conftest import MakeRun
 
 
 def run(make_run: MakeRun, extra: int, seed: int, reached: tuple[int | None, ...]) -> Run:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from li2_lightning.analysis.figures import FIGURES, figure_names, find_figure
-from li2_lightning.cli import main as li2
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
+from tests.conftest import li2_command
 
-
-def main(arguments: Sequence[str]) -> int:
-    """``li2 figures ARGUMENTS``."""
-    return li2.main(["figures", *arguments])
+main = li2_command("figures")
 
 
 MAGIC = {".png": b"\x89PNG\r\n\x1a\n", ".pdf": b"%PDF", ".svg": b"<?xml"}

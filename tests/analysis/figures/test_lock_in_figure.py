@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from li2_lightning.analysis.figures.style import save
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
 from li2_lightning.theory.updates import FIRING_SLOPE, WINDOW
-
-MakeRun = Callable[..., Run]
+from tests.analysis.figures.conftest import MakeRun
 
 
 def with_ratio(make_run: MakeRun, slope: float, start: int, *settings: str) -> Run:

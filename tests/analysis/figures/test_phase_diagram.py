@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from li2_lightning.analysis.figures.phase_diagram import find_jump, learning_rat
 from li2_lightning.analysis.figures.style import save
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
-
-MakeRun = Callable[..., Run]
+from tests.analysis.figures.conftest import MakeRun
 
 
 def sweep(make_run: MakeRun, medians: dict[float, float], *settings: str, order: int = 23, seeds: int = 3) -> list[Run]:

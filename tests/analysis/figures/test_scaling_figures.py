@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from li2_lightning.analysis import scaling
 from li2_lightning.analysis.figures import find_figure
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
-
-MakeRun = Callable[..., Run]
+from tests.analysis.figures.conftest import MakeRun
 
 
 @pytest.fixture(autouse=True)

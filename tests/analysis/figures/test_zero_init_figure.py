@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from li2_lightning.analysis.figures.style import save
 from li2_lightning.analysis.figures.zero_init import MOST_FRACTIONS, zero_init
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run
-
-MakeRun = Callable[..., Run]
+from tests.analysis.figures.conftest import MakeRun
 
 
 def run(make_run: MakeRun, fraction: float, scale: int, reached: int | None, seed: int = 0, order: int = 23) -> Run:
