@@ -63,11 +63,18 @@ def is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces ``path`` when the block ends, and is removed when the block raises."""
+    """A temporary path that replaces ``path`` when the block ends, and is removed when the block raises.
+
+    An error of the file system about the temporary path names ``path``.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -82,6 +82,11 @@ class Sweeper(HydraSweeper):
                     raise InputError(f"{override.input_line} names no value, so the sweep has no run.")
             return map(list, itertools.product(*axes.values()))
 
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise InputError(
+                f"hydra.sweeper.max_batch_size={self.max_batch_size} is out of range; it is the number of runs that are "
+                "launched at once, at least 1, or null for all."
+            )
         overrides = [own for grid in self.grids for own in product(grid)]
 
         def start(jobs: list[list[str]]) -> None:
@@ -103,6 +108,7 @@ class Sweeper(HydraSweeper):
 
     def _launching(self, runs: int) -> Any:
         """How the chosen launcher starts runs."""
+        from li2_lightning.errors import InputError
         from li2_lightning.sweeps.plan import Launching
 
         assert self.config is not None
@@ -113,6 +119,10 @@ class Sweeper(HydraSweeper):
             case "JoblibLauncher":
                 from joblib import effective_n_jobs
 
+                if launcher.n_jobs == 0:
+                    raise InputError(
+                        "hydra.launcher.n_jobs=0 starts no process; it is the number of processes, or -1 for one a core."
+                    )
                 return Launching(parallel=effective_n_jobs(launcher.n_jobs), in_this_process=False)
             case "LocalLauncher":
                 return Launching(parallel=self.max_batch_size or runs, in_this_process=False, reuses_workers=False)
@@ -163,7 +173,8 @@ class SweeperConf:
 
     _target_: str = f"{Sweeper.__module__}.{Sweeper.__qualname__}"
     max_batch_size: int | None = None
-    params: dict[str, str] | None = None
+    # OmegaConf cannot merge {KEY: VALUES} into null.
+    params: dict[str, str] | None = field(default_factory=dict)
     grids: list[dict[str, str]] | None = None
 
 

@@ -1,14 +1,22 @@
-"""Arguments of several commands of ``li2``, and checks of output files before any work is done."""
+"""What the commands of ``li2`` share: arguments, checks of output files before any work is done, and stdout."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from li2_lightning.errors import InputError, unknown
+
+
+def print_in_any_encoding() -> None:
+    """Let stdout show ``?`` for a character that its encoding lacks, such as ``×`` in ASCII, which else is an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def add_directories(parser: argparse.ArgumentParser) -> None:

@@ -63,8 +63,16 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     """The arguments for Hydra: first its flags, wherever they stood, then the overrides.
 
     Raises:
-        InputError: an unknown flag, an argument without a key, an argument that deletes a key, or a key with a colon.
+        InputError: an unknown flag, an argument without a key, an argument that deletes a key, a key with a colon, or
+            bytes that are no text.
     """
+    for argument in arguments:
+        # Python reads such bytes as halves of surrogate pairs, which no file of ours can hold.
+        if not argument.isascii() and re.search("[\ud800-\udfff]", argument):
+            raise InputError(
+                f"The argument {ascii(argument)} is no text in this terminal's encoding, "
+                f"{sys.getfilesystemencoding()}; use other characters, or set LC_ALL=C.UTF-8."
+            )
     flags, overrides = _sorted(arguments)
     for override in overrides:
         if override.startswith("="):

@@ -119,6 +119,9 @@ def _check_values(config: Config) -> None:
 def _check_combinations(config: Config) -> None:
     """Check the values that depend on each other."""
     network = config.network
+    # A path from a shell's variable that is not set would mean the current folder.
+    if not config.output_dir:
+        raise InputError("output_dir='' names no folder; write output_dir=. for the current one.")
     if config.stack != "auto" and not (config.stack.isdecimal() and int(config.stack) >= 1):
         raise InputError(f"stack={config.stack!r} does not fit; it is auto or a number of runs, at least 1.")
     for role in ("hidden", "output", "embedding"):
