@@ -84,8 +84,8 @@ class Sweeper(HydraSweeper):
 
         if self.max_batch_size is not None and self.max_batch_size < 1:
             raise InputError(
-                f"hydra.sweeper.max_batch_size={self.max_batch_size} is out of range; it is the number of runs that are "
-                "launched at once, at least 1, or null for all."
+                f"hydra.sweeper.max_batch_size={self.max_batch_size} is out of range; it must be at least 1, the "
+                "number of runs that are launched at once, or null for all."
             )
         overrides = [own for grid in self.grids for own in product(grid)]
 
@@ -121,7 +121,7 @@ class Sweeper(HydraSweeper):
 
                 if launcher.n_jobs == 0:
                     raise InputError(
-                        "hydra.launcher.n_jobs=0 starts no process; it is the number of processes, or -1 for one a core."
+                        "hydra.launcher.n_jobs=0 starts no process; write the number of processes, or -1 for one a core."
                     )
                 return Launching(parallel=effective_n_jobs(launcher.n_jobs), in_this_process=False)
             case "LocalLauncher":

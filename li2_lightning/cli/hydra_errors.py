@@ -70,7 +70,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         # Python reads such bytes as halves of surrogate pairs, which no file of ours can hold.
         if not argument.isascii() and re.search("[\ud800-\udfff]", argument):
             raise InputError(
-                f"The argument {ascii(argument)} is no text in this terminal's encoding, "
+                f"The argument {argument!a} is no text in this terminal's encoding, "
                 f"{sys.getfilesystemencoding()}; use other characters, or set LC_ALL=C.UTF-8."
             )
     flags, overrides = _sorted(arguments)
