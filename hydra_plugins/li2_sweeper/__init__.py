@@ -56,6 +56,7 @@ class Sweeper(HydraSweeper):
         from li2_lightning._compat import end_joblib_workers, job_error
         from li2_lightning.cli.hydra_errors import quoted, to_hydra
         from li2_lightning.config.checks import read_config
+        from li2_lightning.config.identity import files_read
         from li2_lightning.distributed.machine import search_path
         from li2_lightning.errors import InputError
         from li2_lightning.sweeps.lead import Sweep
@@ -89,9 +90,17 @@ class Sweeper(HydraSweeper):
             )
         overrides = [own for grid in self.grids for own in product(grid)]
 
+        planned = plan(overrides, Composer(loader, master), read_config)
+        # A worker reads the config again, when the first run may have pointed outputs/latest to itself.
+        files = {
+            tuple(job.overrides): [f"{key}={quoted(path)}" for key, path in files_read(job.config).items()]
+            for job in planned
+            if job.config is not None
+        }
+
         def start(jobs: list[list[str]]) -> None:
             where = f"hydra.sweep.dir={quoted(str(self.folder))}"
-            for result in launcher.launch([[*own, where] for own in jobs], initial_job_idx=0):
+            for result in launcher.launch([[*own, *files[tuple(own)], where] for own in jobs], initial_job_idx=0):
                 if result.status is JobStatus.FAILED:
                     # A run writes its own failure as its outcome, so this error arose outside every run.
                     raise job_error(result)
@@ -102,7 +111,7 @@ class Sweeper(HydraSweeper):
             os.environ["PYTHONPATH"] = search_path()
             # submitit starts its jobs with `python -m`, which would otherwise put the current folder first again.
             os.environ["PYTHONSAFEPATH"] = "1"
-        with Sweep(plan(overrides, Composer(loader, master), read_config), self.folder, launching) as sweep:
+        with Sweep(planned, self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             end_joblib_workers()
 
@@ -121,7 +130,7 @@ class Sweeper(HydraSweeper):
 
                 if launcher.n_jobs == 0:
                     raise InputError(
-                        "hydra.launcher.n_jobs=0 starts no process; write the number of processes, or -1 for one a core."
+                        "hydra.launcher.n_jobs=0 starts no process; write the number of processes, or -1: one a core."
                     )
                 return Launching(parallel=effective_n_jobs(launcher.n_jobs), in_this_process=False)
             case "LocalLauncher":

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from li2_lightning.cadence import spelled_once
-from li2_lightning.config.identity import multiplied, multiply, run_name
+from li2_lightning.config.identity import follow_latest, multiplied, multiply, run_name
 from li2_lightning.config.schema import Config, NetworkConfig, OptimizerConfig, declared, keys, to_plain
 from li2_lightning.errors import InputError, nearest, readable, unknown
 from li2_lightning.plugins import package
@@ -54,6 +54,7 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     if config.task.name == "cyclic" and config.task.order is None:
         config.task.order = 71
     config.data.evaluate_every_n_steps = spelled_once(config.data.evaluate_every_n_steps)
+    follow_latest(config)
     _check_values(config)
     _check_combinations(config)
     return config
