@@ -180,7 +180,8 @@ def sweep(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
     """
     jobs = plan([[label] for label in runs], lambda own: OmegaConf.create(dict(runs[own[0]])), read_config)
     configs = {job.overrides[0]: job.config for job in jobs}
-    folder = new_folder(next(config.output_dir for config in configs.values() if config is not None))
+    folders = (config.output_dir for config in configs.values() if config is not None)
+    folder = new_folder(next(folders, Config.output_dir))
 
     def start(chosen: Sequence[Sequence[str]]) -> None:
         for (label,) in chosen:

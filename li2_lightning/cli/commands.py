@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +33,14 @@ def add_outputs(parser: argparse.ArgumentParser, suffixes: Sequence[str], requir
 
 
 def check_outputs(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
-    """Raise an `InputError` for a file with an unknown suffix or in a folder that does not exist."""
+    """Raise an `InputError` for a file with an unknown suffix, or in a folder that does not exist or is read-only."""
     for path in paths:
         if path.suffix not in suffixes:
             raise unknown(f"suffix of {path}:", path.suffix, suffixes)
         if not path.parent.is_dir():
             raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path} cannot be written: the folder {path.parent} is read-only; name another with -o.")
 
 
 def optional_module(name: str, purpose: str, extra: str = "report") -> ModuleType:

@@ -323,3 +323,13 @@ def test_a_damaged_file_of_features_is_one_sentence(
         (directory / "features" / name).write_bytes(content)
         assert main([str(directory)]) == 2
         assert re.search(rf"{name} cannot be read: .*; remove it to", capsys.readouterr().err)
+
+
+def test_a_folder_that_is_read_only_is_named_before_the_work(
+    small_sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    run = next(run.directory for run in find_runs([small_sweep]))
+    assert main([str(run)]) == 2
+    message = f"{run / 'report.html'} cannot be written: the folder {run} is read-only; name another with -o."
+    assert capsys.readouterr().err == f"error: {message}\n"
