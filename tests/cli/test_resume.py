@@ -15,6 +15,7 @@ import torch
 
 import train
 from li2_lightning.errors import InputError, Interrupted
+from li2_lightning.runs.checkpoints import read_own_part
 from li2_lightning.runs.directory import RunResult
 from li2_lightning.runs.load import find_runs, load_run
 from li2_lightning.runs.metrics_csv import read_metrics
@@ -70,6 +71,19 @@ def test_a_path_through_latest_is_that_of_the_run_before(tmp_path: Path) -> None
     ]
     results = [result for result in train.run_stack(later) if isinstance(result, RunResult)]
     assert [load_run(result.directory)["network.initial_weights"] for result in results] == [last(longer)] * 2
+
+
+def test_a_longer_run_has_the_best_weights_of_all_its_rows(tmp_path: Path) -> None:
+    values = config(tmp_path, seed=1)
+    short = train.run(values).directory
+    # Test accuracy stays below that of an earlier row.
+    rows = load_run(short).metrics["test/accuracy"]
+    values |= {"max_steps": 7, "resume": last(short)}
+    longer, best = load_run(train.run(values).directory), int(rows.idxmax())
+    assert longer.metrics["test/accuracy"].idxmax() == best
+    assert read_own_part(longer.checkpoint("best"), "best")["step"] == best
+    without = train.run(values | {"name": "without", "callbacks": {"checkpoint": {"best": False}}}).directory
+    assert not (without / "checkpoints" / "best.ckpt").exists()
 
 
 @pytest.mark.slow
