@@ -37,6 +37,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import CALLBACKS, build_callbacks
 from li2_lightning._compat import config_groups, is_first_rank
+from li2_lightning.cli.commands import print_in_any_encoding
 from li2_lightning.cli.hydra_errors import explain_groups, explain_keys, prepare, show_error
 from li2_lightning.config import CONFIGS
 from li2_lightning.config.checks import read_config
@@ -179,7 +180,8 @@ def sweep(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
     """
     jobs = plan([[label] for label in runs], lambda own: OmegaConf.create(dict(runs[own[0]])), read_config)
     configs = {job.overrides[0]: job.config for job in jobs}
-    folder = new_folder(next(config.output_dir for config in configs.values() if config is not None))
+    folders = (config.output_dir for config in configs.values() if config is not None)
+    folder = new_folder(next(folders, Config.output_dir))
 
     def start(chosen: Sequence[Sequence[str]]) -> None:
         for (label,) in chosen:
@@ -256,6 +258,7 @@ def train(config: DictConfig) -> None:
 def main() -> int:
     """Run the command line and return its exit code."""
     clock.starts_command()
+    print_in_any_encoding()
     if is_follower():
         return run_as_follower(run)
     # Hydra then raises errors instead of printing them.

@@ -63,11 +63,18 @@ def is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces ``path`` when the block ends, and is removed when the block raises."""
+    """A temporary path that replaces ``path`` when the block ends, and is removed when the block raises.
+
+    An error of the file system about the temporary path names ``path``.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -130,18 +137,42 @@ def read_input(path: str, key: str) -> bytes:
         raise InputError(f"{key}={path!r} cannot be read: {error.strerror or error}.") from error
 
 
+def read_npy(path: Path) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` file; nothing is unpickled; errors as for `read_npz`."""
+    with _opened(path) as array:
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it must hold one array")
+        return array
+
+
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-    """The named arrays of an ``.npz`` file, or all; nothing is unpickled; a missing array is a ValueError."""
+    """The named arrays of an ``.npz`` file, or all; nothing is unpickled.
+
+    Raises:
+        ValueError: another kind of file, a damaged one, or a missing array.
+        OSError: the file cannot be opened.
+    """
+    with _opened(path) as arrays:
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("it holds a single array without a name")
+        missing = [name for name in names or () if name not in arrays]
+        if missing:
+            raise ValueError(f"it has no array called {missing[0]!r}, only {sorted(arrays.files)}")
+        return {name: arrays[name] for name in names or arrays.files}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """What `np.load` finds in a file, with one kind of error for files that it cannot read."""
     try:
         # np.load would leave open a broken file that it had opened itself.
         with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise ValueError("it holds a single array without a name")
-            missing = [name for name in names or () if name not in arrays]
-            if missing:
-                raise ValueError(f"it has no array called {missing[0]!r}, only {sorted(arrays.files)}")
-            return {name: arrays[name] for name in names or arrays.files}
+            try:
+                found = np.load(file, allow_pickle=False)
+            except ValueError as error:
+                # To NumPy every other file is a pickle, and its message advises to unpickle it, which would run code.
+                raise ValueError("it is another kind of file, or one of pickled objects") from error
+            yield found
     # NumPy raises errors of many types over a broken file.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
         raise ValueError(f"it is damaged ({error})") from error

@@ -160,9 +160,12 @@ class Registry(Mapping[str, Entry]):
             args: positional arguments that the caller supplies.
 
         Raises:
-            InputError: as for `find` and `fit`, or the plug-in returns something else than ``makes``.
+            InputError: as for `find` and `fit`, or the plug-in is another class than ``makes``, or returns one.
         """
         factory: Any = self.find(name)
+        # Arguments of ours may not fit a class of another kind, which would be an error of Python.
+        if isinstance(factory, type) and not issubclass(factory, self.makes):
+            raise self._of_another_kind(name, factory)
         return self.check(name, factory(*args, **self.fit(name, factory, options, section, len(args))))
 
     def fit(self, name: str, factory: Any, options: Options, section: str, supplied: int = 0) -> dict[str, Any]:
@@ -172,8 +175,11 @@ class Registry(Mapping[str, Entry]):
     def check(self, name: str, made: Any) -> Any:
         """``made``, the result of the plug-in called ``name``; an `InputError` unless its class is `makes`."""
         if not isinstance(made, self.makes):
-            raise InputError(f"The {self.kind} {name!r} gave a {type(made).__name__}, not a {_where(self.makes)}.")
+            raise self._of_another_kind(name, type(made))
         return made
+
+    def _of_another_kind(self, name: str, made: type) -> InputError:
+        return InputError(f"The {self.kind} {name!r} gave a {made.__name__}, not a {_where(self.makes)}.")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By reference: a launcher of sweeps pickles the globals of train.py for processes with registries of their own.

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -145,6 +145,9 @@ def _extra_arguments(config: Config, directory: Path, callbacks: Sequence[lightn
             refused = [name for names in REFUSED.values() for name in names]
             raise unknown("key of trainer.extra:", name, [*EXTRA, *refused], ", ".join(EXTRA))
     extra = dict(config.trainer.extra)
+    limit = extra.get("max_time")
+    if limit is not None and not isinstance(limit, str | Mapping):
+        raise InputError(f"trainer.extra.max_time={limit!r} has no unit; write DD:HH:MM:SS, as in 00:00:10:00.")
     chosen = extra.get("profiler")
     if chosen is not None:
         if chosen not in ("simple", *PROFILERS):

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import train
 from li2_lightning.errors import InputError
-from li2_lightning.files import is_locked, link_or_copy, lock, row_files, write_yaml
+from li2_lightning.files import is_locked, link_or_copy, lock, replacing, row_files, write_yaml
 
 TINY: dict[str, Any] = {
     "task": {"order": 5},
@@ -61,6 +61,13 @@ def test_a_copy_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left"):
         link_or_copy(tmp_path / "row", tmp_path / "last")
     assert (tmp_path / "last").read_text() == "old"
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "table.csv"
+    with pytest.raises(FileNotFoundError) as error, replacing(path) as temporary:
+        temporary.write_text("x", encoding="utf-8")
+    assert error.value.filename == str(path)
 
 
 def test_a_run_needs_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,9 @@ def test_what_an_entry_builds_must_be_of_the_kind() -> None:
     registry: Registry[Any] = Registry("probe", "li2_lightning.probes", makes=Path)
     with pytest.raises(InputError, match=r"The probe 'builtins:list' gave a list, not a pathlib\.Path\."):
         registry.build("builtins:list", "probes.list", {})
+    # Our arguments do not fit the signature of such a class, which is not called.
+    with pytest.raises(InputError, match=r"The probe 'fractions:Fraction' gave a Fraction, not a pathlib\.Path\."):
+        registry.build("fractions:Fraction", "probes.fraction", {}, 1, 2, 3)
     assert registry.build("pathlib:Path.cwd", "probes.here", {}) == Path.cwd()
 
 

@@ -58,6 +58,7 @@ def test_what_would_make_rows_wrong_or_fights_a_key_is_refused_in_one_sentence(n
         ({"gradient_clip_val": "much"}, "does not fit Lightning or this machine: .*much"),
         ({"gradient_clip_algorithm": "nrom"}, "does not fit Lightning or this machine: .*nrom"),
         ({"max_time": "soon"}, "does not fit Lightning or this machine: .*soon"),
+        ({"max_time": 10}, r"trainer\.extra\.max_time=10 has no unit; write DD:HH:MM:SS"),
     ],
 )
 def test_a_slip_of_the_hand_is_one_sentence(extra: dict[str, Any], message: str, tmp_path: Path) -> None:

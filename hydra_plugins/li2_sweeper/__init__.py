@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -56,6 +56,7 @@ class Sweeper(HydraSweeper):
         from li2_lightning._compat import end_joblib_workers, job_error
         from li2_lightning.cli.hydra_errors import quoted, to_hydra
         from li2_lightning.config.checks import read_config
+        from li2_lightning.config.identity import files_read
         from li2_lightning.distributed.machine import search_path
         from li2_lightning.errors import InputError
         from li2_lightning.sweeps.lead import Sweep
@@ -82,11 +83,24 @@ class Sweeper(HydraSweeper):
                     raise InputError(f"{override.input_line} names no value, so the sweep has no run.")
             return map(list, itertools.product(*axes.values()))
 
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise InputError(
+                f"hydra.sweeper.max_batch_size={self.max_batch_size} is out of range; it must be at least 1, the "
+                "number of runs that are launched at once, or null for all."
+            )
         overrides = [own for grid in self.grids for own in product(grid)]
+
+        planned = plan(overrides, Composer(loader, master), read_config)
+        # A worker reads the config again, when the first run may have pointed outputs/latest to itself.
+        files = {
+            tuple(job.overrides): [f"{key}={quoted(path)}" for key, path in files_read(job.config).items()]
+            for job in planned
+            if job.config is not None
+        }
 
         def start(jobs: list[list[str]]) -> None:
             where = f"hydra.sweep.dir={quoted(str(self.folder))}"
-            for result in launcher.launch([[*own, where] for own in jobs], initial_job_idx=0):
+            for result in launcher.launch([[*own, *files[tuple(own)], where] for own in jobs], initial_job_idx=0):
                 if result.status is JobStatus.FAILED:
                     # A run writes its own failure as its outcome, so this error arose outside every run.
                     raise job_error(result)
@@ -97,12 +111,13 @@ class Sweeper(HydraSweeper):
             os.environ["PYTHONPATH"] = search_path()
             # submitit starts its jobs with `python -m`, which would otherwise put the current folder first again.
             os.environ["PYTHONSAFEPATH"] = "1"
-        with Sweep(plan(overrides, Composer(loader, master), read_config), self.folder, launching) as sweep:
+        with Sweep(planned, self.folder, launching) as sweep:
             sweep.launch(start, self.max_batch_size)
             end_joblib_workers()
 
     def _launching(self, runs: int) -> Any:
         """How the chosen launcher starts runs."""
+        from li2_lightning.errors import InputError
         from li2_lightning.sweeps.plan import Launching
 
         assert self.config is not None
@@ -113,6 +128,10 @@ class Sweeper(HydraSweeper):
             case "JoblibLauncher":
                 from joblib import effective_n_jobs
 
+                if launcher.n_jobs == 0:
+                    raise InputError(
+                        "hydra.launcher.n_jobs=0 starts no process; write the number of processes, or -1: one a core."
+                    )
                 return Launching(parallel=effective_n_jobs(launcher.n_jobs), in_this_process=False)
             case "LocalLauncher":
                 return Launching(parallel=self.max_batch_size or runs, in_this_process=False, reuses_workers=False)
@@ -163,7 +182,8 @@ class SweeperConf:
 
     _target_: str = f"{Sweeper.__module__}.{Sweeper.__qualname__}"
     max_batch_size: int | None = None
-    params: dict[str, str] | None = None
+    # OmegaConf cannot merge {KEY: VALUES} into null.
+    params: dict[str, str] | None = field(default_factory=dict)
     grids: list[dict[str, str]] | None = None
 
 

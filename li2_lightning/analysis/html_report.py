@@ -424,11 +424,12 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     add_outputs(parser, SUFFIXES, required=False)
     given = parser.parse_args(arguments)
 
-    check_outputs(given.output, SUFFIXES)
     runs = find_runs(given.directories)
     only = given.directories[0]
+    outputs = given.output or [only / "report.html"]
+    check_outputs(outputs, SUFFIXES)
     if len(runs) == 1 and runs[0].directory == only:
-        for path in given.output or [only / "report.html"]:
+        for path in outputs:
             print(write_run_report(runs[0], path))
         return
     report_unfinished(runs)
@@ -438,5 +439,5 @@ def main(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         for run in runs:
             if not run.metrics.empty:
                 print(write_run_report(run))
-    for path in given.output or [only / "report.html"]:
+    for path in outputs:
         print(write_sweep_report(runs, path))

@@ -39,13 +39,15 @@ class Film:
         most: the largest number of frames; the snapshots are then thinned evenly, the last included.
 
     Raises:
-        InputError: the run has no snapshots, or one is damaged.
+        InputError: the run has no snapshots or no rows, or a snapshot is damaged.
     """
 
     def __init__(self, run: Run, most: int | None = None) -> None:
         found = snapshots(run.directory)
         group = run.task.group
-        if not found or group is None or run.metrics.empty:
+        if run.metrics.empty:
+            raise InputError(f"{run.directory} has no rows yet, and a film shows the accuracy of each snapshot.")
+        if not found or group is None:
             raise InputError(
                 f"{run.directory} has no snapshots of its weights; they are kept for tasks on a group while "
                 "callbacks.snapshots.enabled=true."

@@ -1,14 +1,23 @@
-"""Arguments of several commands of ``li2``, and checks of output files before any work is done."""
+"""What the commands of ``li2`` share: arguments, checks of output files before any work is done, and stdout."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from li2_lightning.errors import InputError, unknown
+
+
+def print_in_any_encoding() -> None:
+    """Let stdout show ``?`` for a character that its encoding lacks, such as ``×`` in ASCII, which else is an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def add_directories(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +33,14 @@ def add_outputs(parser: argparse.ArgumentParser, suffixes: Sequence[str], requir
 
 
 def check_outputs(paths: Sequence[Path], suffixes: Sequence[str]) -> None:
-    """Raise an `InputError` for a file with an unknown suffix or in a folder that does not exist."""
+    """Raise an `InputError` for a file with an unknown suffix, or in a folder that does not exist or is read-only."""
     for path in paths:
         if path.suffix not in suffixes:
             raise unknown(f"suffix of {path}:", path.suffix, suffixes)
         if not path.parent.is_dir():
             raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path} cannot be written: the folder {path.parent} is read-only; name another with -o.")
 
 
 def optional_module(name: str, purpose: str, extra: str = "report") -> ModuleType:

@@ -53,6 +53,8 @@ CHOICES = {
 # The folders of configs/: the value of such a key is the name of a file in its folder.
 GROUPS = ("task", "network", "optimizer", "scheduler", "callbacks", "logger", "trainer", "workload", "experiment")
 _GROUP = re.compile(rf"({'|'.join(GROUPS)}|hydra(?:/\w+)*)(@[^=]*)?=")
+# torch's errors of a full memory: on a GPU a class of its own, on the CPU a RuntimeError.
+NO_MEMORY = re.compile(r"OutOfMemoryError: |RuntimeError: .*can't allocate memory: ")
 # Width of the help text, and the column at which the meaning of a key begins.
 HELP_WIDTH, HELP_INDENT = 100, 38
 # Values that Hydra reads as null, a truth value or a number.
@@ -63,8 +65,16 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     """The arguments for Hydra: first its flags, wherever they stood, then the overrides.
 
     Raises:
-        InputError: an unknown flag, an argument without a key, an argument that deletes a key, or a key with a colon.
+        InputError: an unknown flag, an argument without a key, an argument that deletes a key, a key with a colon, or
+            bytes that are no text.
     """
+    for argument in arguments:
+        # Python reads such bytes as halves of surrogate pairs, which no file of ours can hold.
+        if not argument.isascii() and re.search("[\ud800-\udfff]", argument):
+            raise InputError(
+                f"The argument {argument!a} is no text in this terminal's encoding, "
+                f"{sys.getfilesystemencoding()}; use other characters, or set LC_ALL=C.UTF-8."
+            )
     flags, overrides = _sorted(arguments)
     for override in overrides:
         if override.startswith("="):
@@ -185,6 +195,11 @@ def _expected(error: BaseException, composing: bool) -> BaseException | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         how = "the same command continues it" if composing else "continue with resume=auto"
         return Li2Error(f"The run stopped because nobody reads its output any more; {how}.")
+    if isinstance(error, MemoryError) or NO_MEMORY.search(f"{type(error).__name__}: {error}"):
+        return InputError(
+            "The memory is too small for this run; lower network.width, or set data.batch_size with a larger "
+            "data.evaluate_every_n_steps."
+        )
     return _composition_error(error) if composing else None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import li2_lightning
+from li2_lightning.cli.commands import print_in_any_encoding
 from li2_lightning.errors import InputError, leave, readable, unknown
 
 
@@ -116,6 +117,7 @@ li2 --version prints the version.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default that of this process, and return its exit code."""
+    print_in_any_encoding()
     name, *words = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help"):
         print(HELP, end="")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from li2_lightning.cadence import spelled_once
-from li2_lightning.config.identity import multiplied, multiply, run_name
+from li2_lightning.config.identity import follow_latest, multiplied, multiply, run_name
 from li2_lightning.config.schema import Config, NetworkConfig, OptimizerConfig, declared, keys, to_plain
 from li2_lightning.errors import InputError, nearest, readable, unknown
 from li2_lightning.plugins import package
@@ -54,6 +54,7 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     if config.task.name == "cyclic" and config.task.order is None:
         config.task.order = 71
     config.data.evaluate_every_n_steps = spelled_once(config.data.evaluate_every_n_steps)
+    follow_latest(config)
     _check_values(config)
     _check_combinations(config)
     return config
@@ -119,6 +120,9 @@ def _check_values(config: Config) -> None:
 def _check_combinations(config: Config) -> None:
     """Check the values that depend on each other."""
     network = config.network
+    # A path from a shell's variable that is not set would mean the current folder.
+    if not config.output_dir:
+        raise InputError("output_dir='' names no folder; write output_dir=. for the current one.")
     if config.stack != "auto" and not (config.stack.isdecimal() and int(config.stack) >= 1):
         raise InputError(f"stack={config.stack!r} does not fit; it is auto or a number of runs, at least 1.")
     for role in ("hidden", "output", "embedding"):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from li2_lightning.config.schema import TRAIN_FRACTION, Config, leaves
@@ -108,6 +110,25 @@ def input_digests(config: Config) -> dict[str, str]:
     """
     paths = {key: attrgetter(key)(config) for key in INPUT_FILES}
     return {key: hashlib.sha256(read_input(path, key)).hexdigest() for key, path in paths.items() if path is not None}
+
+
+def files_read(config: Config) -> dict[str, str]:
+    """The path of each file that the run reads, by its key: its input files, and the checkpoint of ``resume``."""
+    paths = {key: attrgetter(key)(config) for key in (*INPUT_FILES, "resume")}
+    return {key: path for key, path in paths.items() if path is not None and (key, path) != ("resume", "auto")}
+
+
+def follow_latest(config: Config) -> None:
+    """Replace the link `LATEST` in the paths of `files_read` by the run that it points to.
+
+    A run points the link to itself when it starts: before it loads its checkpoint, and before the next run of a sweep.
+    """
+    for key, path in files_read(config).items():
+        link = next((folder for folder in Path(path).parents if folder.name == LATEST and folder.is_symlink()), None)
+        if link is not None:
+            section, _, name = key.rpartition(".")
+            target = link.parent / os.readlink(link) / Path(path).relative_to(link)
+            setattr(attrgetter(section)(config) if section else config, name, str(target))
 
 
 def run_name(config: Config) -> str:

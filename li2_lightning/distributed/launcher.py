@@ -89,7 +89,7 @@ class Followers:
         Raises:
             OtherRankError: a process ended before that.
         """
-        while not all(READY in Path(path).read_text() for path in self._processes.stdouts.values()):
+        while not all(READY in Path(path).read_text(errors="replace") for path in self._processes.stdouts.values()):
             if self._processes.wait(0) is not None:
                 raise self.failure() or OtherRankError("The other ranks ended before they joined this one.", 1)
             time.sleep(0.05)

@@ -151,7 +151,7 @@ class RankGroup:
     def in_silence(self) -> Iterator[None]:
         """On another rank: discard the output, since the first rank prints."""
         with (
-            Path(os.devnull).open("w") as nowhere,
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
             contextlib.redirect_stdout(nowhere),
             contextlib.redirect_stderr(nowhere),
         ):

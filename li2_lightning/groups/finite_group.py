@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from li2_lightning.errors import InputError, message
-from li2_lightning.files import read_npz
+from li2_lightning.files import read_npy, read_npz
 
 IntArray = npt.NDArray[np.int64]
 
@@ -264,7 +264,7 @@ def operation_from_table(path: str | Path) -> OperationTable:
         ".csv": _read_text,
         ".txt": _read_text,
         ".json": _read_json,
-        ".npy": _read_npy,
+        ".npy": read_npy,
         ".npz": _read_npz,
     }
     if path.suffix.lower() not in readers:
@@ -352,13 +352,6 @@ def _read_json(path: Path) -> list[list[str]]:
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise ValueError("it must hold a list of lists")
     return [[str(cell) for cell in row] for row in rows]
-
-
-def _read_npy(path: Path) -> npt.NDArray[Any]:
-    table = np.load(path, allow_pickle=False)
-    if not isinstance(table, np.ndarray):
-        raise TypeError("it must hold one array")
-    return table
 
 
 def _read_npz(path: Path) -> npt.NDArray[Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -193,9 +192,7 @@ def read_weights(path: str | None, key: str) -> dict[str, Tensor] | None:
     try:
         arrays = read_npz(Path(path))
     except (OSError, ValueError) as error:
-        # The first clause only: numpy goes on to advise unpickling the file, which would run code in it.
-        why = re.split(r"[.;]\s", message(error))[0].rstrip(".")
-        raise InputError(f"{where} is not a readable .npz of plain arrays: {why}.") from error
+        raise InputError(f"{where} is not a readable .npz of plain arrays: {message(error)}.") from error
     for name, array in arrays.items():
         if array.dtype.name not in NUMBERS:
             raise InputError(f"{where}: {name} holds {array.dtype}; save it as float32, float64 or complex128.")

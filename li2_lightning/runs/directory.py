@@ -231,8 +231,22 @@ class RunDirectory:
                         (self.path / "features").mkdir(exist_ok=True)
                         link_or_copy(path, self.path / "features" / path.name)
             if (earlier / "metrics.csv").exists():
+                self._take_weights(config.callbacks.get("checkpoint", {}), start)
                 with replacing(self.path / "metrics.csv") as temporary:
                     shutil.copyfile(earlier / "metrics.csv", temporary)
+
+    def _take_weights(self, options: Mapping[str, Any], start: Start) -> None:
+        """Link best.ckpt and stage-….ckpt of the run that this one continues, as far as they are of its rows.
+
+        Args:
+            options: of the callback ``checkpoint``.
+        """
+        for option, names in (("best", "best.ckpt"), ("transitions", "stage-[0-9].ckpt")):
+            for path in start.checkpoint.parent.glob(names) if options.get(option) else ():
+                with contextlib.suppress(InputError):
+                    if read_own_part(path, str(path))["step"] <= start.step:
+                        self._checkpoints.mkdir(exist_ok=True)
+                        link_or_copy(path, self._checkpoints / path.name)
 
     def _remove_later(self, start: Start | None) -> None:
         """Remove the checkpoints, pictures and snapshots of the steps after ``start``, which this run makes again.

@@ -24,7 +24,7 @@ from torch import Tensor
 from li2_lightning.config.checks import load_config
 from li2_lightning.config.identity import NOT_HASHED, is_within
 from li2_lightning.config.schema import Config, keys, to_plain
-from li2_lightning.errors import InputError, unknown
+from li2_lightning.errors import InputError, message, unknown
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.networks.base import Network
 from li2_lightning.networks.build import restore_network
@@ -76,12 +76,17 @@ class Run:
 
     @functools.cached_property
     def metrics(self) -> pd.DataFrame:
-        """metrics.csv, one row a step: the index is the step, an empty cell is NaN. Empty before the first row."""
+        """metrics.csv, one row a step: the index is the step, an empty cell is NaN.
+
+        Before the first row it has no columns; the file then may have its header already.
+        """
         path = self.directory / "metrics.csv"
+        no_rows = pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
         try:
-            return read_metrics(path).set_index("step")
+            rows = read_metrics(path).set_index("step")
+            return rows if len(rows) else no_rows
         except (FileNotFoundError, pd.errors.EmptyDataError):
-            return pd.DataFrame(index=pd.Index([], name="step", dtype="int64"))
+            return no_rows
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path} cannot be read ({error}).") from error
 
@@ -325,17 +330,27 @@ def _load(directory: Path, config: dict[str, Any]) -> Run:
         if events is not None and not {"events", "stalled"} <= set(events):
             raise ValueError("it holds no stages")
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{stages} cannot be read ({error}).") from error
+        raise InputError(f"{stages} cannot be read ({error}); remove it to do without its stages.") from error
     return Run(directory, config, RunDirectory(directory).summary(), events)
 
 
 def _read_config(directory: Path) -> dict[str, Any] | None:
-    """config.yaml; None where it is missing or not of this project (W&B has files of that name)."""
+    """config.yaml; None where it is missing or not of this project (W&B has files of that name).
+
+    Raises:
+        InputError: the file is damaged, and the directory has rows of a run.
+    """
+    path = directory / "config.yaml"
     try:
-        loaded = OmegaConf.load(directory / "config.yaml")
+        loaded = OmegaConf.load(path)
         config = OmegaConf.to_container(loaded) if isinstance(loaded, DictConfig) else {}
+        if not config:
+            raise ValueError("it holds no settings")
     # The parser raises many kinds of errors over a file that is no YAML.
-    except Exception:
+    except Exception as error:
+        if path.exists() and (directory / "metrics.csv").exists():
+            why = message(error)
+            raise InputError(f"{path} cannot be read: {why}; remove the directory, or train the run again.") from error
         return None
     assert isinstance(config, dict)
     sections = ("task", "data", "network", "optimizer")

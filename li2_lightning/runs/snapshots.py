@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, message
 from li2_lightning.files import read_npz, replacing, row_files
 
 
@@ -52,4 +52,4 @@ def read_snapshot(path: Path) -> npt.NDArray[np.inexact]:
         W: npt.NDArray[np.inexact] = arrays["W"].astype(np.float32) * np.float32(arrays["scale"])
         return np.ascontiguousarray(W).view(np.complex64)[..., 0] if W.ndim == 3 else W
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from error
+        raise InputError(f"{path} cannot be read: {message(error)}; remove it to do without this frame.") from error

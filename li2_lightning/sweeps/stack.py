@@ -368,8 +368,10 @@ class Stack(lightning.LightningModule):
         spacing = max(1, last // LINES)
         self._next_line = (step // spacing + 1) * spacing
         known = [member.accuracy for member in self._members if member.accuracy is not None]
-        accuracy = f"  test accuracy {min(known):.3f} to {max(known):.3f}" if known else ""
-        print(f"step {step}/{last}  {len(self._members)} runs{accuracy}", flush=True)
+        ends = dict.fromkeys(f"{end:.3f}" for end in (min(known), max(known))) if known else {}
+        accuracy = f"  test accuracy {' to '.join(ends)}" if ends else ""
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        print(f"step {step}/{last}  {runs}{accuracy}", flush=True)
 
     def _obey(self) -> None:
         for member in self._members:

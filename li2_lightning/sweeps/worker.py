@@ -97,7 +97,9 @@ def run_in_sweep(
         return
     config = read()
     stack = folder / f"{key(RunDirectory.of(config).path)}.stack"
-    configs = [load_config(plain) for plain in json.loads(stack.read_text())] if stack.exists() else [config]
+    configs = (
+        [load_config(plain) for plain in json.loads(stack.read_text(encoding="utf-8"))] if stack.exists() else [config]
+    )
     for config in configs:
         _complete(config, settings)
     with contextlib.ExitStack() as locks:
@@ -229,7 +231,11 @@ def _as_worker(threads: int | None, outcome: Outcome) -> Iterator[None]:
     handlers = {caught: signal.signal(caught, _interrupt) for caught in (signal.SIGINT, signal.SIGTERM)}
     errors = io.StringIO()
     try:
-        with open(os.devnull, "w") as nobody, contextlib.redirect_stdout(nobody), contextlib.redirect_stderr(errors):
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nobody,
+            contextlib.redirect_stdout(nobody),
+            contextlib.redirect_stderr(errors),
+        ):
             _running.set()
             yield
     finally:

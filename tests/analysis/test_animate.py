@@ -119,6 +119,9 @@ def test_a_run_without_snapshots_is_refused(
         path.unlink()
     assert main(["animate", str(directory), "-o", str(tmp_path / "a.gif")]) == 2
     assert "has no snapshots of its weights" in capsys.readouterr().err
+    (directory / "metrics.csv").unlink()
+    assert main(["animate", str(directory), "-o", str(tmp_path / "a.gif")]) == 2
+    assert "has no rows yet" in capsys.readouterr().err
     assert not (tmp_path / "a.gif").exists()
 
 

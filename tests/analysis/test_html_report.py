@@ -309,10 +309,23 @@ def test_missing_features_and_progress_measures_are_sections_of_runs_that_have_t
     assert curves | shares == {name for name in run.metrics if run.metrics[name].notna().any()}
 
 
-def test_a_damaged_table_of_blocks_is_one_sentence(own_sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["blocks.npz", "last.npz", "row-000012.npz"])
+def test_a_damaged_file_of_features_is_one_sentence(
+    name: str, own_sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = next(run.directory for run in find_runs([own_sweep]))
     (directory / "features").mkdir(exist_ok=True)
     for content in (b"", b"PK\x03\x04 cut off"):
-        (directory / "features" / "blocks.npz").write_bytes(content)
+        (directory / "features" / name).write_bytes(content)
         assert main([str(directory)]) == 2
-        assert "blocks.npz cannot be read" in capsys.readouterr().err
+        assert re.search(rf"{name} cannot be read: .*; remove it to", capsys.readouterr().err)
+
+
+def test_a_folder_that_is_read_only_is_named_before_the_work(
+    small_sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    run = next(run.directory for run in find_runs([small_sweep]))
+    assert main([str(run)]) == 2
+    message = f"{run / 'report.html'} cannot be written: the folder {run} is read-only; name another with -o."
+    assert capsys.readouterr().err == f"error: {message}\n"

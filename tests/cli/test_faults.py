@@ -13,6 +13,7 @@ import lightning
 import pytest
 import torch
 
+from li2_lightning.cli.hydra_errors import one_sentence
 from li2_lightning.runs.metrics_csv import read_metrics
 from tests.cli.conftest import TINY, CommandLine, Outcome, directory
 
@@ -215,3 +216,11 @@ def test_what_a_killed_process_was_writing_is_cleared_away(command_line: Command
     assert command_line(*LONG, "resume=auto").code == 0
     assert not part.exists()
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_full_memory_is_one_sentence() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    for full in (error.value, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
+        assert one_sentence(full).startswith("The memory is too small for this run; lower network.width")
+    assert one_sentence(RuntimeError("another")) == "Internal error: RuntimeError: another"

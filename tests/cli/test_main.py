@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -104,6 +105,14 @@ def test_a_mistake_of_ours_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(COMMANDS, "report", Command("operator:floordiv", "", ""))
     with pytest.raises(TypeError):
         main(["report"])
+
+
+def test_a_character_that_the_encoding_of_stdout_lacks_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    monkeypatch.setattr(small_groups, "main", lambda parser, words: print("W (22×32)"))
+    assert main(["groups"]) == 0
+    assert output.getvalue() == b"W (22?32)\n"
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 0), (OSError("full"), 2)])

@@ -14,9 +14,14 @@ import torch
 
 import train
 from li2_lightning.errors import InputError, Interrupted
+from li2_lightning.runs.checkpoints import read_own_part
+from li2_lightning.runs.directory import RunResult
+from li2_lightning.runs.load import find_runs, load_run
 from li2_lightning.runs.metrics_csv import read_metrics
 from optimizers.schedules import SCHEDULES, WITH_LENGTH
+from tests.cli.conftest import CommandLine
 from tests.cli.test_run_directory import stamps
+from tests.cli.test_sweep import FAST
 from tests.conftest import added
 
 
@@ -49,6 +54,49 @@ def test_another_precision_is_refused_before_anything_is_written(tmp_path: Path,
     with pytest.raises(InputError, match=f"was trained with trainer.precision={before}, not {now}; set it alike"):
         train.run(values | further)
     assert (stamps(tmp_path), sorted(tmp_path.rglob("*"))) == (seen, entries)
+
+
+def test_a_path_through_latest_is_that_of_the_run_before(tmp_path: Path) -> None:
+    """A run points the link to itself before it loads the checkpoint; a stack does so before its second run begins."""
+    first = train.run(config(tmp_path)).directory
+    through_latest = last(tmp_path / "latest")
+    longer = train.run(config(tmp_path, max_steps=8, resume=through_latest)).directory
+    assert (tmp_path / "latest").resolve() == longer
+    assert longer != first
+    later = [
+        train.read_config(
+            config(tmp_path, seed=seed, network={"width": 8, "initial_weights": last(tmp_path / "latest")})
+        )
+        for seed in (1, 2)
+    ]
+    results = [result for result in train.run_stack(later) if isinstance(result, RunResult)]
+    assert [load_run(result.directory)["network.initial_weights"] for result in results] == [last(longer)] * 2
+
+
+def test_a_longer_run_has_the_best_weights_of_all_its_rows(tmp_path: Path) -> None:
+    values = config(tmp_path, seed=1)
+    short = train.run(values).directory
+    # Test accuracy stays below that of an earlier row.
+    rows = load_run(short).metrics["test/accuracy"]
+    values |= {"max_steps": 7, "resume": last(short)}
+    longer, best = load_run(train.run(values).directory), int(rows.idxmax())
+    assert longer.metrics["test/accuracy"].idxmax() == best
+    assert read_own_part(longer.checkpoint("best"), "best")["step"] == best
+    without = train.run(values | {"name": "without", "callbacks": {"checkpoint": {"best": False}}}).directory
+    assert not (without / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_read_the_same_files(command_line: CommandLine, workplace: Path) -> None:
+    first = train.run(config(workplace / "outputs")).directory
+    outcome = command_line(
+        "-m", *FAST, "task.order=7", "network.width=8", "name=later", "seed=1,2", "stack=1",
+        "network.initial_weights=outputs/latest/checkpoints/last.ckpt",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    runs = find_runs([workplace / "outputs" / "later"])
+    assert len({run.directory.name.partition("-")[0] for run in runs}) == 1
+    assert {str(Path(run["network.initial_weights"]).resolve()) for run in runs} == {str(Path(last(first)).resolve())}
 
 
 @pytest.mark.slow

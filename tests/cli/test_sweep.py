@@ -100,6 +100,17 @@ def test_what_is_refused_for_every_run_is_refused_at_once(command_line: CommandL
     assert list(workplace.iterdir()) == []
 
 
+def test_from_python_each_of_several_reasons_to_refuse_a_run_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert set(train.sweep({"a": {"seed": -1}, "b": {"max_steps": 0}})) == {"a", "b"}
+    error = capsys.readouterr().err
+    assert "failed: a: seed=-1 is out of range" in error
+    assert "failed: b: max_steps=0 is out of range" in error
+    assert train.sweep({}) == {}
+
+
 def test_one_that_diverges_stops_none_of_the_others(command_line: CommandLine, workplace: Path) -> None:
     outcome = command_line("-m", *FAST, "optimizer.lr=1e30,1e-3")
     assert outcome.code == 1

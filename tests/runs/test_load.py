@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 import li2_lightning
+from li2_lightning.analysis.collect import outcome
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, differing_settings, find_runs, groups_of_seeds, load_run
 
@@ -78,6 +79,17 @@ def test_an_unfinished_run_is_read_up_to_its_last_whole_line(own_sweep: Path) ->
     assert run.metrics.index[-1] == 11
     (directory / "metrics.csv").unlink()
     assert load_run(directory).metrics.empty
+
+
+def test_a_run_that_has_written_its_header_alone_has_no_rows(own_sweep: Path) -> None:
+    """The header is on disk at once, and the first rows follow some rows later."""
+    directory = only(own_sweep)
+    file = directory / "metrics.csv"
+    file.write_text(file.read_text().partition("\n")[0] + "\n")
+    run = load_run(directory)
+    assert (len(run.metrics), list(run.metrics)) == (0, [])
+    assert outcome(run)["step"] is None
+    assert run.first_step("test/accuracy", 0.5) is None
 
 
 def test_a_diverged_run_is_not_finished(own_sweep: Path) -> None:
@@ -208,6 +220,15 @@ def test_a_config_that_is_not_ours_makes_no_run(tmp_path: Path, text: str) -> No
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match="holds no runs"):
         find_runs([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", ""])
+def test_a_damaged_config_of_a_run_is_named(own_sweep: Path, text: str) -> None:
+    directory = only(own_sweep)
+    (directory / "config.yaml").write_text(text)
+    for read in (load_run, lambda path: find_runs([path.parent])):
+        with pytest.raises(InputError, match=r"config\.yaml cannot be read: .*; remove the directory"):
+            read(directory)
 
 
 def test_the_network_of_a_run_computes_its_outputs(small_sweep: Path) -> None:

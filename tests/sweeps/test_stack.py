@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -218,7 +219,9 @@ def test_a_stack_that_was_stopped_continues_alone_and_in_a_stack(configs: Any) -
         assert_same(rows(one), rows(other))
 
 
-def test_runs_at_different_rows_continue_in_one_call(configs: Any, tmp_path: Path) -> None:
+def test_runs_at_different_rows_continue_in_one_call(
+    configs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = [train.run(config) for config in configs("whole", EACH)]
     # One run has made 8 steps, the next 16, and the last none.
     for place, steps in ((0, 8), (1, 16)):
@@ -227,7 +230,11 @@ def test_runs_at_different_rows_continue_in_one_call(configs: Any, tmp_path: Pat
             if path.name.startswith("row-") and int(path.name[4:10]) > steps:
                 path.unlink()
         (begun.directory / "summary.json").unlink()
+    capsys.readouterr()
     together = train.run_stack(configs("begun", EACH, "resume=auto"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert lines
+    assert all(re.fullmatch(r"step \d+/\d+  1 run  test accuracy \d\.\d{3}", line) for line in lines)
     for one, other in zip(whole, together, strict=True):
         assert_same(without_eigengap(one), without_eigengap(other))
 

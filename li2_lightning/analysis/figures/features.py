@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from li2_lightning.analysis.figures.style import BLUE, DPI, ORANGE, add_panel, fixed_figure, write_png
-from li2_lightning.errors import InputError
+from li2_lightning.errors import InputError, message
 from li2_lightning.files import read_npz
 from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import block_legend, isotypic_blocks
@@ -56,10 +56,18 @@ def learned_nodes(run: Run) -> tuple[npt.NDArray[np.inexact], FiniteGroup, int] 
 
     None if the task is no group, or the run has neither ``features/last.npz`` nor a checkpoint whose W acts on the
     one-hots.
+
+    Raises:
+        InputError: ``features/last.npz`` is damaged.
     """
     kept = run.directory / "features" / "last.npz"
     if kept.exists():
-        arrays = read_npz(kept, ("W", "table", "step"))
+        try:
+            arrays = read_npz(kept, ("W", "table", "step"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{kept} cannot be read: {message(error)}; remove it to take the weights of the last checkpoint."
+            ) from error
         return arrays["W"], FiniteGroup("", arrays["table"]), int(arrays["step"])
     try:
         weights, group = run.weights(), run.task.group
