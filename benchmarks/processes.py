@@ -97,11 +97,12 @@ def _print_memory(order: int, width: int, train_size: int, everything: bool) -> 
     # A first small run allocates what the libraries need once, at any size.
     small = {"task": {"order": 7}, "network": {"width": 8}, "data": {"train_size": 20}}
     callbacks = EVERYTHING if everything else NOTHING
-    step_times(small, callbacks, ".", 3)
-    before = peak()
     values = {"task": {"order": order}, "network": {"width": width}, "data": {"train_size": train_size}}
-    # The ring of updates is full after 20 steps.
-    step_times(values, callbacks, ".", 25)
+    with tempfile.TemporaryDirectory() as folder:
+        step_times(small, callbacks, folder, 3)
+        before = peak()
+        # The ring of updates is full after 20 steps.
+        step_times(values, callbacks, folder, 25)
     highest = peak() - before
     activation, parameters = 4 * train_size * width, 4 * 3 * order * width
     # Adam: weights, gradients and two moments. A callback stores the last 20 updates of W in the ring.
