@@ -57,6 +57,8 @@ def fresh_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     """No credentials and nobody's home directory, whoever runs the tests."""
     home = tmp_path_factory.getbasetemp() / "home"
     home.mkdir(exist_ok=True)
+    # The address of W&B's process: after a teardown in the test, the one from before would lead nowhere.
+    os.environ.pop("WANDB_SERVICE", None)
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     # matplotlib would build its font cache anew in an empty home, which takes seconds.
