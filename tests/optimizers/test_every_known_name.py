@@ -61,9 +61,11 @@ def run(folder: Path, name: str, **options: Any) -> Path:
 
 
 def rows(directory: Path) -> list[list[str]]:
-    """metrics.csv without the columns of times."""
+    """metrics.csv without the columns of times and the eigengap, whose updates only the newest checkpoint has."""
     lines = [line.split(",") for line in (directory / "metrics.csv").read_text().splitlines()]
-    kept = [index for index, column in enumerate(lines[0]) if not column.startswith("time/")]
+    kept = [
+        index for index, column in enumerate(lines[0]) if not column.startswith("time/") and column != "update/eigengap"
+    ]
     return [[line[index] for index in kept] for line in lines]
 
 
