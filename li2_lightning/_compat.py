@@ -86,6 +86,12 @@ def is_step_overflow(error: RuntimeError) -> bool:
     return "without overflow" in str(error)
 
 
+def is_memory_full(error: BaseException) -> bool:
+    """Whether no memory is left; torch has a class for a GPU's memory, and a RuntimeError for that of the CPU."""
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return full or (isinstance(error, RuntimeError) and "can't allocate memory: " in str(error))
+
+
 # -- Lightning 2.6 ----------------------------------------------------------------------------------------------------
 
 HALF_ON_CPU = ".*AMP with fp16.*"

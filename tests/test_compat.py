@@ -103,6 +103,14 @@ def test_torch_refuses_a_step_that_overflows_in_these_words() -> None:
     assert not _compat.is_step_overflow(RuntimeError("shapes cannot be multiplied"))
 
 
+def test_torch_tells_of_a_full_memory_in_these_words() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert _compat.is_memory_full(caught.value), changed("torch", f"of a full memory it says {str(caught.value)!r}")
+    assert _compat.is_memory_full(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not _compat.is_memory_full(RuntimeError("shapes cannot be multiplied"))
+
+
 # -- Lightning --------------------------------------------------------------------------------------------------------
 
 

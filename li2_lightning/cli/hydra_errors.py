@@ -19,6 +19,7 @@ from li2_lightning._compat import (
     SEVERAL_VALUES,
     UNKNOWN_CHOICE,
     UNKNOWN_OVERRIDE,
+    is_memory_full,
     is_refused_value,
     is_unknown_key,
     unreadable_override,
@@ -53,8 +54,6 @@ CHOICES = {
 # The folders of configs/: the value of such a key is the name of a file in its folder.
 GROUPS = ("task", "network", "optimizer", "scheduler", "callbacks", "logger", "trainer", "workload", "experiment")
 _GROUP = re.compile(rf"({'|'.join(GROUPS)}|hydra(?:/\w+)*)(@[^=]*)?=")
-# torch's errors of a full memory: on a GPU a class of its own, on the CPU a RuntimeError.
-NO_MEMORY = re.compile(r"OutOfMemoryError: |RuntimeError: .*can't allocate memory: ")
 # Width of the help text, and the column at which the meaning of a key begins.
 HELP_WIDTH, HELP_INDENT = 100, 38
 # Values that Hydra reads as null, a truth value or a number.
@@ -195,7 +194,7 @@ def _expected(error: BaseException, composing: bool) -> BaseException | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         how = "the same command continues it" if composing else "continue with resume=auto"
         return Li2Error(f"The run stopped because nobody reads its output any more; {how}.")
-    if isinstance(error, MemoryError) or NO_MEMORY.search(f"{type(error).__name__}: {error}"):
+    if is_memory_full(error):
         return InputError(
             "The memory is too small for this run; lower network.width, or set data.batch_size with a larger "
             "data.evaluate_every_n_steps."
