@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from li2_lightning.analysis.figures.style import BLUE, GREY, ORANGE, evenly, new_figure, shade_stages
+from li2_lightning.analysis.figures.style import BLUE, GREY, ORANGE, evenly, new_figure, pixels, shade_stages
 from li2_lightning.errors import InputError
 from li2_lightning.groups.representations import block_legend, isotypic_blocks
 from li2_lightning.runs.load import Run, task_name
@@ -79,7 +79,7 @@ class Film:
             self._canvas.restore_region(self._still)
             for artist in self._moving:
                 self._canvas.figure.draw_artist(artist)
-            yield Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB")
+            yield pixels(self._canvas)
 
     def _shares(self, weights: npt.NDArray[np.inexact]) -> npt.NDArray[np.floating]:
         """(blocks, nodes) share of every block in every node; 0 where all weights are 0."""
