@@ -23,11 +23,18 @@ from li2_lightning.cli import main as li2
 torch.set_num_threads(1)
 
 
+def forget_wandb(patch: pytest.MonkeyPatch) -> None:
+    """Take W&B's settings out of the environment."""
+    # The address of W&B's process is not put back: after a teardown in the test it would lead nowhere.
+    os.environ.pop("WANDB_SERVICE", None)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        patch.delenv(name)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_wandb_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            patch.delenv(name)
+        forget_wandb(patch)
         for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp("wandb")))
         yield

@@ -22,7 +22,7 @@ EXTRA = (
 REFUSED = {
     "it is a key of its own, trainer.{name}": ("accelerator", "devices", "num_nodes", "precision"),
     "it is a key of its own, {name}": ("max_steps",),
-        "ranks divide the rows and sum their gradients by this library's own strategy": (
+    "ranks divide the rows and sum their gradients by this library's own strategy": (
         "strategy", "plugins", "use_distributed_sampler", "sync_batchnorm",
     ),
     "the sections logger and callbacks and the key output_dir say where a run is kept": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from li2_lightning.analysis.wandb_pages import MORE_SECTIONS, SECTIONS, build_re
 from li2_lightning.cli.main import main
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import find_runs
+from tests.conftest import forget_wandb
 
 CHARTS = [chart for charts in SECTIONS.values() for chart in charts]
 MORE = [chart for charts in MORE_SECTIONS.values() for chart in charts]
@@ -24,8 +24,7 @@ MORE = [chart for charts in MORE_SECTIONS.values() for chart in charts]
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_SERVICE"]:
-        monkeypatch.delenv(name)
+    forget_wandb(monkeypatch)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 

@@ -23,6 +23,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import train
+from tests.conftest import forget_wandb
 
 ROOT = Path(train.__file__).parent
 # Small enough for milliseconds a step, large enough for every callback to have something to measure.
@@ -57,10 +58,7 @@ def fresh_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     """No credentials and nobody's home directory, whoever runs the tests."""
     home = tmp_path_factory.getbasetemp() / "home"
     home.mkdir(exist_ok=True)
-    # The address of W&B's process: after a teardown in the test, the one from before would lead nowhere.
-    os.environ.pop("WANDB_SERVICE", None)
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
+    forget_wandb(monkeypatch)
     # matplotlib would build its font cache anew in an empty home, which takes seconds.
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
     monkeypatch.setenv("HOME", str(home))
