@@ -11,6 +11,7 @@ From Python: ``train.run({"task": {"order": 31}, "max_steps": 100})``.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -285,4 +286,6 @@ def main() -> int:
 if __name__ == "__main__":
     # A plug-in may lie in the current folder.
     sys.path.append(os.getcwd())
+    # When Python exits, it searches all objects for garbage; without those of the imports that takes a second less.
+    gc.freeze()
     sys.exit(main())

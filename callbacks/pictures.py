@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
@@ -60,15 +62,28 @@ class Pictures(Paced):
         with replacing(folder / "last.npz") as temporary, temporary.open("wb") as file:
             # Weights hardly compress, and compressing takes longer than drawing.
             np.savez(file, W=W, table=group.table, step=state.step)
-        # The objects of a figure refer to each other in cycles, so its pixels stay in memory until a full collection. A
-        # collection of all objects takes longer than the drawing, so the older ones are left out.
-        gc.freeze()
-        picture = draw_features(folder / f"row-{state.step:06d}.png", W, group, state.step)
-        gc.collect()
-        gc.unfreeze()
+        with _garbage_collected_after():
+            picture = draw_features(folder / f"row-{state.step:06d}.png", W, group, state.step)
         for logger in run_loggers(trainer):
             logger.draw(state.step, "features", picture)
 
 
 def _folder(trainer: lightning.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "features"
+
+
+@contextlib.contextmanager
+def _garbage_collected_after() -> Iterator[None]:
+    """Free what the block leaves behind: a figure's objects refer to each other in cycles and hold its pixels.
+
+    A collection of all objects takes longer than a drawing. Python moves an object on from the youngest generation only
+    in a collection, so with none during the block the youngest generation holds all that the block made.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)
+        if collecting:
+            gc.enable()

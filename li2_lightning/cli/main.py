@@ -6,6 +6,7 @@ A command is imported only when it is called, so ``li2 --help`` loads only the s
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import pkgutil
 import signal
@@ -175,6 +176,8 @@ def _run(name: str, words: Sequence[str], here: bool) -> int | None:
         # The current folder may hold plug-ins that are named by import path. Our folder comes before it, because it may
         # hold another train.py. The processes of a sweep inherit this path.
         sys.path += [str(Path(li2_lightning.__file__).parents[1]), os.getcwd()]
+        # When Python exits, it searches all objects for garbage; without those of the imports that takes a second less.
+        gc.freeze()
     if name == "train":
         # Hydra reads sys.argv and shows its first word in messages. The shell completes for the program li2.
         completion = words[:1] in (["-sc"], ["--shell-completion"])

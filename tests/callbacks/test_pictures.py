@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 import train
+from li2_lightning.analysis.figures import features
+from li2_lightning.analysis.figures.features import draw_features
 from li2_lightning.errors import Interrupted
 from li2_lightning.groups.finite_group import symmetric
 from li2_lightning.groups.representations import isotypic_blocks
@@ -86,6 +93,28 @@ def test_after_an_interrupt_every_picture_so_far_is_there_and_whole(tiny_run: An
 )
 def test_what_has_no_features_on_a_group_has_no_pictures(tmp_path: Path, values: dict[str, Any]) -> None:
     assert not (run(tmp_path, **values) / "features").exists()
+
+
+def test_a_drawing_leaves_no_garbage_also_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[weakref.ref[Figure]] = []
+
+    def draw(*args: Any, fails: bool = False) -> Any:
+        # As each figure of matplotlib is: part of a cycle.
+        figure = Figure()
+        FigureCanvasAgg(figure)
+        drawn.append(weakref.ref(figure))
+        if fails:
+            raise OSError("a disk")
+        return draw_features(*args)
+
+    monkeypatch.setattr(features, "draw_features", draw)
+    run(tmp_path / "drawn")
+    assert [figure() for figure in drawn] == [None] * 4
+    assert gc.isenabled()
+    monkeypatch.setattr(features, "draw_features", partial(draw, fails=True))
+    with pytest.raises(OSError, match="a disk"):
+        run(tmp_path / "failed")
+    assert gc.isenabled()
 
 
 def test_the_report_is_taller_with_features(tmp_path: Path) -> None:

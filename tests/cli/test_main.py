@@ -51,6 +51,22 @@ def test_help_imports_the_standard_library_only() -> None:
     assert done.stdout.splitlines()[-1] == "['li2_lightning']"
 
 
+LI2 = "from li2_lightning.cli.main import main; raise SystemExit(main())"
+
+
+@pytest.mark.parametrize("script", [["train.py"], ["-c", LI2, "train"]], ids=["train.py", "li2 train"])
+def test_a_command_does_not_search_its_imports_for_garbage_when_it_exits(script: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, gc\natexit.register(lambda: print(len(gc.get_objects()), gc.get_freeze_count()))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, *script, "--version"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    searched, left_out = map(int, done.stdout.split()[-2:])
+    assert left_out > 10 * searched > 0
+
+
 @pytest.mark.parametrize("name", WITH_PARSER)
 def test_the_help_of_a_command_shows_its_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
