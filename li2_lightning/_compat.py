@@ -96,6 +96,8 @@ def is_memory_full(error: BaseException) -> bool:
 
 HALF_ON_CPU = ".*AMP with fp16.*"
 """Matches the warning with which Lightning replaces ``16-mixed`` on a CPU by another precision."""
+UNUSED_GPU = "GPU available but not used"
+"""Matches the warning of Lightning about a Trainer that was told to use the CPU of a machine with a GPU."""
 LEAF_SPEC = ".*LeafSpec.*"
 """Matches the warning of torch 2.13 about a class that Lightning 2.6 makes at every fit."""
 

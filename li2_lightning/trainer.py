@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from li2_lightning._compat import HALF_ON_CPU, LEAF_SPEC
+from li2_lightning._compat import HALF_ON_CPU, LEAF_SPEC, UNUSED_GPU
 from li2_lightning.clock import clock
 from li2_lightning.config.schema import Config
 from li2_lightning.distributed.strategy import SummingStrategy
@@ -83,6 +83,8 @@ def build_trainer(
         with quiet_lightning(), warnings.catch_warnings():
             # Lightning replaces the precision with a warning; here a replacement is an error (below).
             warnings.filterwarnings("ignore", message=HALF_ON_CPU)
+            # Who says trainer.accelerator=cpu knows it.
+            warnings.filterwarnings("ignore", message=UNUSED_GPU)
             arguments: dict[str, Any] = {
                 "accelerator": trainer.accelerator,
                 "devices": trainer.devices,

@@ -149,6 +149,14 @@ def test_lightning_warns_of_half_precision_on_a_cpu_in_these_words() -> None:
     assert len(left) < len(told), changed("Lightning", f"of 16-mixed on a CPU it says {told}")
 
 
+def test_lightning_warns_of_a_gpu_that_is_not_used_in_these_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.accelerators import CUDAAccelerator
+
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
+    with pytest.warns(match=_compat.UNUSED_GPU):
+        lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+
+
 def test_torch_deprecates_a_class_that_lightning_makes_in_these_words() -> None:
     from lightning.pytorch.utilities._pytree import _tree_flatten
 

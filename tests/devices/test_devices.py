@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,18 @@ class NoWaiting(lightning.Callback):
     """torch raises where the host waits for the device, between two times that rows are handed over."""
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
-        torch.cuda.set_sync_debug_mode("error" if 2 <= trainer.global_step < 9 else "default")
+        wait_for_the_gpu("error" if 2 <= trainer.global_step < 9 else "default")
 
     def on_train_end(self, *args: Any) -> None:
-        torch.cuda.set_sync_debug_mode("default")
+        wait_for_the_gpu("default")
+
+
+def wait_for_the_gpu(mode: str) -> None:
+    """What torch does where the host waits for the device."""
+    with warnings.catch_warnings():
+        # torch calls the mode a prototype.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 @needs_gpu
@@ -116,4 +125,4 @@ def test_steps_do_not_wait_for_the_gpu(tmp_path: Path, monkeypatch: pytest.Monke
     try:
         train.run(values)
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        wait_for_the_gpu("default")
