@@ -96,6 +96,7 @@ class Checkpoint(lightning.Callback):
     def on_step_state(self, trainer: lightning.Trainer, module: Li2Module, state: StepState) -> None:
         # Row 0 is the initial weights, which the seed gives; the last row is saved by on_last_row.
         self._due = self.cadence.due(state.step) and state.step > 0 and not state.is_last
+        self._position.is_needed = self._due or self.best or self.transitions
 
     def on_row(self, trainer: lightning.Trainer, module: Li2Module, row: Row) -> None:
         accuracy = row.get("test/accuracy")
@@ -114,9 +115,7 @@ class Checkpoint(lightning.Callback):
         if self._resumed_random is not None:
             set_random_state(self._resumed_random["after"])
             self._resumed_random = None
-        if self._due or self.best or self.transitions:
-            pl_module.hand_over()
-            self._keep(trainer, row_file=self._due)
+        self._keep(trainer, row_file=self._due)
 
     def on_interrupt(self, trainer: lightning.Trainer, module: Li2Module) -> None:
         self._keep(trainer, row_file=True)

@@ -437,5 +437,6 @@ class Li2Module(EvaluatedModule):
     @property
     def rows_are_due(self) -> bool:
         """Whether the waiting rows have to be given out now; rows of an accelerator collect for one transfer."""
-        at_once = self.device.type == "cpu" or self.stop_at_test_accuracy is not None
-        return at_once or len(self.position.waiting) >= ROWS_PER_TRANSFER
+        position = self.position
+        at_once = self.device.type == "cpu" or self.stop_at_test_accuracy is not None or position.is_needed
+        return at_once or len(position.waiting) >= ROWS_PER_TRANSFER

@@ -41,6 +41,7 @@ class Position:
         row: the newest row that was measured.
         finite_row: the newest row whose training loss was finite.
         waiting: rows that are not on the host yet.
+        is_needed: whether a callback needs the newest row on the host before the weights change.
         random_state: of the global sources, before the forward pass of the present step.
         together: the number of runs that take this step together, this run included.
     """
@@ -48,6 +49,7 @@ class Position:
     row: int = -1
     finite_row: int | None = None
     waiting: list[dict[str, Tensor | float]] = field(default_factory=list)
+    is_needed: bool = False
     random_state: dict[str, Any] = field(default_factory=dict)
     together: int = 1
 

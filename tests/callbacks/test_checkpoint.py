@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -18,6 +19,8 @@ import torch
 
 from callbacks.checkpoint import Checkpoint
 from li2_lightning.errors import InputError, Interrupted
+from li2_lightning.measurement.rows import Row
+from li2_lightning.module import Li2Module
 
 
 def kept(run: Any) -> list[int]:
@@ -124,6 +127,32 @@ def test_best_and_transitions_can_be_left_out(tiny_run: Any) -> None:
     assert json.loads((run.directory / "stages.json").read_text())["events"]
     names = {path.name for path in (run.directory / "checkpoints").iterdir()}
     assert names == {"last.ckpt", "row-000020.ckpt", "row-000020.window"}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_where_rows_wait_as_on_an_accelerator_those_that_a_checkpoint_needs_do_not(
+    keeps: bool, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = f"{{every_n_steps: 6, keep: all, best: {keeps}, transitions: {keeps}}}"
+    run = partial(tiny_run, STAGES, "max_steps=20", f"callbacks.checkpoint={options}")
+    expected = run()
+    handed: list[int] = []
+
+    def receive(module: Li2Module, rows: list[Row]) -> None:
+        handed.append(len(rows))
+        receive_rows(module, rows)
+
+    receive_rows = Li2Module.receive
+    monkeypatch.setattr(Li2Module, "receive", receive)
+    monkeypatch.setattr(Li2Module, "rows_are_due", property(lambda module: module.position.is_needed))
+    found = run(f"output_dir={tmp_path / 'waiting'}")
+    assert [rows for rows in handed if rows] == ([1] * 21 if keeps else [7, 6, 6, 2])
+    for path in sorted((expected.directory / "checkpoints").iterdir()):
+        weights = [
+            torch.load(file, weights_only=True).get("state_dict")
+            for file in (path, found.directory / "checkpoints" / path.name)
+        ]
+        torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
 # -- the window of updates --------------------------------------------------------------------------------------------

@@ -12,11 +12,14 @@ import torch
 
 import train
 from callbacks import build_callbacks
+from li2_lightning import module as li2_module
 from li2_lightning.config.checks import load_config
 from li2_lightning.errors import InputError
+from li2_lightning.measurement.rows import Row, rows_to_host
 from li2_lightning.networks.activations import ACTIVATIONS, find_activation
 from li2_lightning.networks.kernel import blocked_outputs
 from li2_lightning.runs.metrics_csv import read_metrics
+from li2_lightning.sweeps import stack
 from li2_lightning.trainer import check_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -116,13 +119,42 @@ def wait_for_the_gpu(mode: str) -> None:
         torch.cuda.set_sync_debug_mode(mode)
 
 
+def train_stack(values: dict[str, Any], runs: int) -> list[Path]:
+    """The directories of runs that differ in their seeds, trained together."""
+    outcomes = train.run_stack([train.read_config({**values, "seed": seed}) for seed in range(runs)])
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    assert failures == []
+    return [outcome.directory for outcome in outcomes if not isinstance(outcome, Exception)]
+
+
 @needs_gpu
-def test_steps_do_not_wait_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("runs", [1, 3])
+def test_steps_do_not_wait_for_the_gpu(runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "build_callbacks", lambda sections: [NoWaiting(), *build_callbacks(sections)])
     values = tiny(tmp_path, "cuda")
-    # The best row and the rows of transitions are known only once they are on the host.
-    values["callbacks"]["checkpoint"] = {"best": False, "transitions": False}
+    # These write files of the weights of early rows, or need rows on the host before the weights change.
+    values["callbacks"] |= {"checkpoint": {"best": False, "transitions": False}, "snapshots": {"enabled": False}}
     try:
-        train.run(values)
+        train_stack(values, runs)
     finally:
         wait_for_the_gpu("default")
+
+
+@needs_gpu
+def test_a_stack_on_a_gpu_measures_what_the_cpu_does_with_one_transfer_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfers: list[int] = []
+
+    def count(rows: list[dict[str, Any]]) -> list[Row]:
+        transfers.append(len(rows))
+        return rows_to_host(rows)
+
+    for module in (stack, li2_module):
+        monkeypatch.setattr(module, "rows_to_host", count)
+    cpu, gpu = (train_stack(tiny(tmp_path, accelerator), 3) for accelerator in ("cpu", "cuda"))
+    assert [rows for rows in transfers if rows] == [3] * (2 * 31)
+    for one, other in zip(cpu, gpu, strict=True):
+        expected, found = (read_metrics(directory / "metrics.csv") for directory in (one, other))
+        off = ((found - expected).abs() / expected.abs().clip(lower=1)).drop(columns="update/eigengap")
+        assert float(off.max().max()) < 1e-9
