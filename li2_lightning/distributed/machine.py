@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator
 
 import li2_lightning
 from li2_lightning.config.schema import Config
@@ -18,6 +19,36 @@ from li2_lightning.log import say
 def usable_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Memory(NamedTuple):
+    """Where a run has its tensors: the bytes there, and whether it is a GPU."""
+
+    size: int
+    on_gpu: bool
+
+
+def memory_for(config: Config) -> Memory:
+    """The memory on this machine in which a run has its tensors.
+
+    Jobs of a cluster may find a GPU where the process that sends them has none; such a GPU is taken to have 16 GiB.
+    """
+    kinds = _gpus(config.trainer.accelerator)
+    if "cuda" in kinds and kinds["cuda"].is_available():
+        return Memory(torch.cuda.get_device_properties(0).total_memory, on_gpu=True)
+    if "mps" in kinds and kinds["mps"].is_available():
+        return Memory(torch.mps.recommended_max_memory(), on_gpu=True)
+    if config.trainer.accelerator not in ("cpu", "auto"):
+        return Memory(2**34, on_gpu=True)
+    return Memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), on_gpu=False)
+
+
+def _gpus(accelerator: str) -> dict[str, type[Accelerator]]:
+    """The kinds of GPU that a value of ``trainer.accelerator`` names, or of which this machine has one (auto, gpu)."""
+    kinds: dict[str, type[Accelerator]] = {"mps": MPSAccelerator, "cuda": CUDAAccelerator}
+    if accelerator in ("auto", "gpu"):
+        return {name: kind for name, kind in kinds.items() if kind.is_available()}
+    return {accelerator: kinds[accelerator]} if accelerator in kinds else {}
 
 
 def search_path() -> str:
@@ -36,12 +67,7 @@ def check_room(config: Config) -> None:
     Hundreds of processes on a few cores take a machine down before the first of them trains. A single rank that has no
     device is left to Lightning's own error.
     """
-    trainer = config.trainer
-    kinds = {"mps": MPSAccelerator, "cuda": CUDAAccelerator}
-    if trainer.accelerator in ("auto", "gpu"):
-        kinds = {name: kind for name, kind in kinds.items() if kind.is_available()}
-    elif trainer.accelerator != "cpu":
-        kinds = {trainer.accelerator: kinds[trainer.accelerator]}
+    trainer, kinds = config.trainer, _gpus(config.trainer.accelerator)
     if trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not kinds):
         if trainer.devices > usable_cores() and not trainer.oversubscribe:
             raise InputError(

@@ -8,19 +8,22 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
 from li2_lightning.config.schema import Config, to_plain
+from li2_lightning.distributed.machine import Memory
 from li2_lightning.networks.base import NETWORKS
 from li2_lightning.plugins import takes_stacks
 from li2_lightning.sweeps.plan import Job
 from li2_lightning.tasks.tasks import build_task
 
-# For stack=auto. More runs in one stack gain little, and a run of more features (rows × width) gains nothing.
+# For stack=auto. More runs in one stack gain little; on a CPU a run of more features (rows × width) gains nothing.
 MOST, LARGEST_RUN = 32, 2**21
+# Tensors as large as the features of all rows that a run has in the memory of a GPU, where rows are not in blocks.
+FEATURES = 8
 # Tensors as large as its weights that a run has in memory: values, gradients, optimizer state, the window of updates.
 COPIES = 32
 # Keys in which the runs of a stack may differ. Numbers in the sections of optimizers and schedules may differ, too.
@@ -73,13 +76,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def stacks(jobs: Sequence[Job], processes: int | None, memory: int) -> list[list[Job]]:
+def stacks(jobs: Sequence[Job], processes: int | None, memory_for: Callable[[Config], Memory]) -> list[list[Job]]:
     """Divide the runs of a sweep into stacks; a run by itself is a stack of one.
 
     Args:
         jobs: the runs that are to be trained.
         processes: the number of processes that share them; None where a queue decides.
-        memory: bytes for all processes.
+        memory_for: the memory that all processes share, for a run of this config.
     """
     kinds: dict[Any, list[Job]] = defaultdict(list)
     for job in jobs:
@@ -93,7 +96,9 @@ def stacks(jobs: Sequence[Job], processes: int | None, memory: int) -> list[list
         assert config is not None
         size = 1
         if len(members) > 1:
-            size = automatic(config, memory // (processes or 1)) if config.stack == "auto" else int(config.stack)
+            size = (
+                automatic(config, memory_for(config), processes or 1) if config.stack == "auto" else int(config.stack)
+            )
         # The runs are spread over the processes before the stacks are filled.
         size = max(1, min(size, share))
         parts = math.ceil(len(members) / size)
@@ -101,16 +106,17 @@ def stacks(jobs: Sequence[Job], processes: int | None, memory: int) -> list[list
     return found
 
 
-def automatic(config: Config, memory: int) -> int:
-    """The number of runs of this kind that are trained together with ``stack=auto``, in ``memory`` bytes."""
+def automatic(config: Config, memory: Memory, processes: int = 1) -> int:
+    """The number of runs of this kind that ``stack=auto`` trains together, where some processes share a memory."""
     task = build_task(asdict(config.task))
     rows, width = len(task.labels), config.network.width
     # A run has at most all rows of its task.
-    if rows * (config.data.train_fraction or 0.4) * width > LARGEST_RUN:
+    if not memory.on_gpu and rows * (config.data.train_fraction or 0.4) * width > LARGEST_RUN:
         return 1
     weights = width * (task.num_operands * task.num_tokens + task.num_classes + config.network.hidden_layers * width)
-    each = 8 * (COPIES * weights + 8 * rows * task.num_classes)
-    return max(1, min(MOST, memory // 4 // each))
+    features = FEATURES * rows * width if memory.on_gpu else 0
+    each = 8 * (COPIES * weights + 8 * rows * task.num_classes + features)
+    return max(1, min(MOST, memory.size // processes // 4 // each))
 
 
 def describe(found: Sequence[Sequence[Job]]) -> str:
