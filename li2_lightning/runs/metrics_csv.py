@@ -65,7 +65,8 @@ class MetricsFile(Logger):
             self._widen([name for name in metrics if name not in self._known])
         assert self._stream is not None
         row = ["" if (value := metrics.get(name)) is None else _cell(name, value) for name in self._columns]
-        csv.writer(self._stream, lineterminator="\n").writerow(row)
+        # No cell needs quotes, and a csv.writer takes a fifth of the time of a row to find that out.
+        self._stream.write(",".join(row) + "\n")
         self._unflushed += 1
         self.rows_written += 1
         if self._unflushed >= self.FLUSH_EVERY:

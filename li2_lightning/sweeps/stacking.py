@@ -21,9 +21,9 @@ from li2_lightning.sweeps.plan import Job
 from li2_lightning.tasks.tasks import build_task
 
 # For stack=auto. More runs in one stack gain little; on a CPU a run of more features (rows × width) gains nothing.
-MOST, LARGEST_RUN = 32, 2**21
+MOST, MOST_ON_GPU, LARGEST_RUN = 32, 128, 2**21
 # Tensors as large as the features of all rows that a run has in the memory of a GPU, where rows are not in blocks.
-FEATURES = 8
+FEATURES = 4
 # Tensors as large as its weights that a run has in memory: values, gradients, optimizer state, the window of updates.
 COPIES = 32
 # Keys in which the runs of a stack may differ. Numbers in the sections of optimizers and schedules may differ, too.
@@ -114,9 +114,9 @@ def automatic(config: Config, memory: Memory, processes: int = 1) -> int:
     if not memory.on_gpu and rows * (config.data.train_fraction or 0.4) * width > LARGEST_RUN:
         return 1
     weights = width * (task.num_operands * task.num_tokens + task.num_classes + config.network.hidden_layers * width)
-    features = FEATURES * rows * width if memory.on_gpu else 0
+    most, features = (MOST_ON_GPU, FEATURES * rows * width) if memory.on_gpu else (MOST, 0)
     each = 8 * (COPIES * weights + 8 * rows * task.num_classes + features)
-    return max(1, min(MOST, memory.size // processes // 4 // each))
+    return max(1, min(most, memory.size // processes // 4 // each))
 
 
 def describe(found: Sequence[Sequence[Job]]) -> str:

@@ -103,7 +103,8 @@ def test_auto_fits_the_memory_and_leaves_large_runs_of_a_cpu_alone() -> None:
     assert automatic(small, Memory(8 * GIGABYTE, on_gpu=False)) == 32
     assert 1 <= automatic(small, Memory(GIGABYTE // 64, on_gpu=False)) < 32
     assert automatic(large, Memory(64 * GIGABYTE, on_gpu=False)) == 1
-    assert [automatic(large, Memory(80 * GIGABYTE, on_gpu=True), processes) for processes in (1, 2, 8)] == [27, 13, 3]
+    assert automatic(small, Memory(80 * GIGABYTE, on_gpu=True)) == 128
+    assert [automatic(large, Memory(80 * GIGABYTE, on_gpu=True), processes) for processes in (1, 2, 8)] == [46, 23, 5]
 
 
 @pytest.mark.parametrize(
