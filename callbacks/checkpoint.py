@@ -24,7 +24,7 @@ from li2_lightning.networks.libraries import library, use_library
 from li2_lightning.runs.checkpoints import WINDOW, check_plain, remove_windows
 from li2_lightning.runs.metrics_csv import rows_written
 from li2_lightning.runs.wandb_run import wandb_position
-from li2_lightning.seeds import plain_random_state, random_state, set_random_state
+from li2_lightning.seeds import plain_random_state, random_state, random_state_from, set_random_state
 from li2_lightning.theory.stages import Transition
 
 
@@ -109,11 +109,11 @@ class Checkpoint(lightning.Callback):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._resumed_random is not None:
-            set_random_state(self._resumed_random["before"])
+            set_random_state(random_state_from(self._resumed_random["before"]))
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
         if self._resumed_random is not None:
-            set_random_state(self._resumed_random["after"])
+            set_random_state(random_state_from(self._resumed_random["after"]))
             self._resumed_random = None
         self._keep(trainer, row_file=self._due)
 

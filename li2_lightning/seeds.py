@@ -55,27 +55,34 @@ def plain_random_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state, "python": [version, torch.from_numpy(np.array(words, dtype=np.int64)), gauss], "numpy": numpy}
 
 
-def set_random_state(plain: Mapping[str, Any]) -> None:
-    """Set every random source that exists on this machine to a state of `plain_random_state`."""
+def random_state_from(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of `random_state` of which `plain_random_state` made ``plain``."""
     if not plain:
-        return
+        return {}
     version, words, gauss = plain["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
     numpy = dict(plain["numpy"])
     numpy["state"] = {**numpy["state"], "key": numpy["state"]["key"].numpy().astype(np.uint32)}
-    np.random.set_state(numpy)  # noqa: NPY002
-    torch.set_rng_state(plain["torch"])
-    for device, state in enumerate(plain.get("cuda", ())):
+    return {**plain, "python": (version, tuple(words.tolist()), gauss), "numpy": numpy}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set every random source that exists on this machine to a state of `random_state`."""
+    if not state:
+        return
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    for device, own in enumerate(state.get("cuda", ())):
         if device < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, device)
-    if "mps" in plain and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(plain["mps"])
+            torch.cuda.set_rng_state(own, device)
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextlib.contextmanager
 def keeping_random_state() -> Iterator[None]:
     """Restore the state of the global random sources afterwards; for code that is no part of the run."""
-    before = plain_random_state(random_state())
+    before = random_state()
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ from li2_lightning.measurement.step_state import StepState
 from li2_lightning.module import Li2Module
 from li2_lightning.networks.base import Network, stacked
 from li2_lightning.plugins import takes_stacks
-from li2_lightning.seeds import plain_random_state, random_state, set_random_state
+from li2_lightning.seeds import random_state, set_random_state
 
 # The hooks of a step that Lightning calls on callbacks.
 STEP_HOOKS = (
@@ -399,7 +399,7 @@ class Stack(lightning.LightningModule):
 @contextmanager
 def _random_numbers_of(member: Member) -> Iterator[None]:
     """Let the global sources of random numbers be those of one run."""
-    set_random_state(plain_random_state(member.random_state))
+    set_random_state(member.random_state)
     try:
         yield
     finally:
