@@ -96,9 +96,8 @@ def stacks(jobs: Sequence[Job], processes: int | None, memory_for: Callable[[Con
         assert config is not None
         size = 1
         if len(members) > 1:
-            size = (
-                automatic(config, memory_for(config), processes or 1) if config.stack == "auto" else int(config.stack)
-            )
+            auto = config.stack == "auto"
+            size = automatic(config, memory_for(config), processes or 1) if auto else int(config.stack)
         # The runs are spread over the processes before the stacks are filled.
         size = max(1, min(size, share))
         parts = math.ceil(len(members) / size)
