@@ -62,6 +62,7 @@ from li2_lightning.sweeps.worker import run_in_sweep
 from li2_lightning.tasks.tasks import TASKS
 from li2_lightning.trainer import (
     build_trainer,
+    flush_tiny_numbers,
     join_process_group,
     keep_freed_memory,
     quiet_lightning,
@@ -203,6 +204,7 @@ def assemble(config: Config, directory: Path, ranks: RankGroup, shows_progress: 
     if config.trainer.threads is not None:
         use_threads(config.trainer.threads, ranks.processes_here)
     keep_freed_memory()
+    flush_tiny_numbers()
     lightning.seed_everything(config.seed, verbose=False)
 
     data = TableDataModule.from_config(config)

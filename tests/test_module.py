@@ -695,3 +695,11 @@ def test_rows_reach_the_host_as_floats_with_none_where_undefined() -> None:
     assert math.isnan(first["train/loss"])  # type: ignore[arg-type]
     assert second == {"step": 4.0, "train/loss": 0.5, "b": None, "c": 7.0, "d": 1.0}
     assert rows_to_host([]) == []
+
+
+def test_in_a_run_numbers_below_the_normal_range_are_zero(tiny_run: Any) -> None:
+    torch.set_flush_denormal(False)
+    tiny = torch.full((4, 4), 1e-39)
+    assert (tiny * 1).all()
+    tiny_run("max_steps=1")
+    assert not (tiny * 1).any()
