@@ -33,18 +33,18 @@ class Sweep:
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Sweep]:
-    """Run a preset whole, once a session, and collect it.
+    """Run a preset once a session, whole or with overrides, and collect it.
 
     Every run must have come to its end; with ``diverging=True`` some may have diverged, as a grid that reaches far
     enough has settings that do.
     """
     done: dict[str, Sweep] = {}
 
-    def run(name: str, diverging: bool = False) -> Sweep:
+    def run(name: str, *overrides: str, diverging: bool = False) -> Sweep:
         if name not in done:
             kept = os.environ.get("LI2_SWEEPS")
             folder = Path(kept).resolve() if kept else tmp_path_factory.mktemp(name, numbered=False)
-            command = ["-m", f"experiment={name}", "trainer.threads=1", "logger.mode=disabled"]
+            command = ["-m", f"experiment={name}", *overrides, "trainer.threads=1", "logger.mode=disabled"]
             ended = subprocess.run(
                 [sys.executable, str(ROOT / "train.py"), *command],
                 cwd=folder,

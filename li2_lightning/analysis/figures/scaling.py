@@ -1,4 +1,4 @@
-"""Scaling laws of samples, of time and of width, fitted to the runs of a sweep."""
+"""Scaling laws of samples, of time, of the limit of G_F and of width, fitted to the runs of a sweep."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from li2_lightning.analysis.figures.style import (
     PlainLogFormatter,
     bar_lengths,
     curve_style,
+    draw_band,
     new_figure,
 )
 from li2_lightning.analysis.scaling import Estimate, exponent, half_points, law
@@ -140,7 +141,8 @@ FACTORS: dict[str, tuple[str, Callable[[Run], float]]] = {
     "data.critical_ratio": ("training pairs n, M fixed", lambda run: float(len(run.split.train))),
     "task.order": ("order M, n ∝ M ln M", lambda run: float(run.task.num_tokens)),
 }
-DECAY, WIDTH, COVERAGE = "optimizer.weight_decay", "network.width", "features/coverage"
+DECAY, WIDTH = "optimizer.weight_decay", "network.width"
+COVERAGE, NORM = "features/coverage", "gradient/norm"
 
 
 @FIGURES.register("scaling_time")
@@ -153,9 +155,7 @@ def time(runs: list[Run]) -> Figure:
     Raises:
         InputError: no finished run has the column gradient/norm.
     """
-    runs = [run for run in runs if run.finished and "gradient/norm" in run.metrics]
-    if not runs:
-        raise InputError("This picture needs finished runs with callbacks.gradient.enabled=true.")
+    runs = _with_gradient(runs)
     centre = _centre(runs)
     figure = new_figure(15, 9)
     panels = figure.subplots(2, 3).ravel()
@@ -173,10 +173,37 @@ def time(runs: list[Run]) -> Figure:
     panels[0].margins(y=0.35)  # room for the legend
     panels[0].legend(fontsize=7)
     members = _around(runs, centre, DECAY)
-    _draw_power(panels[5], members, decays, lambda run: float(run.metrics["gradient/norm"].max()), "largest", 0)
-    _draw_power(panels[5], members, decays, lambda run: run.metrics["gradient/norm"].get(10), "at step 10", 1)
+    _draw_power(panels[5], members, decays, _largest, "largest", 0)
+    _draw_power(panels[5], members, decays, lambda run: run.metrics[NORM].get(10), "at step 10", 1)
     _finish(panels[5], FACTORS[DECAY][0], "‖G_F‖", log="xy")
-    figure.suptitle(f"{_explain(runs)}; in brackets the exponent; triangles: only some seeds", fontsize=9)
+    figure.suptitle(f"{_explain_powers(runs)}; triangles: only some seeds", fontsize=9)
+    return figure
+
+
+@FIGURES.register("scaling_limit")
+def limit(runs: list[Run]) -> Figure:
+    """‖G_F‖ over the step at the largest width; its last value over weight decay for each width, with exponents.
+
+    Raises:
+        InputError: no finished run has the column gradient/norm.
+    """
+    runs = _with_gradient(runs)
+    decay = FACTORS[DECAY][1]
+    of_widths = by_width(runs)
+    widest, members = list(of_widths.items())[-1]
+    decays = grouped(sorted(members, key=decay), decay)
+    figure = new_figure(11, 4.6)
+    left, right = figure.subplots(1, 2)
+    for index, (value, group) in enumerate(decays.items()):
+        draw_band(left, group, NORM, f"λ = {value:g}", **curve_style(index, len(decays)))
+    left.set_title(f"K = {widest}", loc="left", fontsize=9)
+    for index, (K, group) in enumerate(of_widths.items()):
+        label = f"K = {K}, n = {len(group[0].split.train)}, at the end"
+        _draw_power(right, group, decay, lambda run: run.last(NORM), label, index)
+    _draw_power(right, members, decay, _largest, f"K = {widest}, largest", len(of_widths))
+    _finish(left, "step", "‖G_F‖", log="xy")
+    _finish(right, FACTORS[DECAY][0], "‖G_F‖", log="xy")
+    figure.suptitle(_explain_powers(runs), fontsize=9)
     return figure
 
 
@@ -284,6 +311,18 @@ def _solve(measure: Callable[[float, float], float], target: float, order: float
     return low
 
 
+def _with_gradient(runs: Sequence[Run]) -> list[Run]:
+    """The finished runs with the column gradient/norm; an `InputError` if there is none."""
+    found = [run for run in runs if run.finished and NORM in run.metrics]
+    if not found:
+        raise InputError("This picture needs finished runs with callbacks.gradient.enabled=true.")
+    return found
+
+
+def _largest(run: Run) -> float:
+    return float(run.metrics[NORM].max())
+
+
 def _centre(runs: Sequence[Run]) -> dict[str, Any]:
     """The most frequent value of each factor that differs."""
     keys = [key for key in differing_settings(runs) if key in FACTORS]
@@ -336,9 +375,13 @@ def _color(index: int, count: int) -> dict[str, Any]:
     return {"color": curve_style(index, count)["color"], "linestyle": "none"}
 
 
-def _explain(runs: Sequence[Run]) -> str:
-    counts = Counter(_seeds(runs))
-    return f"seeds {min(counts)} to {max(counts)}; intervals and error bars: 95 % of bootstrap draws of seeds"
+def _explain(runs: Sequence[Run], intervals: str = "intervals and error bars") -> str:
+    seeds = _seeds(runs)
+    return f"seeds {min(seeds)} to {max(seeds)}; {intervals}: 95 % of bootstrap draws of seeds"
+
+
+def _explain_powers(runs: Sequence[Run]) -> str:
+    return f"{_explain(runs, 'in brackets the exponent and its interval')}; bars: lowest to highest seed"
 
 
 def _finish(axes: Axes, x: str, y: str, log: str = "", legend: Literal["best", "upper left"] = "best") -> None:

@@ -1,4 +1,4 @@
-"""The four figures of scaling laws, of runs whose outcomes a test chooses."""
+"""The five figures of scaling laws, of runs whose outcomes a test chooses."""
 
 from __future__ import annotations
 
@@ -82,6 +82,27 @@ def test_the_exponent_of_each_factor(make_run: MakeRun) -> None:
     assert "test accuracy .9  [-1 (-1 to -1)]" in said
     with pytest.raises(InputError, match="gradient"):
         find_figure("scaling_time")([make_run()])
+
+
+def test_the_exponent_of_the_last_gradient(make_run: MakeRun) -> None:
+    """For each width, and of the largest gradient for the largest width; a run without decay is in no fit."""
+    runs = [
+        make_run(f"optimizer.weight_decay={decay}", f"network.width={K}", f"seed={seed}",
+                 accuracy=[0.0, 0.0, 0.0],
+                 columns={"gradient/norm": [1.0, 1e9 * decay**2, 100 * decay if K == 64 else decay**0.5]})
+        for decay in (0.0, 1e-4, 1e-3, 1e-2)
+        for K in (8, 64)
+        for seed in range(2)
+    ]  # fmt: skip
+    said = texts("scaling_limit_quick", runs)
+    assert "K = 8, n = 2016, at the end  [0.5 (0.5 to 0.5)]" in said
+    assert "K = 64, n = 2016, at the end  [1 (1 to 1)]" in said
+    assert "K = 64, largest  [2 (2 to 2)]" in said
+    assert [line for line in said.splitlines() if line.startswith("λ")] == [
+        "λ = 0", "λ = 0.0001", "λ = 0.001", "λ = 0.01"
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="gradient"):
+        find_figure("scaling_limit")([make_run()])
 
 
 def test_the_width_that_covers_all_irreps(make_run: MakeRun) -> None:
