@@ -62,7 +62,7 @@ from li2_lightning.sweeps.worker import run_in_sweep
 from li2_lightning.tasks.tasks import TASKS
 from li2_lightning.trainer import (
     build_trainer,
-    flush_tiny_numbers,
+    flushing_tiny_numbers,
     join_process_group,
     keep_freed_memory,
     quiet_lightning,
@@ -94,7 +94,7 @@ def run(values: Config | DictConfig | Mapping[str, Any]) -> RunResult:
     clock.begin()
     config = read_config(values)
     command = [sys.executable, str(Path(__file__).resolve())]
-    with RankGroup(config, command, join_process_group, plugin_modules(config)) as ranks:
+    with flushing_tiny_numbers(), RankGroup(config, command, join_process_group, plugin_modules(config)) as ranks:
         return lead(config, ranks) if ranks.is_first else follow(config, ranks)
 
 
@@ -162,7 +162,8 @@ def run_stack(configs: Sequence[Config], ended: Callable[[int, Outcome], None] |
     Raises:
         Interrupted: SIGINT or SIGTERM; the checkpoints of all runs hold their state.
     """
-    with RankGroup(configs[0], [], join_process_group, plugin_modules(configs[0])) as ranks:
+    plugins = plugin_modules(configs[0])
+    with flushing_tiny_numbers(), RankGroup(configs[0], [], join_process_group, plugins) as ranks:
         build = partial(assemble, ranks=ranks, shows_progress=False)
         return Together(lambda config, directory: build(config, directory.path), JointStep, ended).train(configs)
 
@@ -204,7 +205,6 @@ def assemble(config: Config, directory: Path, ranks: RankGroup, shows_progress: 
     if config.trainer.threads is not None:
         use_threads(config.trainer.threads, ranks.processes_here)
     keep_freed_memory()
-    flush_tiny_numbers()
     lightning.seed_everything(config.seed, verbose=False)
 
     data = TableDataModule.from_config(config)

@@ -53,14 +53,20 @@ def keep_freed_memory() -> None:
             libc.mallopt(TRIM_THRESHOLD, 2**30)
 
 
-def flush_tiny_numbers() -> None:
+@contextlib.contextmanager
+def flushing_tiny_numbers() -> Iterator[None]:
     """Let the CPU take numbers below the normal range of their type (1e-38 in float32) as zero.
 
     Weight decay shrinks the nodes that only memorized until their features are that small. A processor computes with
     such numbers by microcode, which takes fifty times as long. A thread that torch made earlier keeps its own setting,
     so this comes before the first work.
     """
+    was_flushing = sys.float_info.min / 2 == 0
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(was_flushing)
 
 
 class _Phases(lightning.Callback):

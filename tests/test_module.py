@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -697,9 +698,21 @@ def test_rows_reach_the_host_as_floats_with_none_where_undefined() -> None:
     assert rows_to_host([]) == []
 
 
-def test_in_a_run_numbers_below_the_normal_range_are_zero(tiny_run: Any) -> None:
-    torch.set_flush_denormal(False)
-    tiny = torch.full((4, 4), 1e-39)
-    assert (tiny * 1).all()
-    tiny_run("max_steps=1")
-    assert not (tiny * 1).any()
+class Tiny(lightning.Callback):
+    """Whether a number below the normal range was zero in the run."""
+
+    is_zero: bool | None = None
+
+    def on_train_start(self, *args: Any) -> None:
+        self.is_zero = sys.float_info.min / 2 == 0 and not (torch.full((4,), 1e-39) * 1).any()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_in_a_run_numbers_below_the_normal_range_are_zero(before: bool, tiny_run: Any) -> None:
+    torch.set_flush_denormal(before)
+    try:
+        tiny_run("max_steps=1", callbacks=[look := Tiny()])
+        assert look.is_zero
+        assert (sys.float_info.min / 2 == 0) == before
+    finally:
+        torch.set_flush_denormal(False)
