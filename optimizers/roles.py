@@ -192,7 +192,7 @@ def _own_default(factory: Factory, key: str) -> float | None:
     """The default of ``factory`` for ``key``; None where its signature does not tell a number."""
     parameters, _ = options_of(factory, 1)
     default = parameters[key].default if key in parameters else None
-    return default if isinstance(default, int | float) and not isinstance(default, bool) else None
+    return float(default) if isinstance(default, int | float) and not isinstance(default, bool) else None
 
 
 def _trainable(parameters: Mapping[str, NamedParameters]) -> dict[str, dict[str, Parameter]]:

@@ -41,9 +41,9 @@ def load_config(values: Config | DictConfig | Mapping[str, Any]) -> Config:
     Raises:
         InputError: an unknown key, a value of the wrong type or out of range, keys that exclude each other.
     """
-    if not isinstance(values, DictConfig):
-        values = OmegaConf.create(to_plain(values) if isinstance(values, Config) else dict(values))
     try:
+        if not isinstance(values, DictConfig):
+            values = OmegaConf.create(to_plain(values) if isinstance(values, Config) else dict(values))
         # Made plain first: in a typed config OmegaConf accepts an unknown key that was added by "+key=…".
         plain = OmegaConf.to_container(values)
         _refuse_environment(plain)

@@ -86,12 +86,12 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 def check_config(flat: dict[str, Any]) -> None:
     try:
-        config = load_config(nested(flat))
+        config = train.read_config(nested(flat))
     except InputError as error:
         assert_sentence(str(error))
         return
     # What was accepted is what was said, and is read back as it was written.
-    again = load_config(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))))  # type: ignore[arg-type]
+    again = train.read_config(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))))  # type: ignore[arg-type]
     assert repr(again) == repr(config)
     for key, value in flat.items():
         section, _, leaf = key.rpartition(".")

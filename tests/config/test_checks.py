@@ -111,6 +111,7 @@ def test_setting_one_hyperparameter_keeps_the_name_of_its_role() -> None:
         ({"name": "x" * 101}, "plain folder name"),
         ({"stop_at_test_accuracy": 0.0}, "(0, 1]"),
         ({"seed": "${nothing}"}, "nothing"),
+        ({"callbacks": "${"}, "callbacks"),
     ],
     ids=str,
 )
