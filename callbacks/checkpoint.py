@@ -109,11 +109,11 @@ class Checkpoint(lightning.Callback):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._resumed_random is not None:
-            set_random_state(random_state_from(self._resumed_random["before"]))
+            set_random_state(self._resumed_random["before"])
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
         if self._resumed_random is not None:
-            set_random_state(random_state_from(self._resumed_random["after"]))
+            set_random_state(self._resumed_random["after"])
             self._resumed_random = None
         self._keep(trainer, row_file=self._due)
 
@@ -144,7 +144,7 @@ class Checkpoint(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.cadence.last_row = state_dict["last_row"]
         self._best_accuracy = state_dict["best_accuracy"]
-        self._resumed_random = state_dict["random"]
+        self._resumed_random = {moment: random_state_from(plain) for moment, plain in state_dict["random"].items()}
         use_library(state_dict.get("library"))
 
     # -- files ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ from li2_lightning.cli import main as li2
 
 torch.set_num_threads(1)
 
+# What the installed script `li2` runs, for a process of its own: python -c LI2 COMMAND.
+LI2 = "from li2_lightning.cli.main import main; raise SystemExit(main())"
+
 
 def forget_wandb(patch: pytest.MonkeyPatch) -> None:
     """Take W&B's settings out of the environment."""

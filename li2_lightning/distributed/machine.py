@@ -34,9 +34,9 @@ def memory_for(config: Config) -> Memory:
     Jobs of a cluster may find a GPU where the process that sends them has none; such a GPU is taken to have 16 GiB.
     """
     kinds = _gpus(config.trainer.accelerator)
-    if "cuda" in kinds and kinds["cuda"].is_available():
+    if "cuda" in kinds:
         return Memory(torch.cuda.get_device_properties(0).total_memory, on_gpu=True)
-    if "mps" in kinds and kinds["mps"].is_available():
+    if "mps" in kinds:
         return Memory(torch.mps.recommended_max_memory(), on_gpu=True)
     if config.trainer.accelerator not in ("cpu", "auto"):
         return Memory(2**34, on_gpu=True)
@@ -44,11 +44,10 @@ def memory_for(config: Config) -> Memory:
 
 
 def _gpus(accelerator: str) -> dict[str, type[Accelerator]]:
-    """The kinds of GPU that a value of ``trainer.accelerator`` names, or of which this machine has one (auto, gpu)."""
+    """The kinds of GPU that this machine has, of those that a value of ``trainer.accelerator`` allows."""
     kinds: dict[str, type[Accelerator]] = {"mps": MPSAccelerator, "cuda": CUDAAccelerator}
-    if accelerator in ("auto", "gpu"):
-        return {name: kind for name, kind in kinds.items() if kind.is_available()}
-    return {accelerator: kinds[accelerator]} if accelerator in kinds else {}
+    allowed = kinds if accelerator in ("auto", "gpu") else (accelerator,)
+    return {name: kind for name, kind in kinds.items() if name in allowed and kind.is_available()}
 
 
 def search_path() -> str:
@@ -75,7 +74,7 @@ def check_room(config: Config) -> None:
                 f"{usable_cores()}; lower it, or set trainer.oversubscribe=true to test with more ranks than cores."
             )
         return
-    there = next((kind.auto_device_count() for kind in kinds.values() if kind.is_available()), 0)
+    there = next((kind.auto_device_count() for kind in kinds.values()), 0)
     if trainer.devices > there and trainer.devices > 1:
         raise InputError(
             f"trainer.devices={trainer.devices} is more than the GPUs of this node, {there}; lower it, or use "

@@ -23,7 +23,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from li2_lightning.distributed.machine import memory_for
 from li2_lightning.files import is_locked, lock, write_json
 from li2_lightning.log import say
 from li2_lightning.runs.directory import unwritable
@@ -58,7 +57,7 @@ class Sweep:
         self.folder = folder
         self.launching = launching
         self._left_out = sum(job.ended for job in jobs)
-        self._stacks = stacking.stacks([job for job in jobs if not job.ended], launching.parallel, memory_for)
+        self._stacks = stacking.stacks([job for job in jobs if not job.ended], launching.parallel)
         self._launched: list[Job] = []
         self._alone, self._in_stacks = False, set[int]()
         self._signal: int | None = None

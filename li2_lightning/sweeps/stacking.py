@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
 from li2_lightning.config.schema import Config, to_plain
-from li2_lightning.distributed.machine import Memory
+from li2_lightning.distributed.machine import Memory, memory_for
 from li2_lightning.networks.base import NETWORKS
 from li2_lightning.plugins import takes_stacks
 from li2_lightning.sweeps.plan import Job
@@ -76,13 +76,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def stacks(jobs: Sequence[Job], processes: int | None, memory_for: Callable[[Config], Memory]) -> list[list[Job]]:
+def stacks(jobs: Sequence[Job], processes: int | None) -> list[list[Job]]:
     """Divide the runs of a sweep into stacks; a run by itself is a stack of one.
 
     Args:
         jobs: the runs that are to be trained.
         processes: the number of processes that share them; None where a queue decides.
-        memory_for: the memory that all processes share, for a run of this config.
     """
     kinds: dict[Any, list[Job]] = defaultdict(list)
     for job in jobs:

@@ -24,6 +24,7 @@ from li2_lightning.analysis import figures, html_report
 from li2_lightning.cli import main as li2
 from li2_lightning.errors import InputError
 from tests.cli.conftest import ROOT, TINY
+from tests.conftest import LI2
 
 
 @contextlib.contextmanager
@@ -111,7 +112,7 @@ def test_ctrl_c_during_the_imports_is_one_line(
     (tmp_path / "hydra.py").touch()
     (tmp_path / "lightning.py").touch()
     (tmp_path / f"{module}.py").write_text(f"import os, signal\n{source}\n")
-    li2 = [sys.executable, "-c", "from li2_lightning.cli.main import main; raise SystemExit(main())", "train"]
+    li2 = [sys.executable, "-c", LI2, "train"]
     for program in ([sys.executable, str(ROOT / "train.py")], li2):
         run_interrupted([*program, *TINY], ignored, code, err, tmp_path)
 

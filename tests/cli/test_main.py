@@ -17,6 +17,7 @@ from li2_lightning.cli import main as li2
 from li2_lightning.cli.main import COMMANDS, Command, main
 from li2_lightning.groups import small_groups
 from tests.cli.conftest import ROOT, TINY, CommandLine
+from tests.conftest import LI2
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Hydra reads the line of `li2 train` itself.
@@ -49,9 +50,6 @@ def test_help_imports_the_standard_library_only() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "['li2_lightning']"
-
-
-LI2 = "from li2_lightning.cli.main import main; raise SystemExit(main())"
 
 
 @pytest.mark.parametrize("script", [["train.py"], ["-c", LI2, "train"]], ids=["train.py", "li2 train"])

@@ -19,7 +19,7 @@ from li2_lightning.groups.finite_group import FiniteGroup
 from li2_lightning.groups.representations import character_table
 from li2_lightning.groups.small_groups import SmallGroup, catalogue, small_group
 from li2_lightning.tasks.tasks import build_task
-from tests.conftest import li2_command
+from tests.conftest import LI2, li2_command
 
 main = li2_command("groups")
 
@@ -194,8 +194,7 @@ def test_the_listing_refuses_in_one_sentence(capsys: pytest.CaptureFixture[str],
 
 
 def test_the_listing_is_a_command_and_may_be_cut_short() -> None:
-    program = "from li2_lightning.cli.main import main; raise SystemExit(main())"
-    command = f"{sys.executable} -c '{program}' groups | head -1"
+    command = f"{sys.executable} -c '{LI2}' groups | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["order", "index", "structure", "irreps"]
     assert (done.returncode, done.stderr) == (0, "")

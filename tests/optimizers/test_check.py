@@ -10,7 +10,7 @@ import pytest
 
 from optimizers import check
 from optimizers.check import CHECKS, Broken, Candidate
-from tests.conftest import li2_command
+from tests.conftest import LI2, li2_command
 
 main = li2_command("check")
 
@@ -208,8 +208,7 @@ class Alone(Base):
     )
     done = {}
     for name in ("Base", "Alone"):
-        program = "from li2_lightning.cli.main import main; raise SystemExit(main())"
-        command = [sys.executable, "-W", "error", "-c", program, "check", f"mine:{name}"]
+        command = [sys.executable, "-W", "error", "-c", LI2, "check", f"mine:{name}"]
         done[name] = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done["Base"].returncode == 0, done["Base"].stdout + done["Base"].stderr
     assert done["Alone"].returncode == 1

@@ -19,10 +19,6 @@ from li2_lightning.sweeps.stacking import automatic, describe, kind, obstacle, s
 GIGABYTE = 2**30
 
 
-def small_memory(config: Any) -> Memory:
-    return Memory(GIGABYTE, on_gpu=False)
-
-
 def job(*overrides: str) -> Job:
     values = OmegaConf.merge({"task": {"order": 7}, "network": {"width": 8}}, OmegaConf.from_dotlist(list(overrides)))
     return Job(list(overrides), " ".join(overrides), Path("-".join(overrides) or "none"), train.read_config(values))
@@ -89,13 +85,11 @@ def test_what_cannot_be_stacked_has_a_reason(overrides: tuple[str, ...], reason:
 
 def test_kinds_are_divided_into_stacks_of_even_size_and_processes_share_them() -> None:
     jobs = [job(f"seed={seed}", "stack=4") for seed in range(10)] + [job("network.width=9")]
-    sizes = [[len(stack) for stack in stacks(jobs, processes, small_memory)] for processes in (1, None, 2, 11)]
+    sizes = [[len(stack) for stack in stacks(jobs, processes)] for processes in (1, None, 2, 11)]
     assert sizes[0] == sizes[1] == [3, 3, 4, 1]
     assert sizes[2] == [3, 3, 4, 1]
     assert sizes[3] == [1] * 11
-    assert sorted(own.label for stack in stacks(jobs, 2, small_memory) for own in stack) == sorted(
-        own.label for own in jobs
-    )
+    assert sorted(own.label for stack in stacks(jobs, 2) for own in stack) == sorted(own.label for own in jobs)
 
 
 def test_auto_fits_the_memory_and_leaves_large_runs_of_a_cpu_alone() -> None:
@@ -130,8 +124,8 @@ def test_the_opening_says_how_many_runs_are_together_and_why_others_are_not() ->
         job("stack=1"),
         job("max_steps=9"),
     ]
-    assert describe(stacks(jobs, 1, small_memory)) == (
+    assert describe(stacks(jobs, 1)) == (
         "5 runs in 1 stack; 1 by itself (trainer.compile=true); 1 by itself (stack=1); "
         "1 by itself (no other run of its shape, or a large one)"
     )
-    assert describe(stacks(jobs[5:], 1, small_memory)) == ""
+    assert describe(stacks(jobs[5:], 1)) == ""
