@@ -89,13 +89,15 @@ def _stage_lines(stages: dict[str, Any] | None) -> list[Text]:
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """One sentence: whether the network memorized and generalized, or why the run diverged."""
+    """One sentence: whether the network memorized, kept that and generalized, or why the run diverged."""
     if summary["status"] == "diverged":
         return str(summary["reason"])
     train, test = (summary["first_step"][split]["0.99"] for split in ("train", "test"))
+    trained, tested = (summary["final"][f"{split}/accuracy"] for split in ("train", "test"))
     if train is None:
-        return "It has not memorized the training rows."
+        return f"It has not memorized the training rows: training accuracy {trained:.2f} at the end."
+    if trained < 0.5:
+        return f"It memorized at step {train} and lost that again: training accuracy {trained:.2f} at the end."
     if test is None:
-        best = summary["final"]["test/accuracy"]
-        return f"It memorized at step {train} and has not generalized: test accuracy {best:.2f} at the end."
+        return f"It memorized at step {train} and has not generalized: test accuracy {tested:.2f} at the end."
     return f"It memorized at step {train} and generalized at step {test}."

@@ -23,6 +23,10 @@ from li2_lightning.theory.sampling import critical_fraction
 GENERALIZED = 0.9
 """Test accuracy in the last row from which on a run counts as generalized."""
 
+MEMORIZED = 0.9
+"""Training accuracy in the last row below which a run tells nothing about the number of samples: it learned neither
+the training rows nor the group, for example since its weights decayed away."""
+
 FRACTION_KEYS = ("data.train_fraction", "data.train_size", "data.critical_ratio")
 BOUNDARY = "predicted, 2.7482·ln M/M·max(1, max d_k/2)"
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from li2_lightning.analysis.figures import FIGURES
 from li2_lightning.analysis.figures.phase_diagram import (
     GENERALIZED,
+    MEMORIZED,
     by_task,
     by_width,
     count_irreps,
@@ -49,13 +50,15 @@ LAWS: dict[str, Callable[[float, float], float]] = {
 def samples(runs: list[Run]) -> Figure:
     """The boundary of generalization over the order of the group, and how well each law describes it.
 
-    Runs with wrong labels are the control: they are drawn, and left out of every fit.
+    Runs with wrong labels are the control: they are drawn, and left out of every fit. Runs that did not memorize are
+    left out of the figure, and the title has their number.
 
     Raises:
         InputError: the runs do not differ in their training fraction, or have fewer than two orders.
     """
     runs = ended(runs)
-    clean, control = [run for run in runs if not _noise(run)], [run for run in runs if _noise(run)]
+    control = [run for run in runs if _noise(run)]
+    clean = _memorizing([run for run in runs if not _noise(run)])
     halves, orders = _boundaries(clean)
     if len(orders) < 2:
         raise InputError("This picture needs runs of groups of at least two orders.")
@@ -93,7 +96,7 @@ def samples(runs: list[Run]) -> Figure:
     _finish(left, "share of pairs over that of the boundary, p/p½", "test accuracy at the end")
     _finish(middle, "M", "share of pairs at the boundary, p½", log="xy")
     _finish(right, "M", "at the boundary, over the fitted constant", log="x")
-    figure.suptitle(_explain(clean), fontsize=9)
+    figure.suptitle(_explain(clean) + _left_out(len(runs) - len(control) - len(clean)), fontsize=9)
     return figure
 
 
@@ -101,10 +104,13 @@ def samples(runs: list[Run]) -> Figure:
 def irreps(runs: list[Run]) -> Figure:
     """The boundary of generalization of groups, over the largest dimension of a complex and of a real irrep.
 
+    Runs that did not memorize are left out, and the title has their number.
+
     Raises:
         InputError: the runs do not differ in their training fraction.
     """
-    runs = ended(runs)
+    found = ended(runs)
+    runs = _memorizing(found)
     halves, orders = _boundaries(runs)
     figure = new_figure(11, 4.6)
     panels = figure.subplots(1, 2, sharey=True)
@@ -123,7 +129,7 @@ def irreps(runs: list[Run]) -> Figure:
             axes.plot(grid, np.maximum(1, grid / 2), color=GREY, linestyle="--", label="predicted, max(1, max d_k/2)")
         _finish(axes, text, "p½ over 2.7482·ln M/M")
     panels[1].get_legend().remove()
-    figure.suptitle(_explain(runs), fontsize=9)
+    figure.suptitle(_explain(runs) + _left_out(len(found) - len(runs)), fontsize=9)
     return figure
 
 
@@ -272,6 +278,25 @@ def _boundaries(runs: Sequence[Run]) -> tuple[dict[str, Estimate], dict[str, int
     p = [run.train_fraction for run in runs]
     halves = half_points(p, [_generalizes(run) for run in runs], [task_name(run) for run in runs], _seeds(runs))
     return halves, {task_name(run): run.task.num_tokens for run in runs}
+
+
+def _memorizing(runs: Sequence[Run]) -> list[Run]:
+    """The runs that tell something about the number of samples.
+
+    Raises:
+        InputError: no run has memorized its training rows.
+    """
+    kept = [run for run in runs if run.last("train/accuracy") >= MEMORIZED]
+    if not kept:
+        raise InputError(
+            f"This picture needs runs with training accuracy ≥ {MEMORIZED:g} at the end, which none has; a smaller "
+            "optimizer.weight_decay or more steps let a run memorize."
+        )
+    return kept
+
+
+def _left_out(count: int) -> str:
+    return f"; {count} runs that did not memorize are left out" if count else ""
 
 
 def _generalizes(run: Run) -> bool:

@@ -52,6 +52,14 @@ def test_the_boundary_of_each_order_and_the_drift_of_each_law(make_run: MakeRun)
     assert [line for line in with_control.splitlines() if "Z11" in line] == [
         line for line in said.splitlines() if "Z11" in line
     ]
+    # Runs that did not even memorize change no fit, and are counted.
+    lost = [
+        make_run("task.order=11", f"data.train_fraction={p}", columns={"train/accuracy": [0, 0.2]}) for p in (0.6, 0.8)
+    ]
+    assert texts("scaling_samples", [*runs, *lost]) == said
+    assert "2 runs that did not memorize are left out" in find_figure("scaling_samples")([*runs, *lost]).get_suptitle()
+    with pytest.raises(InputError, match="which none has"):
+        find_figure("scaling_samples")(lost)
     with pytest.raises(InputError, match="two orders"):
         find_figure("scaling_samples")(runs[:20])
 
