@@ -18,6 +18,6 @@ def test_the_learning_rate_decides_near_the_boundary_and_only_there(sweep: Calla
     assert accuracy.loc[1.25].min() > 0.9
     small, large = (accuracy.loc[(0.95, rate)] for rate in (2e-3, 1e-1))
     assert len(small) == len(large) == 3
-    assert small.min() > 0.75
-    assert large.max() < 0.5
+    assert small.min() > large.max()
+    assert small.median() > 0.6
     assert table["outcome/final/train/accuracy"].min() > 0.9
