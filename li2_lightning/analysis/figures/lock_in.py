@@ -34,8 +34,9 @@ def lock_in(runs: list[Run]) -> Figure:
     for index, (label, group) in enumerate(groups.items()):
         style = curve_style(index, len(groups))
         steps = [firing_step(run) for run in group]
-        fired = sorted(step for step in steps if step is not None)
-        outcome = f"fires at {', '.join(map(str, fired))}" if fired else "does not fire"
+        fired = [step for step in steps if step is not None]
+        ends = dict.fromkeys((min(fired), max(fired))) if fired else ()
+        outcome = f"fires at {'–'.join(map(str, ends))}" if fired else "does not fire"
         tables = [_columns(run) for run in group]
         for axes, name in zip(panels, (ACCURACY, COLUMN, "slope"), strict=True):
             columns = pd.concat([table[name] for table in tables], axis=1)

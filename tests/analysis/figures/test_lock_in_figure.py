@@ -36,7 +36,7 @@ def test_a_dot_where_a_seed_fires(make_run: MakeRun, tmp_path: Path) -> None:
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "weight_decay=0 (0 of 1: does not fire)",
-        "weight_decay=0.0002 (2 of 2: fires at 130, 140)",
+        "weight_decay=0.0002 (2 of 2: fires at 130–140)",
     ]
     save(figure, tmp_path / "a.png")
 
