@@ -35,7 +35,7 @@ class Law:
     """Whether u½, the u with which half of the seeds succeed, is the same for every size.
 
     Attributes:
-        constant: u½ under the assumption that it is.
+        constant: u½ at the geometric mean of the sizes of all runs; u½ of every size if it is the same.
         drift: d with u½ ∝ size^d; a law holds where the interval contains 0.
     """
 
@@ -81,6 +81,9 @@ def half_points(
 ) -> dict[str, Estimate]:
     """u½ of each task: P(success) = ½ in a logistic fit over ln u with one slope for all tasks.
 
+    Where every failure of a task lies below every success, each draw of seeds gives the same u½, which only says that
+    it is between the two; so they are the interval.
+
     Args:
         u, success, tasks, seeds: one entry a run; ``u`` is positive.
     """
@@ -94,7 +97,13 @@ def half_points(
         found: Array = np.exp(x.mean() - beta[..., 1:] / beta[..., :1])
         return found
 
-    return dict(zip(names, bootstrap(fit, tasks, seeds), strict=True))
+    halves = dict(zip(names, bootstrap(fit, tasks, seeds), strict=True))
+    for name, half in halves.items():
+        own = X[:, 1 + names.index(name)] > 0
+        failed, succeeded = np.array(u)[own & (y == 0)], np.array(u)[own & (y == 1)]
+        if failed.size and succeeded.size and failed.max() < succeeded.min():
+            halves[name] = Estimate(half.value, float(failed.max()), float(succeeded.min()))
+    return halves
 
 
 def law(u: Sequence[float], sizes: Sequence[float], success: Sequence[bool], seeds: Sequence[int]) -> Law:
@@ -104,14 +113,12 @@ def law(u: Sequence[float], sizes: Sequence[float], success: Sequence[bool], see
         u, sizes, success, seeds: one entry a run; ``u`` and ``sizes`` are positive.
     """
     x, z = np.log(u), np.log(sizes)
-    one = np.ones_like(x)
+    X = np.column_stack([x - x.mean(), np.ones_like(x), z - z.mean()])
     y = np.array(success, dtype=float)
 
     def fit(weights: Array) -> Array:
-        fixed = logistic_fit(np.column_stack([x - x.mean(), one]), y, weights)
-        free = logistic_fit(np.column_stack([x - x.mean(), one, z - z.mean()]), y, weights)
-        found = np.exp(x.mean() - fixed[..., 1] / fixed[..., 0]), -free[..., 2] / free[..., 0]
-        return np.stack(found, axis=-1)
+        slope, level, drift = np.moveaxis(logistic_fit(X, y, weights), -1, 0)
+        return np.stack([np.exp(x.mean() - level / slope), -drift / slope], axis=-1)
 
     return Law(*bootstrap(fit, sizes, seeds))
 

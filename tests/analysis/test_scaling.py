@@ -40,12 +40,25 @@ def test_half_of_the_seeds_succeed_at_the_boundary() -> None:
 
 def test_a_law_holds_where_its_quantity_does_not_drift() -> None:
     u, sizes, success, seeds = thresholds(0.8)
-    assert law(u, sizes, success, seeds).drift.value == pytest.approx(0.8, abs=0.03)
+    drifting = law(u, sizes, success, seeds)
+    assert drifting.drift.value == pytest.approx(0.8, abs=0.03)
+    middle = math.exp(np.log(sizes).mean())
+    assert drifting.constant.value == pytest.approx(3 * middle**0.8, rel=0.03), "u½ of the mean size"
     right = law([value / size**0.8 for value, size in zip(u, sizes, strict=True)], sizes, success, seeds)
     assert right.drift.value == pytest.approx(0, abs=0.03)
     assert right.constant.value == pytest.approx(3, rel=0.03)
     wrong = law([value / size for value, size in zip(u, sizes, strict=True)], sizes, success, seeds).drift
     assert wrong.high < -0.15, "the negative control"
+
+
+def test_a_jump_between_two_shares_has_them_as_its_interval() -> None:
+    u, seeds = [0.2, 0.3, 0.4] * 4, [seed for seed in range(4) for _ in range(3)]
+    (half,) = half_points(u, [value > 0.3 for value in u], ["Z23"] * 12, seeds).values()
+    assert (half.low, half.high) == (0.3, 0.4)
+    assert half.low < half.value < half.high
+    (mixed,) = half_points(u, [value > 0.2 + 0.1 * (seed < 2) for value, seed in zip(u, seeds, strict=True)],
+                           ["Z23"] * 12, seeds).values()  # fmt: skip
+    assert mixed.low < 0.3 < mixed.high, "both shares are possible among the draws of seeds"
 
 
 def test_the_fit_is_finite_where_x_separates_successes_from_failures() -> None:
