@@ -96,7 +96,7 @@ def samples(runs: list[Run]) -> Figure:
     _finish(left, "share of pairs over that of the boundary, p/p½", "test accuracy at the end")
     _finish(middle, "M", "share of pairs at the boundary, p½", log="xy")
     _finish(right, "M", "at the boundary, over the fitted constant", log="x")
-    figure.suptitle(_explain(clean) + _left_out(len(runs) - len(control) - len(clean)), fontsize=9)
+    figure.suptitle(_explain_halves(clean) + _left_out(len(runs) - len(control) - len(clean)), fontsize=9)
     return figure
 
 
@@ -129,7 +129,7 @@ def irreps(runs: list[Run]) -> Figure:
             axes.plot(grid, np.maximum(1, grid / 2), color=GREY, linestyle="--", label="predicted, max(1, max d_k/2)")
         _finish(axes, text, "p½ over 2.7482·ln M/M")
     panels[1].get_legend().remove()
-    figure.suptitle(_explain(runs) + _left_out(len(found) - len(runs)), fontsize=9)
+    figure.suptitle(_explain_halves(runs) + _left_out(len(found) - len(runs)), fontsize=9)
     return figure
 
 
@@ -269,7 +269,7 @@ def width(runs: list[Run]) -> Figure:
         log="xy",
         legend="upper left",
     )
-    figure.suptitle(_explain(clean), fontsize=9)
+    figure.suptitle(_explain_halves(clean), fontsize=9)
     return figure
 
 
@@ -403,6 +403,10 @@ def _color(index: int, count: int) -> dict[str, Any]:
 def _explain(runs: Sequence[Run], intervals: str = "intervals and error bars") -> str:
     seeds = _seeds(runs)
     return f"seeds {min(seeds)} to {max(seeds)}; {intervals}: 95 % of bootstrap draws of seeds"
+
+
+def _explain_halves(runs: Sequence[Run]) -> str:
+    return f"{_explain(runs)}, or the two values around a jump"
 
 
 def _explain_powers(runs: Sequence[Run]) -> str:
