@@ -49,6 +49,22 @@ def test_the_boundary_follows_m_ln_m(sweep: Callable[[str], Sweep]) -> None:
     assert all(final_accuracy(run) < 0.3 for run in control)
 
 
+def test_a_larger_group_bears_less_weight_decay(sweep: Callable[..., Sweep]) -> None:
+    """Of two weight decays a factor √2 apart a run memorizes with the smaller and decays to nothing with the larger."""
+    borne = {47: (1.6e-3, 2.26e-3), 127: (4.38e-4, 6.2e-4)}
+    grids = ",".join(
+        f'{{task.order:"{order}",optimizer.weight_decay:"{less},{more}"}}' for order, (less, more) in borne.items()
+    )
+    runs = sweep("scaling_samples", "seed=100", "data.critical_ratio=1.15", "max_steps=400",
+                 f"hydra.sweeper.grids=[{grids}]").runs  # fmt: skip
+    for order, (less, more) in borne.items():
+        kept, lost = (
+            next(run for run in runs if (run["task.order"], run[DECAY]) == (order, decay)) for decay in (less, more)
+        )
+        assert kept.last("train/accuracy") > 0.99
+        assert lost.last("train/accuracy") < 0.1
+
+
 def test_the_largest_real_dimension_of_an_irrep_orders_the_boundaries(sweep: Callable[..., Sweep]) -> None:
     """The largest complex dimension does not. Half of the seeds, at the shares of pairs beside the boundaries."""
     cells = {"24": {"2,6": "0.3,0.35", "1,4,12": "0.4,0.5", "3": "0.5,0.8"}, "20": {"3": "0.8"}, "21": {"1": "0.8"}}
