@@ -6,6 +6,7 @@ bootstrap draws seeds, each with all its runs, for every task by itself. Interva
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -99,10 +100,11 @@ def half_points(
 
     halves = dict(zip(names, bootstrap(fit, tasks, seeds), strict=True))
     for name, half in halves.items():
-        own = X[:, 1 + names.index(name)] > 0
-        failed, succeeded = np.array(u)[own & (y == 0)], np.array(u)[own & (y == 1)]
-        if failed.size and succeeded.size and failed.max() < succeeded.min():
-            halves[name] = Estimate(half.value, float(failed.max()), float(succeeded.min()))
+        own = [(value, done) for value, done, task in zip(u, success, tasks, strict=True) if task == name]
+        below = max((value for value, done in own if not done), default=math.inf)
+        above = min((value for value, done in own if done), default=0.0)
+        if below < above:
+            halves[name] = Estimate(half.value, below, above)
     return halves
 
 

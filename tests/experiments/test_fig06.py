@@ -20,4 +20,5 @@ def test_the_learning_rate_decides_near_the_boundary_and_only_there(sweep: Calla
     assert len(small) == len(large) == 3
     assert small.min() > large.max()
     assert small.median() > 0.6
+    assert large.max() < 0.5
     assert table["outcome/final/train/accuracy"].min() > 0.9

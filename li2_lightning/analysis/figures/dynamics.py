@@ -24,6 +24,7 @@ from li2_lightning.analysis.figures.style import (
     logarithmic,
     new_figure,
     shade_stages,
+    span,
     transition_steps,
 )
 from li2_lightning.errors import InputError
@@ -101,8 +102,7 @@ def caption(runs: Sequence[Run]) -> str:
         return "; ".join([*lines, *(["stalled, G_F lost both alignments"] if stalled else [])])
     for stage in (2, 3):
         if steps := transition_steps(followed, stage):
-            span = f"{min(steps)}–{max(steps)}" if min(steps) < max(steps) else f"{min(steps)}"
-            lines.append(f"{stage * 'I'} from {np.median(steps):g} ({span}) in {len(steps)} of {len(followed)}")
+            lines.append(f"{stage * 'I'} from {np.median(steps):g} ({span(steps)}) in {len(steps)} of {len(followed)}")
     return "; ".join([*lines, *([f"{stalled} of {len(followed)} stalled"] if stalled else [])])
 
 

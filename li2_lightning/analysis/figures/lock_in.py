@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from li2_lightning.analysis.figures import FIGURES
-from li2_lightning.analysis.figures.style import BAND, GREY, curve_style, last_step, logarithmic, new_figure
+from li2_lightning.analysis.figures.style import BAND, GREY, curve_style, last_step, logarithmic, new_figure, span
 from li2_lightning.errors import InputError
 from li2_lightning.runs.load import Run, groups_of_seeds
 from li2_lightning.theory.updates import FIRING_SLOPE, FIRST_STEP, SLOPE_OVER, eigengap_slope, lock_in_step
@@ -35,8 +35,7 @@ def lock_in(runs: list[Run]) -> Figure:
         style = curve_style(index, len(groups))
         steps = [firing_step(run) for run in group]
         fired = [step for step in steps if step is not None]
-        ends = dict.fromkeys((min(fired), max(fired))) if fired else ()
-        outcome = f"fires at {'–'.join(map(str, ends))}" if fired else "does not fire"
+        outcome = f"fires at {span(fired)}" if fired else "does not fire"
         tables = [_columns(run) for run in group]
         for axes, name in zip(panels, (ACCURACY, COLUMN, "slope"), strict=True):
             columns = pd.concat([table[name] for table in tables], axis=1)

@@ -96,7 +96,7 @@ def samples(runs: list[Run]) -> Figure:
     _finish(left, "share of pairs over that of the boundary, p/p½", "test accuracy at the end")
     _finish(middle, "M", "share of pairs at the boundary, p½", log="xy")
     _finish(right, "M", "at the boundary, over the fitted constant", log="x")
-    figure.suptitle(_explain_halves(clean) + _left_out(len(runs) - len(control) - len(clean)), fontsize=9)
+    figure.suptitle(_explain_halves(clean, len(runs) - len(control) - len(clean)), fontsize=9)
     return figure
 
 
@@ -129,7 +129,7 @@ def irreps(runs: list[Run]) -> Figure:
             axes.plot(grid, np.maximum(1, grid / 2), color=GREY, linestyle="--", label="predicted, max(1, max d_k/2)")
         _finish(axes, text, "p½ over 2.7482·ln M/M")
     panels[1].get_legend().remove()
-    figure.suptitle(_explain_halves(runs) + _left_out(len(found) - len(runs)), fontsize=9)
+    figure.suptitle(_explain_halves(runs, len(found) - len(runs)), fontsize=9)
     return figure
 
 
@@ -295,10 +295,6 @@ def _memorizing(runs: Sequence[Run]) -> list[Run]:
     return kept
 
 
-def _left_out(count: int) -> str:
-    return f"; {count} runs that did not memorize are left out" if count else ""
-
-
 def _generalizes(run: Run) -> bool:
     return final_accuracy(run) >= GENERALIZED
 
@@ -405,8 +401,9 @@ def _explain(runs: Sequence[Run], intervals: str = "intervals and error bars") -
     return f"seeds {min(seeds)} to {max(seeds)}; {intervals}: 95 % of bootstrap draws of seeds"
 
 
-def _explain_halves(runs: Sequence[Run]) -> str:
-    return f"{_explain(runs)}, or the two values around a jump"
+def _explain_halves(runs: Sequence[Run], left_out: int = 0) -> str:
+    said = f"{_explain(runs)}, or the two values around a jump"
+    return f"{said}; {left_out} runs that did not memorize are left out" if left_out else said
 
 
 def _explain_powers(runs: Sequence[Run]) -> str:

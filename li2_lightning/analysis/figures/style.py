@@ -119,6 +119,11 @@ def curve_styles(labels: Collection[str]) -> dict[str, dict[str, Any]]:
     return {label: curve_style(index, len(labels)) for index, label in enumerate(labels)}
 
 
+def span(steps: Sequence[int]) -> str:
+    """The first and the last of some steps as text, or the step that they all are."""
+    return f"{min(steps)}–{max(steps)}" if min(steps) < max(steps) else f"{min(steps)}"
+
+
 def last_step(runs: Iterable[Run]) -> int:
     """The largest step that a run has a row of; 0 without rows."""
     return max((int(run.metrics.index[-1]) for run in runs if len(run.metrics)), default=0)
